@@ -1,0 +1,91 @@
+// The table of normalizations: one row each, with its tensors, attributes, defaults and source. The program's command
+// line, its help and its checks are made from the same rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "allnorm/options.hpp"
+
+namespace allnorm {
+
+/// What a row reduces over.
+enum class Reduction : std::uint8_t {
+  batch_and_space,  ///< N and space, per channel: the batch_norm family
+  trailing_axes,    ///< layer_norm
+  group_and_space,  ///< a group of channels and space, per sample: group_norm
+};
+
+/// How a tensor is shaped, converted and cut over ranks.
+enum class TensorRole : std::uint8_t {
+  activation,      ///< shaped like the input, in its order and dtype
+  channel,         ///< a parameter of shape (C)
+  normalized,      ///< a parameter of shape normalized_shape
+  channel_state,   ///< running statistics (C)
+  counter_state,   ///< one integer
+  conv_input,      ///< (N, Ci, space), in the input's order and dtype
+  conv_weight,     ///< (C, Ci/groups, k...)
+};
+
+struct TensorSpec {
+  std::string_view name;
+  TensorRole role;
+  std::string_view shape;  ///< for people: "(C)"
+  std::string_view help;
+};
+
+struct OutputSpec {
+  std::string_view name;
+  std::string_view shape;
+  std::string_view help;
+};
+
+/// One attribute: how it is read from and written to text. `set` throws invalid_argument that names the attribute, the
+/// value and what it must be.
+struct Attribute {
+  std::string_view name;
+  std::string_view values;  ///< for people: "true or false", "at least 1", "clamp or drop"
+  std::string_view help;
+  void (*set)(NormOptions&, std::string_view name, std::string_view value);
+  std::string (*get)(const NormOptions&);
+};
+
+struct Default {
+  std::string_view attribute, value;
+};
+
+struct Row {
+  std::string_view name;
+  std::string_view summary;  ///< one line
+  std::string_view source;   ///< paper
+  Reduction reduction;
+  std::span<const TensorSpec> tensors;      ///< optional ones, besides input and grad_output
+  std::span<const Attribute> attributes;
+  std::span<const Default> defaults;        ///< where they differ from NormOptions{}
+  std::span<const OutputSpec> outputs;      ///< besides output and grad_input
+};
+
+/// All rows, in the order of the documentation.
+std::span<const Row> catalogue() noexcept;
+
+/// A row with values for its attributes.
+struct Layer {
+  const Row* row = nullptr;
+  NormOptions options{};
+
+  /// The row of that name with its defaults. Throws invalid_argument with the known names.
+  explicit Layer(std::string_view name);
+  /// Sets one attribute from text. Throws invalid_argument for an unknown attribute or a value out of its range.
+  Layer& set(std::string_view attribute, std::string_view value);
+  /// Checks what no single attribute can know. Throws invalid_argument.
+  void check() const;
+  /// running_std (true) or running_var (false) is what the layer keeps.
+  bool keeps_std() const noexcept { return options.renorm && options.variant == RenormVariant::paper; }
+};
+
+/// Reads "NAME[:attr=value…]", the form of `allnorm train --norm` and `bench --layer`.
+Layer parse_layer(std::string_view text);
+
+}  // namespace allnorm

@@ -1,0 +1,92 @@
+// Groups of ranks and the one exchange between them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "allnorm/device.hpp"
+#include "allnorm/error.hpp"
+#include "allnorm/message.hpp"
+
+namespace allnorm {
+
+/// How ranks wait for each other.
+struct Patience {
+  double timeout = 120;         ///< seconds until a missing rank is an Error{timeout}
+  double first_timeout = 600;   ///< the same for the first exchange of a communicator: ranks start at different times
+  int gather_limit = 32;        ///< up to this many ranks messages are gathered and added in rank order; beyond, along a
+                                ///< fixed binary tree
+  std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
+  std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
+};
+
+/// An exchange under way. Move-only. A Pending that is dropped before it is done leaves its group unusable.
+class Pending {
+ public:
+  class Impl {
+   public:
+    virtual ~Impl() = default;
+    virtual bool poll() = 0;     ///< makes progress, never blocks; true when done. Throws as wait() does.
+    virtual Message take() = 0;  ///< the result, after poll() returned true; once
+    virtual void relax() = 0;    ///< gives way to other ranks
+  };
+
+  Pending() = default;
+  explicit Pending(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+  /// Makes progress without blocking; true when the result is there. MPI moves messages only inside calls: call this
+  /// between blocks of other work to overlap the two.
+  bool poll() { return impl_->poll(); }
+  /// Waits for every rank's message and returns the sum. Throws mismatch when headers differ, timeout when a rank is
+  /// late (both name it), aborted when another rank failed.
+  Message wait();
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+/// A group of ranks, each its own process or thread. All members make the same exchanges in the same order; every
+/// member's messages carry the same header, or all are told which rank and field differ. Results have the same bits on
+/// every rank; up to Patience::gather_limit ranks also on every transport.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const noexcept = 0;
+  virtual int size() const noexcept = 0;
+  /// "self", "threads", "mpi" or "nccl".
+  virtual std::string_view transport() const noexcept = 0;
+  /// Sends `message` to the group and returns at once.
+  virtual Pending start_exchange(Message message, Queue& queue) = 0;
+  /// The subgroup of all ranks that give the same color, in rank order. Collective.
+  virtual std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) = 0;
+  /// Tells the peers, where the transport can, that this rank failed; their waits throw aborted.
+  virtual void abort(const Error& error) noexcept = 0;
+  /// Numbers of exchanges and of payload bytes sent so far by this rank through this communicator.
+  struct Traffic {
+    std::uint64_t exchanges = 0, bytes = 0;
+  };
+  virtual Traffic traffic() const noexcept = 0;
+
+  /// start_exchange and wait in one.
+  Message exchange(Message message, Queue& queue) { return start_exchange(std::move(message), queue).wait(); }
+};
+
+/// A group of one.
+std::shared_ptr<Communicator> self();
+/// `ranks` communicators for as many threads of this process, [r] for rank r. Throws invalid_argument for ranks < 1.
+std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Patience& patience = {});
+
+/// The ranks over which a layer adds its statistics: none, all, or groups of `ranks` consecutive ranks (the last may be
+/// smaller).
+struct Sync {
+  static constexpr std::int64_t none = 0, world = -1;
+  std::int64_t ranks = none;
+  friend bool operator==(const Sync&, const Sync&) = default;
+};
+/// The communicator of this rank's group within `world`. Collective over `world` unless sync is none or world.
+std::shared_ptr<Communicator> sync_group(const std::shared_ptr<Communicator>& world, Sync sync, Queue& queue);
+
+}  // namespace allnorm

@@ -1,0 +1,88 @@
+// Element types, and the project's only switch over them.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <type_traits>
+
+#include "allnorm/error.hpp"
+
+namespace allnorm {
+
+enum class DType : std::uint8_t { f64, f32, f16, bf16 };
+
+/// IEEE 754 binary16 as its bits. Conversions round to nearest even; subnormals, infinities and NaN are kept.
+struct f16 {
+  std::uint16_t bits = 0;
+};
+
+/// bfloat16 as its bits: the upper half of a binary32. Conversion from float rounds to nearest even.
+struct bf16 {
+  std::uint16_t bits = 0;
+};
+
+f16 to_f16(float value) noexcept;
+float to_float(f16 value) noexcept;
+
+constexpr bf16 to_bf16(float value) noexcept {
+  const auto u = std::bit_cast<std::uint32_t>(value);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((u >> 16) | 0x40u)};  // a NaN stays a NaN
+  return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+constexpr float to_float(bf16 value) noexcept {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+/// The type that maps over T are computed in: double for double, float for everything narrower.
+template <class T>
+using compute_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+/// One element, widened to and narrowed from its compute type.
+template <class T>
+constexpr compute_t<T> load(T value) noexcept {
+  if constexpr (std::is_floating_point_v<T>)
+    return value;
+  else
+    return to_float(value);
+}
+template <class T>
+constexpr T store(compute_t<T> value) noexcept {
+  if constexpr (std::is_floating_point_v<T>)
+    return value;
+  else if constexpr (std::is_same_v<T, f16>)
+    return to_f16(value);
+  else
+    return to_bf16(value);
+}
+
+constexpr std::size_t size_of(DType dtype) noexcept {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+/// "f64", "f32", "f16" or "bf16".
+std::string_view to_string(DType dtype) noexcept;
+/// The inverse of to_string. Throws invalid_argument for anything else.
+DType parse_dtype(std::string_view name);
+
+/// Calls f(std::type_identity<T>{}) with the C++ type of `dtype`.
+template <class F>
+decltype(auto) visit(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(std::type_identity<double>{});
+    case DType::f32: return f(std::type_identity<float>{});
+    case DType::f16: return f(std::type_identity<f16>{});
+    case DType::bf16: break;
+  }
+  return f(std::type_identity<bf16>{});
+}
+
+template <class T>
+constexpr DType dtype_of() noexcept {
+  if constexpr (std::is_same_v<T, double>) return DType::f64;
+  else if constexpr (std::is_same_v<T, float>) return DType::f32;
+  else if constexpr (std::is_same_v<T, f16>) return DType::f16;
+  else { static_assert(std::is_same_v<T, bf16>); return DType::bf16; }
+}
+
+}  // namespace allnorm

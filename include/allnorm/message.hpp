@@ -1,0 +1,67 @@
+// What travels between ranks: one self-describing message for every exchange.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace allnorm {
+
+/// The fields that every rank of an exchange must agree on, each in its own place, so that the ones that differ can be
+/// named. src/message.cpp has the table of their names and formats.
+enum class Field : std::uint8_t {
+  magic, wire_version, direction, kind, call, payload,           // which exchange this is
+  ranks, channels, dtype, eps, momentum, unbiased, training,     // of every layer
+  renorm, variant, r_max, d_max,                                 // Batch Renormalization
+  minibatches, minibatch, weighting, running,                    // CmBN
+  window, entries, burn_in, fill_in_burn_in, compensate, guard, running_source,  // Cross-Iteration BN
+  pivot_hash, running_hash, weight_hash,
+  count
+};
+
+enum class Direction : std::uint8_t { forward, backward, gradients, agreement, split };
+
+/// A layer's (or the caller's) name and the agreed fields, 64 bits each: integers as they are, doubles as their bits.
+struct Header {
+  static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
+  static constexpr std::uint64_t version_value = 1;
+  static constexpr std::size_t name_size = 56;
+
+  std::array<char, name_size> name{};  ///< 0-terminated, cut to fit
+  std::array<std::uint64_t, static_cast<std::size_t>(Field::count)> words{};
+
+  Header() = default;
+  Header(std::string_view name, Direction direction, std::uint64_t call);
+
+  std::uint64_t get(Field field) const noexcept { return words[static_cast<std::size_t>(field)]; }
+  void set(Field field, std::uint64_t value) noexcept { words[static_cast<std::size_t>(field)] = value; }
+  void set(Field field, double value) noexcept { set(field, std::bit_cast<std::uint64_t>(value)); }
+  friend bool operator==(const Header&, const Header&) noexcept = default;
+};
+
+/// "batch_norm, call 3, forward".
+std::string describe(const Header& header);
+/// The fields of `other` that differ from `first`: "eps is 0.001, must be 1e-05 as on rank 0; ...". Empty when equal.
+/// Where the two belong to different exchanges, only what says so is listed.
+std::string differences(const Header& first, int first_rank, const Header& other);
+
+/// Per-rank bits that are not summed: the result has their union, and `Message::rank_flags` each rank's own.
+enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2 };
+
+/// Header, payload (summed over the ranks) and flags.
+struct Message {
+  Header header{};
+  std::vector<double> payload{};
+  std::uint64_t flags = 0;
+  /// Of a received message: every rank's flags; empty beyond the gathering limit.
+  std::vector<std::uint64_t> rank_flags{};
+};
+
+/// A 64-bit hash of `count` values, to tell whether two ranks hold the same ones (FNV-1a over 64-bit words).
+std::uint64_t hash_of(const double* values, std::size_t count, std::uint64_t seed = 0xcbf29ce484222325u) noexcept;
+std::uint64_t hash_of(const void* bytes, std::size_t size, std::uint64_t seed = 0xcbf29ce484222325u) noexcept;
+
+}  // namespace allnorm

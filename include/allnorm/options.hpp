@@ -1,0 +1,78 @@
+// The attributes of a normalization layer, as values.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "allnorm/communicator.hpp"
+
+namespace allnorm {
+
+enum class ActivationKind : std::uint8_t { identity, relu, leaky_relu };
+/// What is applied after gamma, beta and the residual. `slope` belongs to leaky_relu and is >= 0.
+struct Activation {
+  ActivationKind kind = ActivationKind::identity;
+  double slope = 0.01;
+};
+
+enum class RenormVariant : std::uint8_t {
+  paper,  ///< the moving average is of sigma = sqrt(var + eps), kept as running_std (Batch Renormalization, algorithm 1)
+  var,    ///< the moving average is of the variance, kept as PyTorch keeps it
+};
+enum class Weighting : std::uint8_t { uniform, count };
+enum class RunningUpdate : std::uint8_t { last, every };
+enum class Guard : std::uint8_t {
+  clamp,  ///< a past second moment below its squared mean counts as equal to it (Cross-Iteration BN, section 3.3)
+  drop,   ///< the past iteration leaves the average of that channel (the authors' code)
+};
+enum class RunningSource : std::uint8_t { current, window };
+
+/// A piecewise linear function of the number of training calls made: (call, value) points in ascending order of call,
+/// constant before the first and after the last. Empty: a constant given elsewhere.
+using Ramp = std::vector<std::pair<std::int64_t, double>>;
+/// The value of `ramp` at `call`; `constant` for an empty ramp.
+double ramp_value(const Ramp& ramp, std::int64_t call, double constant) noexcept;
+
+/// The convolution (or linear layer) before the norm. One value, or one per space axis.
+struct Convolution {
+  std::vector<std::int64_t> stride{1}, padding{0}, dilation{1};
+  std::int64_t groups = 1;
+};
+
+/// Defaults are batch_norm's; catalogue.hpp has those of every other layer.
+struct NormOptions {
+  double eps = 1e-5;
+  double momentum = 0.1;    ///< running <- (1-momentum)*running + momentum*new
+  bool cumulative = false;  ///< momentum = 1 / number of updates: a plain average
+  bool training = true;     ///< false: normalize with the running statistics; nothing is exchanged, no state changes
+  bool unbiased_running_var = true;
+  Activation activation{};
+  Sync sync{};
+
+  // Batch Renormalization
+  bool renorm = false;
+  RenormVariant variant = RenormVariant::paper;
+  double r_max = 3, d_max = 5;
+  Ramp r_max_ramp{}, d_max_ramp{};  ///< where given, in place of r_max and d_max; saved with the layer's state
+
+  // Cross-mini-batch BN (CmBN)
+  std::int64_t minibatches = 1;
+  Weighting weighting = Weighting::uniform;
+  RunningUpdate running = RunningUpdate::last;
+
+  // Cross-Iteration BN
+  std::int64_t window = 1;
+  std::int64_t burn_in = 0;
+  bool fill_in_burn_in = false;
+  Guard guard = Guard::clamp;
+  bool compensate = true;
+  RunningSource running_source = RunningSource::current;
+  Convolution convolution{};
+
+  // group_norm, layer_norm
+  std::int64_t groups = 32;
+  std::vector<std::int64_t> normalized_shape{};  ///< empty: all axes but the first
+};
+
+}  // namespace allnorm

@@ -1,0 +1,36 @@
+// A layer's state as named arrays, to be saved and loaded whole.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "allnorm/tensor.hpp"
+
+namespace allnorm {
+
+enum class StateType : std::uint8_t { f64, f32, i64 };
+
+/// One array, in C order. `per_rank` parts hold this rank's share of a sum over the group: they mean nothing to
+/// another number of ranks.
+struct StateEntry {
+  std::string name;
+  StateType type = StateType::f64;
+  Shape shape{};
+  std::vector<std::byte> data{};
+  bool per_rank = false;
+};
+
+/// PyTorch's keys (running_mean, running_var, num_batches_tracked), and the rest under "allnorm.".
+struct State {
+  std::vector<StateEntry> entries{};
+
+  const StateEntry* find(std::string_view name) const noexcept;
+  void add(std::string name, const double* values, const Shape& shape, bool per_rank = false);
+  void add(std::string name, const float* values, const Shape& shape, bool per_rank = false);
+  void add(std::string name, std::int64_t value);
+};
+
+}  // namespace allnorm

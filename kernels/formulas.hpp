@@ -1,0 +1,134 @@
+// Every formula of the small steps between the kernels, once, for one group (a channel of BN), in double: the CPU loops
+// over groups, a GPU gives each group a thread. Section numbers are those of docs/equations.md.
+#pragma once
+
+#include <cmath>
+
+#include "allnorm/options.hpp"
+
+#ifdef __CUDACC__
+#define ALLNORM_HOST_DEVICE __host__ __device__
+#else
+#define ALLNORM_HOST_DEVICE
+#endif
+
+namespace allnorm::formulas {
+
+struct Moments {
+  double mean = 0, var = 0;  // var is biased
+};
+
+// ---- 2: one round of sums about a pivot that all ranks share -------------------------------------------------------
+
+struct ShiftedSums {
+  double sum = 0, squares = 0;  // of (x - pivot) and its square
+};
+
+ALLNORM_HOST_DEVICE inline ShiftedSums shift(double count, double mean, double m2, double pivot) {
+  const double d = mean - pivot;
+  return {count * d, m2 + count * d * d};
+}
+
+ALLNORM_HOST_DEVICE inline Moments unshift(double count, ShiftedSums sums, double pivot) {
+  if (count <= 0) return {};
+  const double d = sums.sum / count;
+  const double var = sums.squares / count - d * d;
+  return {pivot + d, var < 0 ? 0 : var};  // a NaN stays a NaN
+}
+
+// ---- 1: running statistics -----------------------------------------------------------------------------------------
+
+ALLNORM_HOST_DEVICE inline double bessel(double count) { return count > 1 ? count / (count - 1) : 1; }
+
+ALLNORM_HOST_DEVICE inline double move(double running, double value, double momentum) {
+  return (1 - momentum) * running + momentum * value;
+}
+
+// ---- 5: CmBN, one more mini-batch with weight f of the new average -------------------------------------------------
+
+ALLNORM_HOST_DEVICE inline Moments accumulate(Moments so_far, Moments current, double f) {
+  const double mean = so_far.mean + f * (current.mean - so_far.mean);
+  const double before = so_far.mean - mean, now = current.mean - mean;
+  return {mean, (1 - f) * (so_far.var + before * before) + f * (current.var + now * now)};
+}
+
+// ---- 4: Cross-Iteration BN -----------------------------------------------------------------------------------------
+
+// A past iteration's moments at the present weights: dmean and dvar are the products of its derivatives of mean and
+// (centred) variance with the change of the weights. The variance may come out negative: the guard's case.
+ALLNORM_HOST_DEVICE inline Moments compensate(Moments past, double dmean, double dvar) {
+  return {past.mean + dmean, past.var + dvar - dmean * dmean};
+}
+
+struct WindowMoments {
+  Moments moments;
+  double share = 1;  // of the current iteration in the average: 1 / iterations used
+  double count = 0;  // values of the iterations used
+};
+
+// The average over the current iteration and `entries` past ones. past(j) gives entry j's compensated moments and
+// count(j) its number of values.
+template <class Past, class Count>
+ALLNORM_HOST_DEVICE inline WindowMoments window(Moments current, double current_count, int entries, Guard guard,
+                                                Past past, Count count) {
+  int used = 1;
+  double mean = current.mean, values = current_count;
+  for (int j = 0; j < entries; ++j) {
+    const Moments p = past(j);
+    if (guard == Guard::drop && p.var < 0) continue;
+    ++used;
+    mean += p.mean;
+    values += count(j);
+  }
+  mean /= used;
+  double var = current.var + (current.mean - mean) * (current.mean - mean);
+  for (int j = 0; j < entries; ++j) {
+    const Moments p = past(j);
+    if (guard == Guard::drop && p.var < 0) continue;
+    var += (p.var < 0 ? 0 : p.var) + (p.mean - mean) * (p.mean - mean);
+  }
+  return {{mean, var / used}, 1.0 / used, values};
+}
+
+// ---- 3: Batch Renormalization --------------------------------------------------------------------------------------
+
+struct Correction {
+  double r = 1, d = 0;
+};
+
+ALLNORM_HOST_DEVICE inline double clip(double v, double low, double high) { return v < low ? low : v > high ? high : v; }
+
+// running_sigma is sigma itself, or sqrt(running_var + eps).
+ALLNORM_HOST_DEVICE inline Correction renorm(Moments m, double eps, double running_mean, double running_sigma,
+                                             double r_max, double d_max) {
+  return {clip(std::sqrt(m.var + eps) / running_sigma, 1 / r_max, r_max),
+          clip((m.mean - running_mean) / running_sigma, -d_max, d_max)};
+}
+
+// ---- apply and its gradient ----------------------------------------------------------------------------------------
+
+// y = gamma * ((x - mean) * rstd * r + d) + beta = (x - mean) * scale + shift
+struct ApplyCoefficients {
+  double scale = 1, shift = 0;
+};
+ALLNORM_HOST_DEVICE inline ApplyCoefficients apply(double rstd, Correction c, double gamma, double beta) {
+  return {gamma * rstd * c.r, gamma * c.d + beta};
+}
+
+// dx = g * gain + (x - mean) * slope + offset, with s1 = sum of gamma*r*g and s2 = sum of gamma*r*g*(x - mean) over the
+// group of ranks, and share = d mean / d (this call's mean), the same for the second moment (section 0, a = b).
+struct GradCoefficients {
+  double gain = 0, slope = 0, offset = 0;
+};
+ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, double count,
+                                                       double s1, double s2) {
+  const double per_value = count > 0 ? share / count : 0;
+  return {gamma * r * rstd, -per_value * rstd * rstd * rstd * s2, -per_value * rstd * s1};
+}
+
+// Gradients of gamma and beta from the sums of g and g * (x - mean).
+ALLNORM_HOST_DEVICE inline double gamma_grad(double rstd, Correction c, double sum_g, double sum_gx) {
+  return c.r * rstd * sum_gx + c.d * sum_g;
+}
+
+}  // namespace allnorm::formulas

@@ -1,0 +1,150 @@
+// The table of functions that every backend fills (kernels/cpu/ops.cpp, kernels/cuda/ops.cu): reductions over x, maps
+// over x, and the small per-group steps between them. Arrays are in the queue's device memory, dense, and described by
+// a Partition [keep0][reduce0][keep1][reduce1]; G = partition.groups(). A null pointer means "not given". Arrays of
+// statistics and coefficients are double. Any extent may be 0. Every reduction has a fixed order that depends on the
+// shape alone, never on the number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "allnorm/device.hpp"
+#include "allnorm/dtype.hpp"
+#include "allnorm/options.hpp"
+#include "allnorm/partition.hpp"
+
+namespace allnorm {
+
+/// Local moments of every group, two-pass quality (shifted sums per block, blocks combined by Chan's formula).
+struct MomentsArgs {
+  const void* x = nullptr;  ///< [partition]
+  DType dtype{};
+  Partition partition{};
+  double* mean = nullptr;  ///< (G); 0 for an empty group
+  double* m2 = nullptr;    ///< (G) sum of (x-mean)^2; 0 for an empty group
+};
+
+/// y = activation((x - center) * scale + shift + residual). With T = compute_t of the dtype the kernel computes
+/// (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so that the rounding of the mean costs nothing.
+struct ApplyArgs {
+  const void* x = nullptr;         ///< [partition]
+  const void* residual = nullptr;  ///< [partition], optional
+  void* y = nullptr;               ///< [partition]; may be x itself
+  DType dtype{};
+  Partition partition{};
+  const double* center = nullptr;  ///< (G)
+  const double* scale = nullptr;   ///< (G)
+  const double* shift = nullptr;   ///< (G)
+  Activation activation{};
+};
+
+/// Bit i%8 of byte i/8 of `mask` = (y[i] > 0), for i < elements: what backward needs of the activation where a residual
+/// was added. mask has (elements + 7) / 8 bytes.
+struct SignMaskArgs {
+  const void* y = nullptr;
+  DType dtype{};
+  std::int64_t elements = 0;
+  std::uint8_t* mask = nullptr;
+};
+
+/// How backward finds the activation's gradient: from `mask` where given, otherwise from the sign of
+/// z = (x - center) * scale + shift, recomputed exactly as apply computed it. g = dy where z > 0 (or identity), else
+/// slope * dy (relu: 0).
+struct Gate {
+  Activation activation{};
+  const std::uint8_t* mask = nullptr;
+  const double* scale = nullptr;  ///< (G)
+  const double* shift = nullptr;  ///< (G)
+};
+
+/// sum_g = sum of g, sum_gx = sum of g * (x - center), per group, with g = the gated dy.
+struct MomentsGradArgs {
+  const void* x = nullptr;   ///< [partition]
+  const void* dy = nullptr;  ///< [partition]
+  DType dtype{};
+  Partition partition{};
+  const double* center = nullptr;  ///< (G)
+  Gate gate{};
+  double* sum_g = nullptr;   ///< (G)
+  double* sum_gx = nullptr;  ///< (G)
+};
+
+/// dx = g * gain + (x - center) * slope + offset; dresidual = g (optional).
+struct ApplyGradArgs {
+  const void* x = nullptr;    ///< [partition]
+  const void* dy = nullptr;   ///< [partition]
+  void* dx = nullptr;         ///< [partition], optional; may be dy itself
+  void* dresidual = nullptr;  ///< [partition], optional
+  DType dtype{};
+  Partition partition{};
+  const double* center = nullptr;  ///< (G)
+  Gate gate{};
+  const double* gain = nullptr;    ///< (G)
+  const double* slope = nullptr;   ///< (G)
+  const double* offset = nullptr;  ///< (G)
+};
+
+/// The row-wise twins, for norms over contiguous rows with one weight and bias per column (LN):
+///   apply_rows         y = ((x - center[r]) * scale[r] + shift[r]) * weight[j] + bias[j]
+///   moments_grad_rows  sum_g[r] = sum_j weight[j]*dy, sum_gx[r] = sum_j weight[j]*dy*(x - center[r])
+///   affine_grad_rows   dweight[j] = sum_r dy * ((x - center[r]) * scale[r] + shift[r]), dbias[j] = sum_r dy
+///   apply_grad_rows    dx = weight[j]*dy*gain[r] + (x - center[r])*slope[r] + offset[r]
+/// Each reads and writes only the members that its formula names.
+struct RowsArgs {
+  const void* x = nullptr;   ///< [rows][columns]
+  const void* dy = nullptr;  ///< [rows][columns]
+  void* y = nullptr;         ///< [rows][columns]
+  void* dx = nullptr;        ///< [rows][columns]
+  DType dtype{};
+  std::int64_t rows = 0, columns = 0;
+  const double* weight = nullptr;  ///< (columns), 1 when not given
+  const double* bias = nullptr;    ///< (columns), 0 when not given
+  const double* center = nullptr;  ///< (rows)
+  const double* scale = nullptr;   ///< (rows)
+  const double* shift = nullptr;   ///< (rows)
+  const double* gain = nullptr;    ///< (rows)
+  const double* slope = nullptr;   ///< (rows)
+  const double* offset = nullptr;  ///< (rows)
+  double* sum_g = nullptr;         ///< (rows)
+  double* sum_gx = nullptr;        ///< (rows)
+  double* dweight = nullptr;       ///< (columns)
+  double* dbias = nullptr;         ///< (columns)
+};
+
+/// Sums over the positions of a convolution's output, for the derivatives of its statistics by its weights (docs/
+/// equations.md, section 4): with p the patch of conv_input (zero-padded) that made x[n, c, position],
+///   patch_sum[g][i] = sum of p_i over n and positions, for conv group g;
+///   product[c][i]   = sum of (x_c - center_c) * p_i.
+/// fan_in = Ci/groups * kernel; i = (ci, kd, kh, kw) in the order of a weight. Space is (D, H, W): unused leading axes
+/// have extent 1, stride 1, padding 0, dilation 1, kernel 1.
+struct PatchSumsArgs {
+  const void* conv_input = nullptr;  ///< (N, Ci, in...) in `order`
+  const void* x = nullptr;           ///< (N, C, out...) in `order`
+  DType dtype{};
+  Order order{};
+  std::int64_t samples = 0, in_channels = 0, channels = 0, groups = 1;
+  std::int64_t in[3] = {1, 1, 1}, out[3] = {1, 1, 1}, kernel[3] = {1, 1, 1};
+  std::int64_t stride[3] = {1, 1, 1}, padding[3] = {0, 0, 0}, dilation[3] = {1, 1, 1};
+  const double* center = nullptr;  ///< (C)
+  double* patch_sum = nullptr;     ///< (groups, fan_in), 0 on entry
+  double* product = nullptr;       ///< (C, fan_in), 0 on entry
+};
+
+struct Ops {
+  const char* name;  ///< "cpu (AVX3_ZEN4)", "cuda (NVIDIA H200)"
+  void (*moments)(const MomentsArgs&, Queue&);
+  void (*apply)(const ApplyArgs&, Queue&);
+  void (*sign_mask)(const SignMaskArgs&, Queue&);
+  void (*moments_grad)(const MomentsGradArgs&, Queue&);
+  void (*apply_grad)(const ApplyGradArgs&, Queue&);
+  void (*apply_rows)(const RowsArgs&, Queue&);
+  void (*moments_grad_rows)(const RowsArgs&, Queue&);
+  void (*affine_grad_rows)(const RowsArgs&, Queue&);
+  void (*apply_grad_rows)(const RowsArgs&, Queue&);
+  void (*patch_sums)(const PatchSumsArgs&, Queue&);
+};
+
+/// The CPU backend, with the best vector instructions of this machine.
+const Ops& cpu_ops();
+
+}  // namespace allnorm

@@ -1,0 +1,262 @@
+// The table: one row per normalization. To add one, add a row; the command line, its help and its checks follow.
+#include "allnorm/catalogue.hpp"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "attributes.hpp"
+
+namespace allnorm {
+
+namespace {
+
+using O = NormOptions;
+
+// ---- attributes ----------------------------------------------------------------------------------------------------
+
+constexpr std::array<std::string_view, 3> activation_names{"identity", "relu", "leaky_relu"};
+constexpr std::array<std::string_view, 2> variant_names{"paper", "var"};
+constexpr std::array<std::string_view, 2> weighting_names{"uniform", "count"};
+constexpr std::array<std::string_view, 2> running_names{"last", "every"};
+constexpr std::array<std::string_view, 2> guard_names{"clamp", "drop"};
+constexpr std::array<std::string_view, 2> source_names{"current", "window"};
+
+void set_momentum(O& options, std::string_view name, std::string_view value) {
+  double number = 0;
+  options.cumulative = value == "cumulative";
+  if (options.cumulative) return;
+  if (!attributes::parse(value, number) || !(number >= 0 && number <= 1))
+    attributes::refuse(name, value, "a number from 0 to 1, or cumulative");
+  options.momentum = number;
+}
+std::string get_momentum(const O& options) {
+  return options.cumulative ? "cumulative" : attributes::text_of(options.momentum);
+}
+
+void set_sync(O& options, std::string_view name, std::string_view value) {
+  std::int64_t ranks = 0;
+  if (value == "none")
+    options.sync.ranks = Sync::none;
+  else if (value == "world")
+    options.sync.ranks = Sync::world;
+  else if (attributes::parse(value, ranks) && ranks >= 1)
+    options.sync.ranks = ranks;
+  else
+    attributes::refuse(name, value, "none, world or a number of ranks of at least 1");
+}
+std::string get_sync(const O& options) {
+  if (options.sync.ranks == Sync::none) return "none";
+  return options.sync.ranks == Sync::world ? "world" : std::to_string(options.sync.ranks);
+}
+
+constexpr Attribute eps_attribute = attributes::real<0, &O::eps>("eps", "added to the variance under the root");
+
+constexpr Attribute batch_attributes[] = {
+    eps_attribute,
+    {"momentum", "a number from 0 to 1, or cumulative",
+     "weight of this call in the running statistics (PyTorch's sense); cumulative: a plain average", set_momentum,
+     get_momentum},
+    attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"),
+    attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
+    attributes::choice<activation_names, &O::activation, &Activation::kind>(
+        "activation", "identity, relu or leaky_relu", "applied after weight, bias and residual"),
+    attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"),
+    {"sync", "none, world or a number of ranks", "over which ranks the statistics are added", set_sync, get_sync},
+    // Batch Renormalization
+    attributes::boolean<&O::renorm>("renorm", "Batch Renormalization: correct with r and d"),
+    attributes::choice<variant_names, &O::variant>(
+        "variant", "paper or var", "renorm's moving average: of sigma (running_std) or of the variance (running_var)"),
+    attributes::real<1, &O::r_max>("r_max", "r is clipped to [1/r_max, r_max]"),
+    attributes::real<0, &O::d_max>("d_max", "d is clipped to [-d_max, d_max]"),
+    // Cross-Iteration BN
+    attributes::integer<1, &O::window>("window", "iterations in the statistics, this one included; 1: this one alone"),
+    attributes::integer<0, &O::burn_in>("burn_in", "first training calls (batches) that use their own statistics only"),
+    attributes::boolean<&O::fill_in_burn_in>("fill_in_burn_in", "the window is filled during burn-in"),
+    attributes::choice<guard_names, &O::guard>("guard", "clamp or drop",
+                                               "a past variance below 0: take 0, or leave the iteration out"),
+    attributes::boolean<&O::compensate>("compensate", "move past statistics to the present weights (first-order Taylor)"),
+    attributes::choice<source_names, &O::running_source>("running_source", "current or window",
+                                                         "what the running statistics follow"),
+    attributes::integers<1, false, &O::convolution, &Convolution::stride>(
+        "conv_stride", "an integer of at least 1, or one per space axis", "of the convolution before the layer"),
+    attributes::integers<0, false, &O::convolution, &Convolution::padding>(
+        "conv_padding", "an integer of at least 0, or one per space axis", "zeros on both sides"),
+    attributes::integers<1, false, &O::convolution, &Convolution::dilation>(
+        "conv_dilation", "an integer of at least 1, or one per space axis", "distance between the kernel's taps"),
+    attributes::integer<1, &O::convolution, &Convolution::groups>("conv_groups", "groups of the convolution"),
+    // CmBN
+    attributes::integer<1, &O::minibatches>("minibatches", "mini-batches (calls) of one batch that share statistics"),
+    attributes::choice<weighting_names, &O::weighting>("weighting", "uniform or count",
+                                                       "mini-batches weigh the same, or by their number of values"),
+    attributes::choice<running_names, &O::running>("running", "last or every",
+                                                   "running statistics move once per batch, or at every mini-batch"),
+};
+
+constexpr Attribute layer_norm_attributes[] = {
+    attributes::integers<1, true, &O::normalized_shape>("normalized_shape", "integers separated by commas",
+                                                        "the trailing axes that share statistics; all but the first "
+                                                        "when not given"),
+    eps_attribute,
+};
+
+constexpr Attribute group_norm_attributes[] = {
+    attributes::integer<1, &O::groups>("groups", "groups of channels; a divisor of C"),
+    eps_attribute,
+};
+
+// ---- tensors and outputs -------------------------------------------------------------------------------------------
+
+constexpr TensorSpec batch_tensors[] = {
+    {"weight", TensorRole::channel, "(C)", "gamma; 1 when not given"},
+    {"bias", TensorRole::channel, "(C)", "beta; 0 when not given"},
+    {"running_mean", TensorRole::channel_state, "(C)", "0 when not given"},
+    {"running_var", TensorRole::channel_state, "(C)", "1 when not given"},
+    {"running_std", TensorRole::channel_state, "(C)",
+     "in place of running_var when renorm=true and variant=paper; 1 when not given"},
+    {"num_batches_tracked", TensorRole::counter_state, "scalar", "updates of the running statistics so far"},
+    {"residual", TensorRole::activation, "like input", "added before the activation"},
+    {"conv_input", TensorRole::conv_input, "(N,Ci,space)", "what the convolution before the layer read"},
+    {"conv_weight", TensorRole::conv_weight, "(C,Ci/groups,k...)", "the weights that made this step's input"},
+};
+constexpr OutputSpec batch_outputs[] = {
+    {"mean", "(C)", "that the layer normalized with"},
+    {"var", "(C)", "that the layer normalized with: biased, without eps"},
+    {"running_mean", "(C)", "after the call, in training"},
+    {"running_var", "(C)", "after the call, in training"},
+    {"running_std", "(C)", "in place of running_var when renorm=true and variant=paper"},
+    {"num_batches_tracked", "scalar", "after the call, in training"},
+    {"r", "(C)", "with renorm"},
+    {"d", "(C)", "with renorm"},
+    {"grad_weight", "(C)", "of this rank's values"},
+    {"grad_bias", "(C)", "of this rank's values"},
+    {"grad_residual", "like input", ""},
+};
+
+constexpr TensorSpec layer_norm_tensors[] = {
+    {"weight", TensorRole::normalized, "normalized_shape", "gamma; 1 when not given"},
+    {"bias", TensorRole::normalized, "normalized_shape", "beta; 0 when not given"},
+};
+constexpr OutputSpec layer_norm_outputs[] = {
+    {"mean", "leading axes", ""},
+    {"rstd", "leading axes", "1 / sqrt(var + eps)"},
+    {"grad_weight", "normalized_shape", ""},
+    {"grad_bias", "normalized_shape", ""},
+};
+
+constexpr TensorSpec group_norm_tensors[] = {
+    {"weight", TensorRole::channel, "(C)", "gamma; 1 when not given"},
+    {"bias", TensorRole::channel, "(C)", "beta; 0 when not given"},
+};
+constexpr OutputSpec group_norm_outputs[] = {
+    {"mean", "(N,G)", ""},
+    {"rstd", "(N,G)", "1 / sqrt(var + eps)"},
+    {"grad_weight", "(C)", ""},
+    {"grad_bias", "(C)", ""},
+};
+
+// ---- the table -----------------------------------------------------------------------------------------------------
+
+constexpr Default sync_defaults[] = {{"sync", "world"}};
+constexpr Default renorm_defaults[] = {{"renorm", "true"}, {"eps", "1e-3"}, {"momentum", "0.01"}};
+constexpr Default window_defaults[] = {{"window", "4"}};
+constexpr Default minibatch_defaults[] = {{"minibatches", "4"}};
+
+constexpr Row rows[] = {
+    {"batch_norm", "Batch Normalization: mean and variance of each channel over batch and space",
+     "Ioffe and Szegedy 2015, arXiv:1502.03167", Reduction::batch_and_space, batch_tensors, batch_attributes, {},
+     batch_outputs},
+    {"sync_batch_norm", "Cross-GPU BN: batch_norm with the statistics of all ranks",
+     "Peng et al. 2018 (MegDet), arXiv:1711.07240", Reduction::batch_and_space, batch_tensors, batch_attributes,
+     sync_defaults, batch_outputs},
+    {"batch_renorm", "Batch Renormalization: batch_norm corrected towards the running statistics",
+     "Ioffe 2017, arXiv:1702.03275", Reduction::batch_and_space, batch_tensors, batch_attributes, renorm_defaults,
+     batch_outputs},
+    {"cross_iteration_batch_norm", "Cross-Iteration BN: statistics of the last iterations, moved to the present weights",
+     "Yao et al. 2021, arXiv:2002.05712", Reduction::batch_and_space, batch_tensors, batch_attributes, window_defaults,
+     batch_outputs},
+    {"cross_mini_batch_norm", "CmBN: statistics accumulated over the mini-batches of one batch",
+     "Bochkovskiy et al. 2020 (YOLOv4), arXiv:2004.10934", Reduction::batch_and_space, batch_tensors, batch_attributes,
+     minibatch_defaults, batch_outputs},
+    {"layer_norm", "Layer Normalization: mean and variance of each sample over the trailing axes",
+     "Ba et al. 2016, arXiv:1607.06450", Reduction::trailing_axes, layer_norm_tensors, layer_norm_attributes, {},
+     layer_norm_outputs},
+    {"group_norm", "Group Normalization: mean and variance of each sample and group of channels",
+     "Wu and He 2018, arXiv:1803.08494", Reduction::group_and_space, group_norm_tensors, group_norm_attributes, {},
+     group_norm_outputs},
+};
+
+}  // namespace
+
+std::span<const Row> catalogue() noexcept { return rows; }
+
+Layer::Layer(std::string_view name) {
+  std::string known;
+  for (const Row& candidate : rows) {
+    if (candidate.name == name) row = &candidate;
+    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+  }
+  expect(row != nullptr, Code::invalid_argument,
+         [&] { return "layer is '" + std::string(name) + "', must be one of " + known; });
+  for (const Default& value : row->defaults) set(value.attribute, value.value);
+}
+
+Layer& Layer::set(std::string_view attribute, std::string_view value) {
+  std::string known;
+  for (const Attribute& candidate : row->attributes) {
+    if (candidate.name == attribute) {
+      candidate.set(options, attribute, value);
+      return *this;
+    }
+    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+  }
+  fail(Code::invalid_argument,
+       "attribute of " + std::string(row->name) + " is '" + std::string(attribute) + "', must be one of " + known);
+}
+
+void Layer::check() const {
+  // Options that were set as values, not through `set`, meet the same ranges.
+  NormOptions copy = options;
+  for (const Attribute& attribute : row->attributes)
+    if (const std::string value = attribute.get(options); !value.empty()) attribute.set(copy, attribute.name, value);
+  for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
+    const double least = ramp == &options.r_max_ramp ? 1 : 0;
+    for (std::size_t i = 0; i < ramp->size(); ++i)
+      expect((*ramp)[i].second >= least && (i == 0 || (*ramp)[i - 1].first < (*ramp)[i].first), Code::invalid_argument,
+             [&] {
+               return "point " + std::to_string(i) + " of a renorm schedule is out of order or out of range: calls must "
+                      "ascend, r_max be at least 1 and d_max at least 0";
+             });
+  }
+}
+
+Layer parse_layer(std::string_view text) {
+  const auto end = std::min(text.find(':'), text.size());
+  Layer layer(text.substr(0, end));
+  for (std::string_view rest = text.substr(end); !rest.empty();) {
+    rest.remove_prefix(1);  // the colon
+    const auto stop = std::min(rest.find(':'), rest.size());
+    const std::string_view pair = rest.substr(0, stop);
+    const auto equals = pair.find('=');
+    expect(equals != pair.npos, Code::invalid_argument, [&] {
+      return "attribute of " + std::string(layer.row->name) + " is '" + std::string(pair) + "', must be NAME=VALUE";
+    });
+    layer.set(pair.substr(0, equals), pair.substr(equals + 1));
+    rest.remove_prefix(stop);
+  }
+  return layer;
+}
+
+double ramp_value(const Ramp& ramp, std::int64_t call, double constant) noexcept {
+  if (ramp.empty()) return constant;
+  if (call <= ramp.front().first) return ramp.front().second;
+  for (std::size_t i = 1; i < ramp.size(); ++i)
+    if (call <= ramp[i].first) {
+      const auto [from, low] = ramp[i - 1];
+      const auto [to, high] = ramp[i];
+      return low + (high - low) * static_cast<double>(call - from) / static_cast<double>(to - from);
+    }
+  return ramp.back().second;
+}
+
+}  // namespace allnorm

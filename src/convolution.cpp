@@ -1,0 +1,122 @@
+#include "convolution.hpp"
+
+#include <string>
+
+#include "kernels/ops.hpp"
+#include "parameters.hpp"
+
+namespace allnorm {
+
+namespace {
+
+std::string given(const ConstTensorView& view) { return to_string(view.shape); }
+
+// One value for every space axis, or one each.
+std::int64_t along(const std::vector<std::int64_t>& values, int axis, int axes, const char* name) {
+  expect(values.size() == 1 || values.size() == static_cast<std::size_t>(axes), Code::invalid_argument, [&] {
+    return std::string("attribute ") + name + " has " + std::to_string(values.size()) + " values, must have 1 or " +
+           std::to_string(axes) + ", one per space axis";
+  });
+  const std::int64_t value = values.size() == 1 ? values[0] : values[static_cast<std::size_t>(axis)];
+  expect(value < std::int64_t{1} << 31, Code::invalid_argument,
+         [&] { return std::string("attribute ") + name + " is " + std::to_string(value) + ", must be less than 2^31"; });
+  return value;
+}
+
+PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
+  const ConstTensorView &x = in.input, &a = in.conv_input, &w = in.conv_weight;
+  const int axes = x.shape.rank() - 2;
+  expect(axes <= 3, Code::invalid_argument, [&] {
+    return "input has shape " + given(x) + ", must have at most 3 space axes where compensate=true";
+  });
+  expect(a.shape.rank() == x.shape.rank(), Code::invalid_input, [&] {
+    return "conv_input has shape " + given(a) + ", must have as many axes as input, whose shape is " + given(x);
+  });
+  expect(a.dtype == x.dtype && a.order == x.order, Code::invalid_argument,
+         "conv_input must have input's dtype and order of axes");
+  expect(a.shape[0] == x.shape[0], Code::invalid_input, [&] {
+    return "conv_input has " + std::to_string(a.shape[0]) + " samples, must have " + std::to_string(x.shape[0]) + " as input";
+  });
+  expect(w.shape.rank() == x.shape.rank() && w.shape[0] == x.shape[1], Code::invalid_input, [&] {
+    return "conv_weight has shape " + given(w) + ", must have " + std::to_string(x.shape.rank()) + " axes, the first " +
+           std::to_string(x.shape[1]) + " as input's channels";
+  });
+  PatchSumsArgs args{a.data, x.data, x.dtype, x.order, x.shape[0], a.shape[1], x.shape[1], conv.groups,
+                     {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, nullptr, nullptr, nullptr};
+  const std::int64_t g = conv.groups;
+  expect(args.in_channels % g == 0 && args.channels % g == 0 && w.shape[1] == args.in_channels / g,
+         Code::invalid_argument, [&] {
+           return "attribute conv_groups is " + std::to_string(g) + ", must divide conv_input's " +
+                  std::to_string(args.in_channels) + " and input's " + std::to_string(args.channels) +
+                  " channels, with conv_weight of shape (C,Ci/groups,k...), which is " + given(w);
+         });
+  for (int axis = 0; axis < axes; ++axis) {
+    const int at = 3 - axes + axis;
+    args.in[at] = a.shape[2 + axis];
+    args.out[at] = x.shape[2 + axis];
+    args.kernel[at] = w.shape[2 + axis];
+    args.stride[at] = along(conv.stride, axis, axes, "conv_stride");
+    args.padding[at] = along(conv.padding, axis, axes, "conv_padding");
+    args.dilation[at] = along(conv.dilation, axis, axes, "conv_dilation");
+    const auto room = args.in[at] + 2 * args.padding[at] - args.dilation[at] * (args.kernel[at] - 1) - 1;
+    const auto made = room < 0 ? 0 : room / args.stride[at] + 1;
+    expect(args.kernel[at] >= 1 && made == args.out[at], Code::invalid_argument, [&] {
+      return "attributes conv_stride, conv_padding and conv_dilation make " + std::to_string(made) +
+             " outputs of conv_input " + given(a) + " and conv_weight " + given(w) + " along space axis " +
+             std::to_string(axis) + ", must make input's " + std::to_string(args.out[at]);
+    });
+  }
+  return args;
+}
+
+// From a framework: sums for every channel, about 0.
+DerivativeSource supplied(const ForwardInputs& in) {
+  const Shape want{in.input.channels(), in.conv_weight.shape.rank() > 0 ? in.conv_weight.shape.product(1, in.conv_weight.shape.rank()) : 0};
+  for (const auto& [view, name] : {std::pair{&in.patch_sum, "patch_sum"}, {&in.patch_product, "patch_product"}})
+    expect(view->shape == want, Code::invalid_input, [&, v = view, n = name] {
+      return std::string(n) + " has shape " + given(*v) + ", must have (channels, fan-in) = " + to_string(want);
+    });
+  DerivativeSource source;
+  source.shape = {want[0], want[1], want[0]};
+  source.sums = [sum = read_parameter(in.patch_sum), product = read_parameter(in.patch_product), fan_in = want[1]](
+                    std::span<const double> center, std::span<double> patch_sum, std::span<double> products) {
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      patch_sum[i] = sum[i];
+      products[i] = product[i] - center[i / static_cast<std::size_t>(fan_in)] * sum[i];
+    }
+  };
+  return source;
+}
+
+}  // namespace
+
+DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& convolution, Queue& queue) {
+  expect(in.conv_weight.given(), Code::invalid_argument,
+         "conv_weight is missing, must be given where window is over 1 and compensate=true");
+  DerivativeSource source;
+  if (in.patch_sum.given() || in.patch_product.given()) {
+    source = supplied(in);
+  } else {
+    expect(in.conv_input.given(), Code::invalid_argument,
+           "conv_input is missing, must be given where window is over 1 and compensate=true");
+    const PatchSumsArgs args = geometry(in, convolution);
+    source.shape = {args.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()), args.groups};
+    source.sums = [args, &queue](std::span<const double> center, std::span<double> patch_sum,
+                                 std::span<double> product) {
+      PatchSumsArgs call = args;
+      call.center = center.data();
+      call.patch_sum = patch_sum.data();
+      call.product = product.data();
+      queue.ops().patch_sums(call, queue);
+    };
+  }
+  expect(in.conv_weight.shape[0] == in.input.channels(), Code::invalid_input, [&] {
+    return "conv_weight has shape " + given(in.conv_weight) + ", must begin with input's " +
+           std::to_string(in.input.channels()) + " channels";
+  });
+  source.theta = read_parameter(in.conv_weight);
+  source.wide = in.input.dtype == DType::f64;
+  return source;
+}
+
+}  // namespace allnorm

@@ -1,0 +1,330 @@
+#include "exchange.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <utility>
+
+namespace allnorm {
+
+Message Pending::wait() {
+  while (!impl_->poll()) impl_->relax();
+  return impl_->take();
+}
+
+namespace {
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// On the wire: this prefix, then `count` doubles.
+struct Prefix {
+  Header header;
+  std::uint64_t flags = 0;
+  std::uint64_t verdict_size = 0;  // bytes of a mismatch found on the way up a tree; then there are no doubles
+  std::uint64_t count = 0;
+};
+static_assert(std::is_trivially_copyable_v<Prefix>);
+
+struct Parcel {
+  Header header;
+  std::uint64_t flags = 0;
+  std::string verdict;  // not empty: who disagrees and how
+  std::vector<double> payload;
+};
+
+std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
+  const Prefix prefix{parcel.header, parcel.flags, parcel.verdict.size(), parcel.payload.size()};
+  auto bytes = std::make_shared<Bytes>(sizeof prefix + parcel.verdict.size() + parcel.payload.size() * sizeof(double));
+  std::byte* to = bytes->data();
+  const auto put = [&](const void* from, std::size_t size) {
+    if (size > 0) std::memcpy(to, from, size);
+    to += size;
+  };
+  put(&prefix, sizeof prefix);
+  put(parcel.verdict.data(), parcel.verdict.size());
+  put(parcel.payload.data(), parcel.payload.size() * sizeof(double));
+  return bytes;
+}
+
+Parcel unpack(const Bytes& bytes, int from) {
+  Prefix prefix;
+  const auto bad = [&] {
+    fail(Code::transport, "a message from rank " + std::to_string(from) + " has " + std::to_string(bytes.size()) +
+                              " bytes and is not one of allnorm's");
+  };
+  if (bytes.size() < sizeof prefix) bad();
+  std::memcpy(&prefix, bytes.data(), sizeof prefix);
+  const std::size_t rest = bytes.size() - sizeof prefix;
+  if (prefix.header.get(Field::magic) != Header::magic_value || prefix.verdict_size > rest ||
+      (rest - prefix.verdict_size) % sizeof(double) != 0 ||
+      prefix.count != (rest - prefix.verdict_size) / sizeof(double))
+    bad();
+  Parcel parcel{prefix.header, prefix.flags, {}, {}};
+  const std::byte* at = bytes.data() + sizeof prefix;
+  parcel.verdict.assign(reinterpret_cast<const char*>(at), prefix.verdict_size);
+  parcel.payload.resize(prefix.count);
+  if (prefix.count > 0) std::memcpy(parcel.payload.data(), at + prefix.verdict_size, prefix.count * sizeof(double));
+  return parcel;
+}
+
+void add(std::vector<double>& sum, const std::vector<double>& part) {
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+}
+
+// A group's view of its links. Shared by the communicator and the exchanges that it started.
+struct Group {
+  std::shared_ptr<Links> links;
+  std::vector<int> members;  // [rank in the group] -> rank in links
+  int rank = 0;
+  std::uint64_t context = 0;
+  Patience patience;
+
+  int size() const noexcept { return static_cast<int>(members.size()); }
+  std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
+};
+
+std::string verdict(const Header& first, int first_rank, const Header& other, int rank) {
+  const std::string text = differences(first, first_rank, other);
+  if (text.empty()) return {};
+  // "is at ..." reads on from the rank; everything else belongs to the call that all ranks are in
+  return "rank " + std::to_string(rank) + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
+}
+
+// What both ways of exchanging share: the deadline, and the end.
+class Exchange : public Pending::Impl {
+ public:
+  Exchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
+      : group_(std::move(group)), tag_(group_->tag(sequence)), timeout_(timeout), deadline_(now() + timeout) {
+    own_ = Parcel{message.header, message.flags, {}, std::move(message.payload)};
+  }
+
+  bool poll() final {
+    if (!done_) done_ = advance();
+    if (done_ && group_->links->flushed()) return true;
+    if (++looks_ % 64 == 0 && now() > deadline_) late();
+    return false;
+  }
+  void relax() final {
+    if (group_->patience.relax)
+      group_->patience.relax();
+    else
+      group_->links->relax(looks_);
+  }
+  Message take() final {
+    expect(result_.verdict.empty(), Code::mismatch, result_.verdict);
+    return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_)};
+  }
+
+ protected:
+  virtual bool advance() = 0;
+  /// The group's ranks that this one waits for.
+  virtual std::vector<int> missing() const = 0;
+
+  void post(std::vector<int> to, const Parcel& parcel) {
+    if (to.empty()) return;
+    for (int& rank : to) rank = group_->members[static_cast<std::size_t>(rank)];
+    group_->links->post(to, tag_, pack(parcel));
+  }
+  std::optional<Parcel> receive(int from) {
+    const auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
+    if (!bytes) return std::nullopt;
+    return unpack(*bytes, from);
+  }
+
+  std::shared_ptr<const Group> group_;
+  Parcel own_, result_;
+  std::vector<std::uint64_t> rank_flags_;
+
+ private:
+  double now() const { return group_->patience.now ? group_->patience.now() : steady_seconds(); }
+  [[noreturn]] void late() const {
+    std::string who;
+    for (const int rank : missing()) who += (who.empty() ? "" : ", ") + std::to_string(rank);
+    std::string seconds = std::to_string(timeout_);
+    seconds.erase(seconds.find_last_not_of('0') + 1);
+    if (seconds.back() == '.') seconds.pop_back();
+    fail(Code::timeout, describe(own_.header) + ": " +
+                            (who.empty() ? "sending to the other ranks is" : "rank " + who + " is missing,") +
+                            " not done after " + seconds + " s");
+  }
+
+  std::uint64_t tag_;
+  double timeout_, deadline_;
+  int looks_ = 0;
+  bool done_ = false;
+};
+
+// Every rank sends to every other and adds in rank order: the same bits everywhere, in one step.
+class GatherExchange final : public Exchange {
+ public:
+  GatherExchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(message), sequence, timeout) {
+    std::vector<int> others;
+    for (int rank = 0; rank < group_->size(); ++rank)
+      if (rank != group_->rank) others.push_back(rank);
+    post(others, own_);
+    parcels_.resize(static_cast<std::size_t>(group_->size()));
+    parcels_[static_cast<std::size_t>(group_->rank)] = std::move(own_);
+    own_.header = parcels_[static_cast<std::size_t>(group_->rank)]->header;
+  }
+
+ private:
+  bool advance() override {
+    bool all = true;
+    for (std::size_t rank = 0; rank < parcels_.size(); ++rank)
+      if (!parcels_[rank]) {
+        parcels_[rank] = receive(static_cast<int>(rank));
+        all &= parcels_[rank].has_value();
+      }
+    if (!all) return false;
+
+    result_ = std::move(*parcels_[0]);
+    rank_flags_.push_back(result_.flags);
+    for (std::size_t rank = 1; rank < parcels_.size(); ++rank) {
+      const Parcel& parcel = *parcels_[rank];
+      if (result_.verdict.empty()) result_.verdict = verdict(result_.header, 0, parcel.header, static_cast<int>(rank));
+      rank_flags_.push_back(parcel.flags);
+      result_.flags |= parcel.flags;
+      if (result_.verdict.empty()) add(result_.payload, parcel.payload);
+    }
+    parcels_.clear();
+    return true;
+  }
+  std::vector<int> missing() const override {
+    std::vector<int> ranks;
+    for (std::size_t rank = 0; rank < parcels_.size(); ++rank)
+      if (!parcels_[rank]) ranks.push_back(static_cast<int>(rank));
+    return ranks;
+  }
+
+  std::vector<std::optional<Parcel>> parcels_;  // [rank]
+};
+
+// Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
+class TreeExchange final : public Exchange {
+ public:
+  TreeExchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(message), sequence, timeout) {
+    const int rank = group_->rank;
+    int bit = 1;
+    for (; bit < group_->size() && (rank & bit) == 0; bit <<= 1)
+      if (rank + bit < group_->size()) children_.push_back(rank + bit);
+    if (rank != 0) parent_ = rank - bit;
+    result_ = own_;
+  }
+
+ private:
+  bool advance() override {
+    while (arrived_ < children_.size()) {
+      const auto parcel = receive(children_[arrived_]);
+      if (!parcel) return false;
+      ++arrived_;
+      result_.flags |= parcel->flags;
+      if (result_.verdict.empty()) result_.verdict = parcel->verdict;
+      if (result_.verdict.empty())
+        result_.verdict = verdict(own_.header, group_->rank, parcel->header, children_[arrived_ - 1]);
+      if (result_.verdict.empty())
+        add(result_.payload, parcel->payload);
+      else
+        result_.payload.clear();
+    }
+    if (parent_ >= 0) {
+      if (!sent_) post({parent_}, result_);
+      sent_ = true;
+      auto parcel = receive(parent_);
+      if (!parcel) return false;
+      result_ = std::move(*parcel);
+    }
+    result_.header = own_.header;
+    std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
+    post(std::move(children), result_);
+    return true;
+  }
+  std::vector<int> missing() const override {
+    if (arrived_ < children_.size()) return {children_[arrived_]};
+    if (parent_ >= 0) return {parent_};
+    return {};
+  }
+
+  std::vector<int> children_;
+  int parent_ = -1;
+  std::size_t arrived_ = 0;
+  bool sent_ = false;
+};
+
+class LinkedCommunicator final : public Communicator {
+ public:
+  explicit LinkedCommunicator(std::shared_ptr<const Group> group) : group_(std::move(group)) {}
+
+  int rank() const noexcept override { return group_->rank; }
+  int size() const noexcept override { return group_->size(); }
+  std::string_view transport() const noexcept override { return group_->links->transport(); }
+  Traffic traffic() const noexcept override { return traffic_; }
+  void abort(const Error& error) noexcept override { group_->links->abort(error); }
+
+  Pending start_exchange(Message message, Queue&) override {
+    message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
+    message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
+    ++traffic_.exchanges;
+    traffic_.bytes += message.payload.size() * sizeof(double);
+    const double timeout = sequence_ == 0 ? group_->patience.first_timeout : group_->patience.timeout;
+    if (size() <= group_->patience.gather_limit)
+      return Pending(std::make_unique<GatherExchange>(group_, std::move(message), sequence_++, timeout));
+    return Pending(std::make_unique<TreeExchange>(group_, std::move(message), sequence_++, timeout));
+  }
+
+  // Each rank says its color and the first context number that is free on it; all take the largest, so that no two
+  // communicators that share a rank share a number.
+  std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) override {
+    Message message{Header("split", Direction::split, sequence_), {}, 0, {}};
+    message.payload.assign(2 * static_cast<std::size_t>(size()), 0.0);
+    message.payload[2 * static_cast<std::size_t>(rank())] = static_cast<double>(color);
+    message.payload[2 * static_cast<std::size_t>(rank()) + 1] = static_cast<double>(group_->links->next_context);
+    const Message all = exchange(std::move(message), queue);
+
+    std::vector<int> members;
+    double context = 0;
+    for (std::size_t r = 0; r < group_->members.size(); ++r) {
+      context = std::max(context, all.payload[2 * r + 1]);
+      if (all.payload[2 * r] == static_cast<double>(color)) members.push_back(group_->members[r]);
+    }
+    group_->links->next_context = static_cast<std::uint64_t>(context) + 1;
+    return communicate(group_->links, std::move(members), static_cast<std::uint64_t>(context), group_->patience);
+  }
+
+ private:
+  std::shared_ptr<const Group> group_;
+  std::uint64_t sequence_ = 0;
+  Traffic traffic_;
+};
+
+}  // namespace
+
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members,
+                                          std::uint64_t context, const Patience& patience) {
+  expect(patience.timeout > 0 && patience.first_timeout > 0, Code::invalid_argument,
+         "the timeout of an exchange must be positive");
+  const auto own = std::find(members.begin(), members.end(), links->rank());
+  const int rank = static_cast<int>(own - members.begin());
+  return std::make_shared<LinkedCommunicator>(
+      std::make_shared<const Group>(Group{std::move(links), std::move(members), rank, context, patience}));
+}
+
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, const Patience& patience) {
+  std::vector<int> members(static_cast<std::size_t>(links->size()));
+  for (std::size_t r = 0; r < members.size(); ++r) members[r] = static_cast<int>(r);
+  return communicate(std::move(links), std::move(members), 0, patience);
+}
+
+std::shared_ptr<Communicator> sync_group(const std::shared_ptr<Communicator>& world, Sync sync, Queue& queue) {
+  if (sync.ranks == Sync::none) return self();
+  if (sync.ranks == Sync::world) return world;
+  return world->split(world->rank() / sync.ranks, queue);
+}
+
+}  // namespace allnorm

@@ -1,0 +1,47 @@
+// The exchange, once for every transport that can send bytes from rank to rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "allnorm/communicator.hpp"
+
+namespace allnorm {
+
+using Bytes = std::vector<std::byte>;
+
+/// What a transport provides: messages of any length between `size` ranks. `tag` tells exchanges apart; between two
+/// ranks, messages of one tag arrive in order. No function blocks.
+class Links {
+ public:
+  virtual ~Links() = default;
+  virtual int rank() const noexcept = 0;
+  virtual int size() const noexcept = 0;
+  virtual std::string_view transport() const noexcept = 0;
+  /// The bytes are sent to every rank of `to`; they are copied or kept until they are on their way.
+  virtual void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) = 0;
+  /// The next message of that rank and tag, if it is there. Throws aborted when the job was aborted.
+  virtual std::optional<Bytes> poll(int from, std::uint64_t tag) = 0;
+  /// True when everything posted has left; makes progress.
+  virtual bool flushed() = 0;
+  /// What a waiting rank does between two looks; `looks` counts them.
+  virtual void relax(int looks) = 0;
+  virtual void abort(const Error& error) noexcept = 0;
+
+  /// The smallest context number that no communicator over these links uses yet on this rank.
+  std::uint64_t next_context = 1;
+};
+
+/// The communicator of the ranks `members` (positions in `links`, ascending, this rank among them).
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members,
+                                          std::uint64_t context, const Patience& patience);
+
+/// The communicator of all ranks of `links`.
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, const Patience& patience);
+
+}  // namespace allnorm

@@ -1,0 +1,150 @@
+#include "allnorm/message.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <span>
+
+namespace allnorm {
+
+namespace {
+
+enum class Format : std::uint8_t { integer, real, boolean, choice, hash };
+
+struct FieldSpec {
+  Field field;
+  std::string_view name;  // as the user set it, or what a person would call it
+  Format format;
+  std::span<const std::string_view> choices{};
+};
+
+constexpr std::string_view directions[] = {"forward", "backward", "gradients", "agreement", "split"};
+constexpr std::string_view kinds[] = {"the batch_norm family", "layer_norm", "group_norm"};
+constexpr std::string_view dtypes[] = {"f64", "f32", "f16", "bf16"};
+constexpr std::string_view variants[] = {"paper", "var"};
+constexpr std::string_view weightings[] = {"uniform", "count"};
+constexpr std::string_view running_updates[] = {"last", "every"};
+constexpr std::string_view guards[] = {"clamp", "drop"};
+constexpr std::string_view sources[] = {"current", "window"};
+
+constexpr FieldSpec fields[] = {
+    {Field::magic, "magic", Format::hash},
+    {Field::wire_version, "wire version", Format::integer},
+    {Field::direction, "direction", Format::choice, directions},
+    {Field::kind, "kind", Format::choice, kinds},
+    {Field::call, "call number", Format::integer},
+    {Field::payload, "payload length", Format::integer},
+    {Field::ranks, "group size", Format::integer},
+    {Field::channels, "number of channels", Format::integer},
+    {Field::dtype, "dtype", Format::choice, dtypes},
+    {Field::eps, "eps", Format::real},
+    {Field::momentum, "momentum", Format::real},
+    {Field::unbiased, "unbiased_running_var", Format::boolean},
+    {Field::training, "training", Format::boolean},
+    {Field::renorm, "renorm", Format::boolean},
+    {Field::variant, "variant", Format::choice, variants},
+    {Field::r_max, "r_max", Format::real},
+    {Field::d_max, "d_max", Format::real},
+    {Field::minibatches, "minibatches", Format::integer},
+    {Field::minibatch, "mini-batch of the batch", Format::integer},
+    {Field::weighting, "weighting", Format::choice, weightings},
+    {Field::running, "running", Format::choice, running_updates},
+    {Field::window, "window", Format::integer},
+    {Field::entries, "iterations in the window", Format::integer},
+    {Field::burn_in, "burn_in", Format::integer},
+    {Field::fill_in_burn_in, "fill_in_burn_in", Format::boolean},
+    {Field::compensate, "compensate", Format::boolean},
+    {Field::guard, "guard", Format::choice, guards},
+    {Field::running_source, "running_source", Format::choice, sources},
+    {Field::pivot_hash, "the pivot (mean of the last call)", Format::hash},
+    {Field::running_hash, "the running statistics", Format::hash},
+    {Field::weight_hash, "conv_weight", Format::hash},
+};
+static_assert(std::size(fields) == static_cast<std::size_t>(Field::count));
+
+std::string real_text(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  return {text, end};
+}
+
+std::string value_text(const FieldSpec& spec, std::uint64_t word) {
+  switch (spec.format) {
+    case Format::integer: return std::to_string(static_cast<std::int64_t>(word));
+    case Format::real: return real_text(std::bit_cast<double>(word));
+    case Format::boolean: return word ? "true" : "false";
+    case Format::choice: return word < spec.choices.size() ? std::string(spec.choices[word]) : std::to_string(word);
+    case Format::hash: break;
+  }
+  char text[24];
+  const auto end = std::to_chars(text, text + sizeof text, word, 16).ptr;
+  return "#" + std::string(text, end);
+}
+
+std::string_view name_of(const Header& header) {
+  return {header.name.data(), strnlen(header.name.data(), header.name.size())};
+}
+
+}  // namespace
+
+Header::Header(std::string_view layer_name, Direction direction, std::uint64_t call) {
+  std::copy_n(layer_name.data(), std::min(layer_name.size(), name_size - 1), name.data());
+  set(Field::magic, magic_value);
+  set(Field::wire_version, version_value);
+  set(Field::direction, static_cast<std::uint64_t>(direction));
+  set(Field::call, call);
+}
+
+std::string describe(const Header& header) {
+  const auto direction = header.get(Field::direction);
+  return std::string(name_of(header)) + ", call " + std::to_string(header.get(Field::call)) + ", " +
+         (direction < std::size(directions) ? std::string(directions[direction]) : std::to_string(direction));
+}
+
+std::string differences(const Header& first, int first_rank, const Header& other) {
+  if (first == other) return {};
+  const std::string on_first = " as on rank " + std::to_string(first_rank);
+  for (const Field field : {Field::magic, Field::wire_version})
+    if (first.get(field) != other.get(field)) return "another version of allnorm, must be the same" + on_first;
+  const auto differs = [&](Field field) { return first.get(field) != other.get(field); };
+  if (first.name != other.name || differs(Field::direction) || differs(Field::kind) || differs(Field::call))
+    return "is at " + describe(other) + ", must be at " + describe(first) + on_first;
+
+  std::string text;
+  for (const auto& spec : fields) {
+    if (!differs(spec.field)) continue;
+    if (spec.field == Field::payload && !text.empty()) continue;  // a consequence of what was named
+    if (!text.empty()) text += "; ";
+    if (spec.format == Format::hash)
+      text += std::string(spec.name) + " differs, must be" + on_first;
+    else
+      text += std::string(spec.name) + " is " + value_text(spec, other.get(spec.field)) + ", must be " +
+              value_text(spec, first.get(spec.field)) + on_first;
+  }
+  return text;
+}
+
+std::uint64_t hash_of(const double* values, std::size_t count, std::uint64_t seed) noexcept {
+  return hash_of(static_cast<const void*>(values), count * sizeof(double), seed);
+}
+
+std::uint64_t hash_of(const void* bytes, std::size_t size, std::uint64_t seed) noexcept {
+  constexpr std::uint64_t prime = 0x100000001b3u;
+  const auto* from = static_cast<const unsigned char*>(bytes);
+  std::uint64_t hash = seed;
+  const auto mix = [&](std::uint64_t word) {
+    hash = (hash ^ word) * prime;
+    hash ^= hash >> 32;  // words, not bytes: let the high half reach the low one
+  };
+  for (; size >= 8; size -= 8, from += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, from, 8);
+    mix(word);
+  }
+  std::uint64_t rest = size;
+  if (size > 0) std::memcpy(&rest, from, size);
+  if (size > 0) mix(rest);
+  return hash;
+}
+
+}  // namespace allnorm

@@ -1,0 +1,64 @@
+#include "parallel.hpp"
+
+#include <utility>
+
+namespace allnorm {
+
+Queue::Impl::Impl(int threads) {
+  for (int i = 1; i < threads; ++i)
+    workers_.emplace_back([this] {
+      std::unique_lock lock(mutex_);
+      while (!stop_) {
+        work(lock);
+        wake_.wait(lock, [this] { return stop_ || next_ < tasks_; });
+      }
+    });
+}
+
+Queue::Impl::~Impl() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+// Takes tasks until none is left. The lock is held on entry and on return, not while a task runs.
+void Queue::Impl::work(std::unique_lock<std::mutex>& lock) {
+  while (next_ < tasks_) {
+    const std::int64_t i = next_++;
+    ++running_;
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      (*task_)(i);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    if (error && !error_) error_ = error;
+    if (--running_ == 0 && next_ >= tasks_) done_.notify_all();
+  }
+}
+
+void Queue::Impl::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+  std::unique_lock lock(mutex_);
+  task_ = &task;
+  next_ = 0;
+  tasks_ = tasks;
+  wake_.notify_all();
+  work(lock);
+  done_.wait(lock, [this] { return running_ == 0; });
+  tasks_ = next_ = 0;
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void parallel(Queue& queue, std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+  if (queue.threads() == 1 || tasks <= 1)
+    for (std::int64_t i = 0; i < tasks; ++i) task(i);
+  else
+    queue.impl().run(tasks, task);
+}
+
+}  // namespace allnorm

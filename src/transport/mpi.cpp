@@ -1,0 +1,132 @@
+// Ranks as MPI processes: point-to-point messages, probed for, so that lengths may differ and no call blocks.
+#include "allnorm/mpi.hpp"
+
+#include <climits>
+#include <cstring>
+#include <list>
+#include <map>
+#include <string>
+#include <thread>
+
+#include "exchange.hpp"
+
+namespace allnorm {
+
+namespace {
+
+void check(int status, const char* call) {
+  if (status == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(status, text, &length);
+  fail(Code::transport, std::string(call) + " failed: " + std::string(text, static_cast<std::size_t>(length)));
+}
+
+class MpiLinks final : public Links {
+ public:
+  explicit MpiLinks(MPI_Comm comm) {
+    check(MPI_Comm_dup(comm, &comm_), "MPI_Comm_dup");  // our tags meet nobody else's
+    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+    check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+    check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+  }
+  MpiLinks(const MpiLinks&) = delete;
+  MpiLinks& operator=(const MpiLinks&) = delete;
+
+  ~MpiLinks() override {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (finalized) return;
+    for (auto& sending : sendings_) {  // only after an error: a peer that never received
+      MPI_Cancel(&sending.request);
+      MPI_Request_free(&sending.request);
+    }
+    for (auto& [key, receiving] : receivings_) {
+      MPI_Cancel(&receiving.request);
+      MPI_Request_free(&receiving.request);
+    }
+    MPI_Comm_free(&comm_);
+  }
+
+  int rank() const noexcept override { return rank_; }
+  int size() const noexcept override { return size_; }
+  std::string_view transport() const noexcept override { return "mpi"; }
+
+  void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
+    expect(bytes->size() <= INT_MAX, Code::unsupported,
+           [&] { return "a message has " + std::to_string(bytes->size()) + " bytes, MPI takes at most 2^31-1"; });
+    for (const int rank : to) {
+      Sending sending{MPI_REQUEST_NULL, bytes};
+      check(MPI_Isend(bytes->data(), static_cast<int>(bytes->size()), MPI_BYTE, rank, mpi_tag(tag), comm_,
+                      &sending.request),
+            "MPI_Isend");
+      sendings_.push_back(std::move(sending));
+    }
+  }
+
+  std::optional<Bytes> poll(int from, std::uint64_t tag) override {
+    const auto key = std::pair(from, tag);
+    auto at = receivings_.find(key);
+    if (at == receivings_.end()) {
+      int there = 0;
+      MPI_Message message;
+      MPI_Status status;
+      check(MPI_Improbe(from, mpi_tag(tag), comm_, &there, &message, &status), "MPI_Improbe");
+      if (!there) return std::nullopt;
+      int count = 0;
+      check(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count");
+      at = receivings_.emplace(key, Receiving{MPI_REQUEST_NULL, Bytes(static_cast<std::size_t>(count))}).first;
+      check(MPI_Imrecv(at->second.bytes.data(), count, MPI_BYTE, &message, &at->second.request), "MPI_Imrecv");
+    }
+    int done = 0;
+    check(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (!done) return std::nullopt;
+    Bytes bytes = std::move(at->second.bytes);
+    receivings_.erase(at);
+    return bytes;
+  }
+
+  bool flushed() override {
+    for (auto sending = sendings_.begin(); sending != sendings_.end();) {
+      int done = 0;
+      check(MPI_Test(&sending->request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+      sending = done ? sendings_.erase(sending) : std::next(sending);
+    }
+    return sendings_.empty();
+  }
+
+  void relax(int) override { std::this_thread::yield(); }
+  void abort(const Error&) noexcept override {}  // the program's decision: it alone knows the exit code
+
+ private:
+  struct Sending {
+    MPI_Request request;
+    std::shared_ptr<const Bytes> bytes;
+  };
+  struct Receiving {
+    MPI_Request request;
+    Bytes bytes;
+  };
+
+  // 11 bits of context and 15 of sequence: below any MPI's largest tag (Open MPI 2^31-1, MPICH 2^28-1). Messages of one
+  // pair arrive in order, and no rank is more than a few exchanges ahead, so wrapping is harmless.
+  static int mpi_tag(std::uint64_t tag) noexcept {
+    return static_cast<int>((tag >> 32 & 0x7ffu) << 15 | (tag & 0x7fffu));
+  }
+
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0, size_ = 1;
+  std::list<Sending> sendings_;
+  std::map<std::pair<int, std::uint64_t>, Receiving> receivings_;
+};
+
+}  // namespace
+
+std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  expect(initialized != 0, Code::invalid_argument, "MPI is not initialized: call MPI_Init before allnorm::mpi()");
+  return communicate(std::make_shared<MpiLinks>(comm), patience);
+}
+
+}  // namespace allnorm
