@@ -1,0 +1,19 @@
+// What every transport must do, as functions of one rank: threads and MPI run the same ones.
+#pragma once
+
+#include "harness.hpp"
+
+namespace exchange_cases {
+
+/// Sums of 0, 1, 7 and 5000 whole numbers are exact, and flags are united.
+void sums_are_exact(const harness::World& world, allnorm::Queue& queue);
+/// Sums of numbers of very different size have the bits of adding in rank order.
+void sums_are_in_rank_order(const harness::World& world, allnorm::Queue& queue);
+/// Several exchanges in flight, asked for in another order than they were started, come out right.
+void exchanges_overlap(const harness::World& world, allnorm::Queue& queue);
+/// Halves, then pairs within them; every subgroup adds its own and the world still works.
+void splits_are_independent(const harness::World& world, allnorm::Queue& queue);
+/// Every rank is told which rank differs, and how, for fields, lengths, names, directions and calls.
+void mismatches_are_named(const harness::World& world, allnorm::Queue& queue);
+
+}  // namespace exchange_cases

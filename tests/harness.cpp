@@ -1,0 +1,56 @@
+#include "harness.hpp"
+
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "allnorm/error.hpp"
+
+namespace harness {
+
+using allnorm::Code;
+using allnorm::Error;
+
+void run(int ranks, const Body& body, const allnorm::Patience& patience) {
+  const auto worlds = allnorm::threads(ranks, patience);
+  std::vector<std::exception_ptr> errors(worlds.size());
+  std::vector<std::thread> workers;
+  for (std::size_t rank = 0; rank < worlds.size(); ++rank)
+    workers.emplace_back([&, rank] {
+      try {
+        allnorm::Queue queue = allnorm::Queue::cpu();
+        body(worlds[rank], queue);
+      } catch (const Error& error) {
+        worlds[rank]->abort(error);
+        errors[rank] = std::current_exception();
+      } catch (...) {
+        worlds[rank]->abort(Error(Code::transport, "an unexpected exception"));
+        errors[rank] = std::current_exception();
+      }
+    });
+  for (auto& worker : workers) worker.join();
+
+  std::exception_ptr consequence;
+  for (const auto& error : errors) {
+    if (!error) continue;
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& e) {
+      if (e.code() != Code::aborted) throw;
+      consequence = error;
+    }
+  }
+  if (consequence) std::rethrow_exception(consequence);
+}
+
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return std::string(to_string(error.code())) + ": " + error.message();
+  }
+  return {};
+}
+
+}  // namespace harness

@@ -1,0 +1,163 @@
+// The exchange among threads, gathered and along a tree, and what happens when a rank is late or fails.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "exchange_cases.hpp"
+
+namespace {
+
+using namespace allnorm;
+using harness::error_of;
+using harness::World;
+
+struct Group {
+  int ranks;
+  int gather_limit;
+};
+std::string name_of(const testing::TestParamInfo<Group>& info) {
+  return std::to_string(info.param.ranks) + (info.param.ranks <= info.param.gather_limit ? "RanksGathered" : "RanksInATree");
+}
+
+class Exchange : public testing::TestWithParam<Group> {
+ protected:
+  void run(const harness::Body& body) const {
+    Patience patience;
+    patience.gather_limit = GetParam().gather_limit;
+    harness::run(GetParam().ranks, body, patience);
+  }
+};
+
+TEST_P(Exchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
+TEST_P(Exchange, ExchangesOverlap) { run(exchange_cases::exchanges_overlap); }
+TEST_P(Exchange, SplitsAreIndependent) { run(exchange_cases::splits_are_independent); }
+
+INSTANTIATE_TEST_SUITE_P(Groups, Exchange,
+                         testing::Values(Group{1, 32}, Group{2, 32}, Group{3, 32}, Group{4, 32}, Group{2, 1}, Group{3, 1},
+                                         Group{5, 1}, Group{8, 2}),
+                         name_of);
+
+TEST(GatheredExchange, SumsAreInRankOrder) {
+  for (const int ranks : {1, 2, 3, 4, 7}) harness::run(ranks, exchange_cases::sums_are_in_rank_order);
+}
+TEST(GatheredExchange, MismatchesAreNamed) {
+  for (const int ranks : {2, 3, 4}) harness::run(ranks, exchange_cases::mismatches_are_named);
+}
+
+TEST(TreeExchange, EveryRankGetsTheSameBits) {
+  Patience patience;
+  patience.gather_limit = 1;
+  std::mutex mutex;
+  std::set<std::vector<double>> sums;
+  harness::run(
+      6,
+      [&](const World& world, Queue& queue) {
+        const double mine = 1.0 / (3 + world->rank());
+        auto sum = world->exchange({Header("tree", Direction::forward, 0), {mine, mine * 1e-9}, 0, {}}, queue).payload;
+        const std::lock_guard lock(mutex);
+        sums.insert(std::move(sum));
+      },
+      patience);
+  EXPECT_EQ(sums.size(), 1u);
+}
+
+TEST(TreeExchange, MismatchesReachEveryRank) {
+  Patience patience;
+  patience.gather_limit = 1;
+  std::atomic<int> told{0};
+  harness::run(
+      7,
+      [&](const World& world, Queue& queue) {
+        Message message{Header("bn", Direction::forward, 0), {1.0}, 0, {}};
+        if (world->rank() == 5) {
+          message.header.set(Field::eps, 1e-3);
+          message.payload.push_back(2.0);
+        }
+        const std::string error = error_of([&] { world->exchange(std::move(message), queue); });
+        if (error.starts_with("mismatch: rank 5: bn, call 0, forward: ") && error.find("eps is 0.001") != error.npos) ++told;
+      },
+      patience);
+  EXPECT_EQ(told, 7);
+}
+
+TEST(LateRank, IsNamedAfterTheDeadline) {
+  Patience patience;
+  patience.first_timeout = patience.timeout = 0.2;
+  const auto error = error_of([&] {
+    harness::run(
+        3,
+        [](const World& world, Queue& queue) {
+          if (world->rank() == 2) return;  // never joins
+          world->exchange({Header("bn", Direction::forward, 5), {1.0}, 0, {}}, queue);
+        },
+        patience);
+  });
+  EXPECT_EQ(error, "timeout: bn, call 5, forward: rank 2 is missing, not done after 0.2 s");
+}
+
+TEST(LateRank, TheFirstExchangeHasItsOwnDeadline) {
+  Patience patience;
+  patience.first_timeout = 30;
+  patience.timeout = 0.05;
+  harness::run(
+      2,
+      [](const World& world, Queue& queue) {
+        if (world->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+      },
+      patience);
+}
+
+TEST(LateRank, ClockAndWaitingAreTheCallers) {
+  std::atomic<int> relaxed{0};
+  std::atomic<double> clock{0};
+  Patience patience;
+  patience.first_timeout = 1000;
+  patience.now = [&] { return clock.load(); };
+  patience.relax = [&] {
+    clock = clock + 10;
+    ++relaxed;
+  };
+  const auto error = error_of([&] {
+    harness::run(
+        2,
+        [](const World& world, Queue& queue) {
+          if (world->rank() == 0) world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+        },
+        patience);
+  });
+  EXPECT_EQ(error, "timeout: bn, call 0, forward: rank 1 is missing, not done after 1000 s");
+  EXPECT_GT(relaxed, 0);
+}
+
+TEST(FailedRank, ReleasesItsPeers) {
+  const auto error = error_of([] {
+    harness::run(3, [](const World& world, Queue& queue) {
+      if (world->rank() == 1) fail(Code::invalid_input, "file x is broken");
+      world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+    });
+  });
+  EXPECT_EQ(error, "invalid input: file x is broken");
+}
+
+TEST(FailedRank, ItsPeersSayWhichAndWhy) {
+  std::mutex mutex;
+  std::set<std::string> told;
+  const auto worlds = threads(2);
+  worlds[1]->abort(Error(Code::invalid_input, "file x is broken"));
+  Queue queue = Queue::cpu();
+  EXPECT_EQ(error_of([&] { worlds[0]->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue); }),
+            "aborted: rank 1 failed: file x is broken");
+}
+
+TEST(Threads, NeedAtLeastOneRank) {
+  EXPECT_EQ(error_of([] { threads(0); }), "invalid argument: ranks is 0, must be at least 1");
+}
+
+}  // namespace

@@ -1,0 +1,45 @@
+// Whole layers against the oracle, on 1 to 4 ranks.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "norm_cases.hpp"
+
+namespace {
+
+using namespace allnorm;
+using norm_cases::Composition;
+
+class Compositions : public testing::TestWithParam<std::pair<std::string, Composition>> {};
+
+TEST_P(Compositions, EqualTheOracleOnAnyNumberOfRanks) {
+  for (int ranks = 1; ranks <= 4; ++ranks)
+    for (std::uint64_t seed : {1u, 2u, 3u}) {
+      Composition c = GetParam().second;
+      c.seed = 100 * c.seed + seed;
+      harness::run(ranks, [&](const harness::World& world, Queue& queue) { norm_cases::check(c, world, queue); });
+    }
+}
+
+TEST_P(Compositions, ResumeToTheSameBits) {
+  for (const int ranks : {1, 3}) {
+    const Composition whole = GetParam().second;
+    std::vector<norm_cases::Trace> traces(static_cast<std::size_t>(ranks));
+    harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+      traces[static_cast<std::size_t>(world->rank())] = norm_cases::check(whole, world, queue);
+    });
+    for (int step = 1; step < whole.steps; ++step) {
+      Composition resumed = whole;
+      resumed.resume_step = step;
+      harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+        EXPECT_EQ(norm_cases::check(resumed, world, queue), traces[static_cast<std::size_t>(world->rank())]) << "step " << step;
+      });
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Family, Compositions, testing::ValuesIn(norm_cases::compositions()),
+                         [](const auto& composition) { return composition.param.first; });
+
+}  // namespace
