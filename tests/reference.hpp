@@ -1,0 +1,188 @@
+// The oracle of the tests: normalizations from their definitions, in plain loops, sharing no code with the library.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <vector>
+
+namespace reference {
+
+/// Sums and statistics are kept with 64 bits of mantissa, so that the definitions can be written down as they stand
+/// (E[x^2] - E[x]^2 included, where a definition says so) and still be right to the last bits of a double.
+using Real = long double;
+using Reals = std::vector<Real>;
+using Doubles = std::vector<double>;
+
+/// A dense tensor in logical order (N, C, space...), the last axis fastest.
+struct Array {
+  std::vector<std::int64_t> shape;
+  Doubles v;
+};
+/// One array per rank of a group. C and space agree; N may differ and may be 0.
+using Ranks = std::vector<Array>;
+
+/// The product of the extents.
+std::int64_t elements(const std::vector<std::int64_t>& shape);
+/// An array of zeros.
+Array zeros(std::vector<std::int64_t> shape);
+/// The arrays behind one another along axis 0.
+Array concatenate(const Ranks& parts);
+
+// ---------------------------------------------------------------------------------------------------- convolution
+
+/// A convolution (cross-correlation) with zero padding. Each vector has one number per space axis, or one for all.
+struct Conv {
+  std::vector<std::int64_t> stride{1}, padding{0}, dilation{1};
+  std::int64_t groups = 1;
+};
+/// input (N, Ci, space...), weight (C, Ci/groups, kernel...) -> (N, C, space...); 0 to 3 space axes (0: a linear
+/// layer).
+Array convolve(const Array& input, const Array& weight, const Conv& conv);
+
+/// sum_p (C, fan_in): the sum over samples and positions of the input patch that channel c sees;
+/// sum_xp (C, fan_in): that of x_c times the patch. Added to what the two vectors hold.
+void add_patch_sums(const Array& input, const Array& x, const std::vector<std::int64_t>& weight_shape, const Conv& conv,
+                    Reals& sum_p, Reals& sum_xp);
+
+// -------------------------------------------------------------------- the batch-statistics family (equations 1, 0-5,
+// 8)
+
+enum class Activation { identity, relu, leaky_relu };
+enum class RenormVariant { paper, var };
+enum class Guard { clamp, drop };
+enum class RunningSource { current, window };
+enum class Weighting { uniform, count };
+enum class RunningRule { last, every };
+
+/// The whole composition; with the defaults it is BN. Names and meanings are the command line's.
+struct BatchOptions {
+  double eps = 1e-5;
+  double momentum = 0.1;
+  bool cumulative = false;  // momentum = 1/num_batches_tracked instead
+  bool training = true;
+  bool unbiased_running_var = true;
+  Activation activation = Activation::identity;
+  double slope = 0.01;
+
+  bool renorm = false;
+  RenormVariant variant = RenormVariant::paper;
+  double r_max = 3, d_max = 5;
+
+  std::int64_t window = 1;  // iterations averaged, the current one included
+  std::int64_t burn_in = 0;
+  bool fill_in_burn_in = false;
+  Guard guard = Guard::clamp;
+  bool compensate = true;
+  RunningSource running_source = RunningSource::current;
+  Conv conv;
+
+  std::int64_t minibatches = 1;
+  Weighting weighting = Weighting::uniform;
+  RunningRule running = RunningRule::last;
+};
+
+/// Statistics of one call, of one batch of mini-batches, or of one entry of the window, over all ranks of the group.
+struct Statistics {
+  std::int64_t count = 0;  // values per channel, M
+  Reals mean, var;         // (C), var biased
+  Reals dmean, dsecond;    // (C, fan_in): d mean/d theta_c and d E[x^2]/d theta_c; empty without compensation
+  Doubles theta;           // (C, fan_in): the weights that made x; empty without compensation
+};
+
+/// Everything that a call may change.
+struct BatchState {
+  Doubles running_mean, running_var, running_std;  // (C); running_std is used with renorm, variant paper
+  std::int64_t num_batches_tracked = 0;            // updates of the running statistics
+  std::deque<Statistics> window;                   // whole batches, newest first, at most options.window - 1
+  std::vector<Statistics> minibatches;             // the non-empty mini-batches of the batch under way
+  std::int64_t t = 0;                              // mini-batches of the batch under way, empty ones included
+  std::int64_t batches = 0;                        // training calls (batches) so far that held a value; burn_in's clock
+};
+
+struct Layer {
+  BatchOptions options;
+  Doubles gamma, beta;  // (C)
+  BatchState state;
+};
+/// gamma 1, beta 0, running mean 0, running variance and deviation 1.
+Layer make_layer(std::int64_t channels, const BatchOptions& options = {});
+
+/// What one call reads, per rank. residual: like x, or no arrays. conv_input (N, Ci, space...) and conv_weight are
+/// read when window > 1 and compensate.
+struct Inputs {
+  Ranks x, residual, conv_input;
+  Array conv_weight;
+};
+
+/// What one call gives.
+struct Result {
+  Ranks y;
+  Ranks pre;               // before the activation
+  std::int64_t count = 0;  // M: values per channel of this call, all ranks
+  Doubles mean, var;  // (C): normalized with, before r and d; without eps. 0 when there is nothing to normalize with
+  Doubles inv;        // (C): 1/sqrt(var + eps), or 1/running_std
+  Doubles r, d;       // (C): 1 and 0 without renorm
+  Doubles a;          // (C): share of this call's own mean and second moment in mean and E[x^2]
+  BatchState state;   // after the call
+};
+
+/// One call that leaves the layer as it is; the new state is in the result. With `frozen`, r and d are that result's
+/// instead of being computed: the function of the inputs whose derivative `backward` gives.
+Result evaluate(const Layer& layer, const Inputs& inputs, const Result* frozen = nullptr);
+/// One call; the layer takes the new state.
+Result forward(Layer& layer, const Inputs& inputs);
+/// Running statistics alone, whatever options.training says.
+Result infer(const Layer& layer, const Inputs& inputs);
+/// Ends a batch of mini-batches early: the running statistics (rule `last`) and the window take what it has.
+void begin_batch(Layer& layer);
+
+struct Gradients {
+  Ranks dx, dresidual;
+  std::vector<Doubles> dgamma, dbeta;  // one (C) per rank, sums over that rank's data
+};
+/// `result` is what evaluate or forward gave for these inputs.
+Gradients backward(const Layer& layer, const Inputs& inputs, const Result& result, const Ranks& dy);
+
+// ------------------------------------------------------------- statistics within a sample (equations 2, sections 1-3)
+
+/// Sets of elements with a mean and a variance each, and an affine part.
+struct RowsResult {
+  Array y;
+  Doubles mean, rstd;  // one per set, in the order of the sets
+  Doubles var;         // biased
+};
+struct RowsGradients {
+  Array dx;
+  Doubles dgamma, dbeta;
+};
+/// For each element of x the number of the set that it is normalized with, and of the gamma and beta that it takes.
+struct Sets {
+  std::vector<std::int64_t> set, affine;  // (elements)
+  std::int64_t sets = 0, affines = 0;
+};
+/// One set per leading index over the trailing `axes` axes; gamma and beta per element of these.
+Sets layer_norm_sets(const std::vector<std::int64_t>& shape, int axes);
+/// One set per sample and block of C/groups channels; gamma and beta per channel. `groups` divides C.
+Sets group_norm_sets(const std::vector<std::int64_t>& shape, std::int64_t groups);
+/// group_norm with one channel per group.
+Sets instance_norm_sets(const std::vector<std::int64_t>& shape);
+
+/// Empty gamma means 1, empty beta 0.
+RowsResult rows_forward(const Array& x, const Sets& sets, const Doubles& gamma, const Doubles& beta, double eps);
+RowsGradients rows_backward(const Array& x, const Sets& sets, const Doubles& gamma, const Array& dy, double eps);
+/// As rows_forward, with a root mean square instead of mean and deviation: mean is 0 and nothing is centred.
+RowsResult rms_forward(const Array& x, const Sets& sets, const Doubles& gamma, double eps);
+RowsGradients rms_backward(const Array& x, const Sets& sets, const Doubles& gamma, const Array& dy, double eps);
+/// instance_norm's running statistics after a call: the plain average over the samples, variances unbiased.
+void update_instance_running(const RowsResult& result, const std::vector<std::int64_t>& shape, double momentum,
+                             Doubles& running_mean, Doubles& running_var);
+
+// ------------------------------------------------------------------------------------------------------- differences
+
+/// The gradient of f at x by central differences of fourth order.
+Doubles central_difference(const std::function<Real(const Doubles&)>& f, const Doubles& x, double h = 1e-3);
+/// Sum of a*b over all ranks: the loss whose derivative with respect to y is dy.
+Real inner_product(const Ranks& a, const Ranks& b);
+
+}  // namespace reference
