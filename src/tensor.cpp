@@ -5,16 +5,13 @@ namespace allnorm {
 Shape::Shape(std::span<const std::int64_t> extents) {
   expect(extents.size() <= max_rank, Code::invalid_argument,
          [&] { return "a tensor has " + std::to_string(extents.size()) + " axes, must have at most " + std::to_string(max_rank); });
-  std::int64_t product = 1;
-  bool empty = false;
+  std::int64_t product = 1;  // of the axes that are not empty, so that no partial product overflows either
   for (const std::int64_t e : extents) {
     expect(e >= 0, Code::invalid_argument, [&] { return "an axis has extent " + std::to_string(e) + ", must be at least 0"; });
     extent_[static_cast<std::size_t>(rank_++)] = e;
-    empty |= e == 0;
   }
-  if (empty) return;
   for (const std::int64_t e : extents)
-    expect(!__builtin_mul_overflow(product, e, &product), Code::invalid_argument,
+    expect(e == 0 || !__builtin_mul_overflow(product, e, &product), Code::invalid_argument,
            [&] { return "shape " + to_string(*this) + " has more than 2^63-1 elements"; });
 }
 

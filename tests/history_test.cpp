@@ -1,0 +1,233 @@
+// Cross-Iteration BN and CmBN by themselves: what the Taylor term does, what a saved state holds, who may load it.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "allnorm/norm.hpp"
+#include "cases.hpp"
+#include "harness.hpp"
+#include "norm_cases.hpp"
+
+namespace {
+
+using namespace allnorm;
+using cases::Random;
+using harness::error_of;
+using reference::Array;
+using reference::Doubles;
+
+Shape shape_of(const std::vector<std::int64_t>& extents) { return Shape(std::span<const std::int64_t>(extents)); }
+
+// Two calls on the same convolution input with weights w and w + change: how far the first call's compensated mean and
+// variance are from what they would be at the new weights.
+struct TaylorErrors {
+  double mean = 0, var = 0, stale_mean = 0, stale_var = 0;
+};
+TaylorErrors taylor_errors(double change) {
+  Random random(11);
+  const reference::Conv conv{{1}, {1}, {1}, 1};
+  const Array input = cases::normal(random, {3, 2, 5, 5}, 0.4, 1), direction = cases::normal(random, {4, 2, 3, 3});
+  Array weight = cases::normal(random, {4, 2, 3, 3}, 0, 0.5);
+  Queue queue = Queue::cpu();
+  Norm norm(Layer("cross_iteration_batch_norm").set("conv_padding", "1").set("window", "2"), 4, nullptr, queue);
+  Doubles mean, var;
+  for (int step = 0; step < 2; ++step) {
+    const Array x = reference::convolve(input, weight, conv);
+    Doubles y(x.v.size());
+    ForwardInputs in;
+    in.input = view(x.v.data(), shape_of(x.shape));
+    in.conv_input = view(input.v.data(), shape_of(input.shape));
+    in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+    norm.forward(in, view(y.data(), shape_of(x.shape)), queue);
+    if (step == 1) {
+      auto oracle = reference::make_layer(4);
+      const auto truth = reference::forward(oracle, {{x}, {}, {}, {}});
+      mean = truth.mean;
+      var = truth.var;
+    }
+    for (std::size_t i = 0; i < weight.v.size(); ++i) weight.v[i] += change * direction.v[i];
+  }
+  TaylorErrors errors;
+  for (std::size_t c = 0; c < 4; ++c) {
+    errors.mean = std::max(errors.mean, std::abs(norm.past().mean[c] - mean[c]));
+    errors.var = std::max(errors.var, std::abs(norm.past().var[c] - var[c]));
+    errors.stale_mean = std::max(errors.stale_mean, std::abs(norm.past().stale_mean[c] - mean[c]));
+    errors.stale_var = std::max(errors.stale_var, std::abs(norm.past().stale_var[c] - var[c]));
+  }
+  return errors;
+}
+
+TEST(Taylor, TheMeanOfALinearLayerIsExact) {
+  const TaylorErrors errors = taylor_errors(0.3);
+  EXPECT_LE(errors.mean, 1e-14);
+  EXPECT_GT(errors.stale_mean, 1e-3);
+}
+
+TEST(Taylor, TheVariancesErrorFallsWithTheSquareOfTheChange) {
+  const double coarse = taylor_errors(0.1).var, middle = taylor_errors(0.01).var, fine = taylor_errors(0.001).var;
+  EXPECT_NEAR(coarse / middle, 100, 1e-6);  // E[(D.p)^2] - E[D.p]^2 is all that is missing: exactly quadratic
+  EXPECT_NEAR(middle / fine, 100, 1e-3);
+  EXPECT_GT(taylor_errors(0.001).stale_var / fine, 10);  // the uncompensated error falls only linearly
+}
+
+// ---- derivatives from a framework --------------------------------------------------------------------------------------
+
+TEST(SuppliedDerivatives, GiveTheSameAsTheConvolution) {
+  Random random(12);
+  const reference::Conv conv{{1}, {1}, {1}, 2};
+  Queue queue = Queue::cpu();
+  const Layer layer = Layer("cross_iteration_batch_norm").set("conv_padding", "1").set("conv_groups", "2").set("window", "3");
+  Norm wired(layer, 4, nullptr, queue), supplied(layer, 4, nullptr, queue);
+  Array weight = cases::normal(random, {4, 3, 3}, 0, 0.5);
+  for (int step = 0; step < 4; ++step) {
+    const Array input = cases::normal(random, {2, 6, 7}), x = reference::convolve(input, weight, conv);
+    Doubles y(x.v.size()), z(x.v.size());
+    ForwardInputs in;
+    in.input = view(x.v.data(), shape_of(x.shape));
+    in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+    ForwardInputs own = in;
+    in.conv_input = view(input.v.data(), shape_of(input.shape));
+    wired.forward(in, view(y.data(), shape_of(x.shape)), queue);
+
+    reference::Reals sum(4 * 9), product(4 * 9);
+    reference::add_patch_sums(input, x, weight.shape, conv, sum, product);
+    const Doubles patch_sum(sum.begin(), sum.end()), patch_product(product.begin(), product.end());
+    own.patch_sum = view(patch_sum.data(), Shape{4, 9});
+    own.patch_product = view(patch_product.data(), Shape{4, 9});
+    supplied.forward(own, view(z.data(), shape_of(x.shape)), queue);
+    EXPECT_LE(cases::relative_error(z, y), 1e-13);
+    for (double& w : weight.v) w += 0.1 * random.normal();
+  }
+}
+
+// ---- CmBN --------------------------------------------------------------------------------------------------------------
+
+TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
+  Random random(13);
+  Queue queue = Queue::cpu();
+  const Array whole = cases::channelwise(random, {9, 3, 4});
+  const auto parts = cases::cut(whole, {2, 3, 4});
+  Norm norm(Layer("cross_mini_batch_norm").set("minibatches", "3").set("weighting", "count"), 3, nullptr, queue);
+  auto oracle = reference::make_layer(3);
+  const auto expected = reference::forward(oracle, {{whole}, {}, {}, {}});
+  Doubles y;
+  for (const Array& part : parts) {
+    y.resize(part.v.size());
+    ForwardInputs in;
+    in.input = view(part.v.data(), shape_of(part.shape));
+    norm.forward(in, view(y.data(), shape_of(part.shape)), queue);
+  }
+  const Doubles last(expected.y[0].v.end() - static_cast<std::ptrdiff_t>(y.size()), expected.y[0].v.end());
+  EXPECT_LE(cases::relative_error(y, last), 1e-14);
+  EXPECT_LE(cases::relative_error({norm.running_spread().begin(), norm.running_spread().end()}, oracle.state.running_var), 1e-14);
+}
+
+// ---- state -------------------------------------------------------------------------------------------------------------
+
+// A window in the middle of a batch, on each of `ranks` ranks.
+std::vector<State> saved_states(int ranks, std::string_view text = "cross_iteration_batch_norm:minibatches=2:window=3") {
+  std::vector<State> states(static_cast<std::size_t>(ranks));
+  harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+    Random random(14);
+    Norm norm(parse_layer(text), 3, world, queue);
+    for (int step = 0; step < 5; ++step) {
+      const Array input = cases::normal(random, {2, 2}), weight = cases::normal(random, {3, 2});
+      const Array x = reference::convolve(input, weight, {});
+      Doubles y(x.v.size());
+      ForwardInputs in;
+      in.input = view(x.v.data(), shape_of(x.shape));
+      in.conv_input = view(input.v.data(), shape_of(input.shape));
+      in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+      norm.forward(in, view(y.data(), shape_of(x.shape)), queue);
+    }
+    states[static_cast<std::size_t>(world->rank())] = norm.save();
+  });
+  return states;
+}
+
+std::string loading(const State& state, std::string_view text = "cross_iteration_batch_norm:minibatches=2:window=3",
+                    std::int64_t channels = 3, const LoadOptions& options = {}) {
+  Queue queue = Queue::cpu();
+  Norm norm(parse_layer(text), channels, nullptr, queue);
+  const std::string error = error_of([&] { norm.load(state, options); });
+  if (!error.empty()) {  // nothing changed
+    EXPECT_EQ(norm.batches_tracked(), 0);
+    for (const double v : norm.running_mean()) EXPECT_EQ(v, 0);
+  }
+  return error;
+}
+
+TEST(State, IsRefusedByAnotherLayer) {
+  const State state = saved_states(1)[0];
+  EXPECT_EQ(loading(state), "");
+  EXPECT_EQ(loading(state, "batch_norm:minibatches=2:window=3"),
+            "invalid input: state is of layer cross_iteration_batch_norm, must be of batch_norm");
+  EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=4"),
+            "invalid input: state was made with window = 3, must be made with 4");
+  EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=4:window=3"),
+            "invalid input: state was made with minibatches = 2, must be made with 4");
+  EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3", 4),
+            "invalid input: state allnorm.batch.mean has shape (3,), must have (4,)");
+  EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:variant=paper:renorm=true"),
+            "invalid input: state running_std is missing");
+  EXPECT_NE(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:compensate=false").find("compensate=false"),
+            std::string::npos);
+  Queue queue = Queue::cpu();
+  Norm rows(Layer("layer_norm"), 3, nullptr, queue);
+  EXPECT_EQ(error_of([&] { rows.load(state); }), "invalid input: layer_norm has no state, must be loaded with none");
+}
+
+TEST(State, OfAnotherNumberOfRanksLosesItsWindowOnRequestOnly) {
+  const auto states = saved_states(2);
+  EXPECT_EQ(loading(states[1]), "invalid input: state is of rank 1 of 2, must be of rank 0 of 1: its window holds that rank's "
+                                "share of sums over all ranks; it can be loaded without its window");
+  LoadOptions drop;
+  drop.drop_window = true;
+  EXPECT_EQ(loading(states[1], "cross_iteration_batch_norm:minibatches=2:window=3", 3, drop), "");
+  // Without derivatives nothing is a rank's own.
+  EXPECT_EQ(loading(saved_states(2, "cross_iteration_batch_norm:compensate=false:window=3")[1],
+                    "cross_iteration_batch_norm:compensate=false:window=3"),
+            "");
+}
+
+TEST(State, DamagedIsRefusedWhole) {
+  const State state = saved_states(1)[0];
+  int needed = 0;
+  for (std::size_t i = 0; i < state.entries.size(); ++i) {  // any entry missing
+    State damaged = state;
+    damaged.entries.erase(damaged.entries.begin() + static_cast<std::ptrdiff_t>(i));
+    needed += !loading(damaged).empty();
+  }
+  EXPECT_GE(needed, static_cast<int>(state.entries.size()) - 8);  // some have a meaning when they are absent
+  for (std::size_t i = 0; i < state.entries.size(); ++i) {  // any entry shorter than its shape says
+    State damaged = state;
+    damaged.entries[i].data.pop_back();
+    EXPECT_EQ(loading(damaged).substr(0, 20), "invalid input: state") << state.entries[i].name;
+  }
+  State negative = state;
+  for (StateEntry& entry : negative.entries)
+    if (entry.name == "running_var") {
+      const double value = -1;
+      std::memcpy(entry.data.data(), &value, sizeof value);
+    }
+  EXPECT_EQ(loading(negative), "invalid input: state running_var has -1.000000 at channel 0, must be at least 0");
+}
+
+TEST(State, OfAFrameworkGivesTheRunningStatistics) {
+  State state;
+  const float mean[] = {1, 2, 3}, var[] = {4, 5, 6};
+  state.add("running_mean", mean, Shape{3});
+  state.add("running_var", var, Shape{3});
+  state.add("num_batches_tracked", 17);
+  Queue queue = Queue::cpu();
+  Norm norm(Layer("batch_norm"), 3, nullptr, queue);
+  norm.load(state);
+  EXPECT_EQ(norm.running_mean()[1], 2);
+  EXPECT_EQ(norm.running_spread()[2], 6);
+  EXPECT_EQ(norm.batches_tracked(), 17);
+}
+
+}  // namespace

@@ -1,0 +1,365 @@
+// One layer object on one rank: edges, replay, inference, in-flight calls, bad input.
+#include "allnorm/norm.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "cases.hpp"
+#include "harness.hpp"
+#include "norm_cases.hpp"
+#include "reference.hpp"
+
+namespace {
+
+using namespace allnorm;
+using cases::Random;
+using harness::error_of;
+using reference::Array;
+using reference::Doubles;
+
+Shape shape_of(const std::vector<std::int64_t>& extents) { return Shape(std::span<const std::int64_t>(extents)); }
+
+// A layer with an input of its own, and one call of it.
+struct Call {
+  explicit Call(std::string_view text, std::vector<std::int64_t> extents = {3, 4, 5}, std::uint64_t seed = 1)
+      : random(seed),
+        x(cases::channelwise(random, std::move(extents), 0.7, 1.3)),
+        dy(cases::normal(random, x.shape)),
+        y(x.v.size()),
+        dx(x.v.size()),
+        norm(parse_layer(text), x.shape.size() > 1 ? x.shape[1] : 1, nullptr, queue) {}
+
+  Shape shape() const { return shape_of(x.shape); }
+  ForwardInputs inputs() const {
+    ForwardInputs in;
+    in.input = view(x.v.data(), shape());
+    return in;
+  }
+  Saved forward() { return norm.forward(inputs(), view(y.data(), shape()), queue); }
+  void backward(const Saved& saved) {
+    BackwardOutputs out;
+    out.input = view(dx.data(), shape());
+    norm.backward(saved, view(dy.v.data(), shape()), out, queue);
+  }
+
+  Queue queue = Queue::cpu();
+  Random random;
+  Array x, dy;
+  Doubles y, dx;
+  Norm norm;
+};
+
+// ---- edges -----------------------------------------------------------------------------------------------------------
+
+TEST(BatchNorm, AConstantChannelBecomesItsBias) {
+  Call call("batch_norm");
+  call.x = cases::constant({3, 4, 5}, 0.1);
+  const Doubles bias{1.5, -2, 0, 1e-7};
+  ForwardInputs in = call.inputs();
+  in.bias = view(bias.data(), Shape{4});
+  const Saved saved = call.norm.forward(in, view(call.y.data(), call.shape()), call.queue);
+  for (std::size_t i = 0; i < call.y.size(); ++i) EXPECT_EQ(call.y[i], bias[i / 5 % 4]);
+  for (const double var : saved.frame().var) EXPECT_EQ(var, 0);
+}
+
+TEST(BatchNorm, OneValuePerChannelGivesItsBiasAndNoGradient) {
+  Call call("batch_norm", {1, 3});
+  const Saved saved = call.forward();
+  call.backward(saved);
+  EXPECT_EQ(call.y, Doubles(3, 0.0));
+  for (std::size_t c = 0; c < 3; ++c) EXPECT_LE(std::abs(call.dx[c]), 1e-15 * saved.frame().rstd[c] * std::abs(call.dy.v[c]) * 4);
+  for (const double v : call.norm.running_spread()) EXPECT_EQ(v, 0.9);  // Bessel's factor of one value is 1: 0.9*1 + 0.1*0
+}
+
+TEST(BatchNorm, AnEmptyCallChangesNothing) {
+  Call call("batch_norm", {0, 3, 4});
+  call.backward(call.forward());
+  EXPECT_EQ(call.norm.batches_tracked(), 0);
+  for (const double v : call.norm.running_mean()) EXPECT_EQ(v, 0);
+  for (const double v : call.norm.running_spread()) EXPECT_EQ(v, 1);
+}
+
+TEST(BatchNorm, WholeNumbersGiveExactStatistics) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16}) {
+    visit(dtype, [&]<class T>(std::type_identity<T>) {
+      Queue queue = Queue::cpu();
+      std::vector<T> x(2 * 1 * 4), y(x.size());
+      const double values[] = {1, 3, 5, 7, 2, 4, 6, 8};
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] = store<T>(static_cast<compute_t<T>>(values[i]));
+      Norm norm(Layer("batch_norm"), 1, nullptr, queue);
+      ForwardInputs in;
+      in.input = view(x.data(), Shape{2, 1, 4});
+      const Saved saved = norm.forward(in, view(y.data(), Shape{2, 1, 4}), queue);
+      EXPECT_EQ(saved.frame().mean[0], 4.5);
+      EXPECT_EQ(saved.frame().var[0], 5.25);
+      EXPECT_EQ(norm.running_spread()[0], 0.9 + 0.1 * 6.0);
+    });
+  }
+}
+
+TEST(BatchNorm, FarFromZeroTheOutputIsStillRight) {
+  // |mean| / std = 1e4 in f32 over 1e6 values: variance to 1e-7, output to 1e-6 of its maximum.
+  Random random(5);
+  const Array wide = cases::rounded_to_float(cases::normal(random, {16, 1, 62500}, 1e4, 1));
+  const std::vector<float> x = cases::as_floats(wide);
+  std::vector<float> y(x.size());
+  Queue queue = Queue::cpu();
+  Norm norm(Layer("batch_norm"), 1, nullptr, queue);
+  ForwardInputs in;
+  in.input = view(x.data(), Shape{16, 1, 62500});
+  const Saved saved = norm.forward(in, view(y.data(), Shape{16, 1, 62500}), queue);
+  auto oracle = reference::make_layer(1);
+  const auto expected = reference::forward(oracle, {{wide}, {}, {}, {}});
+  EXPECT_NEAR(saved.frame().var[0] / expected.var[0], 1, 1e-7);
+  EXPECT_LE(cases::relative_error(Doubles(y.begin(), y.end()), expected.y[0].v), 1e-6);
+}
+
+TEST(BatchRenorm, UnclippedItIsInferenceWithTheOldState) {
+  for (const std::string variant : {"paper", "var"}) {
+    Call call("batch_renorm:r_max=1e30:d_max=1e30:variant=" + variant);
+    Doubles inferred(call.y.size());
+    call.norm.infer(call.inputs(), view(inferred.data(), call.shape()), call.queue);
+    call.forward();
+    EXPECT_LE(cases::relative_error(call.y, inferred), 1e-13);
+  }
+}
+
+TEST(BatchRenorm, WithoutRoomItIsBatchNorm) {
+  Call renorm("batch_renorm:r_max=1:d_max=0:eps=1e-5"), plain("batch_norm");
+  renorm.backward(renorm.forward());
+  plain.backward(plain.forward());
+  EXPECT_EQ(renorm.y, plain.y);
+  EXPECT_EQ(renorm.dx, plain.dx);
+}
+
+TEST(BatchRenorm, FollowsItsSchedule) {
+  Layer layer("batch_renorm");
+  layer.options.r_max_ramp = {{1, 1.0}, {3, 2.0}};
+  layer.options.d_max_ramp = {{0, 0.0}, {4, 1.0}};
+  Call call("batch_norm");
+  Norm norm(layer, 4, nullptr, call.queue);
+  const double r_max[] = {1, 1, 1.5, 2, 2, 2}, d_max[] = {0, 0.25, 0.5, 0.75, 1, 1};
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(norm.renorm_bounds(), std::pair(r_max[i], d_max[i]));
+    if (i == 3) {  // the schedule and its clock are part of the state
+      const State state = norm.save();
+      norm = Norm(Layer("batch_renorm"), 4, nullptr, call.queue);
+      norm.load(state);
+      EXPECT_EQ(norm.renorm_bounds(), std::pair(r_max[i], d_max[i]));
+    }
+    norm.forward(call.inputs(), view(call.y.data(), call.shape()), call.queue);
+  }
+}
+
+// ---- calls ---------------------------------------------------------------------------------------------------------
+
+TEST(Norm, SeveralCallsMayBeInFlight) {
+  Call a("batch_norm"), b("batch_norm", {2, 4, 7}, 2);
+  const Saved first = a.forward();
+  const Saved second = a.norm.forward(b.inputs(), view(b.y.data(), b.shape()), a.queue);
+  BackwardOutputs out;
+  out.input = view(b.dx.data(), b.shape());
+  a.norm.backward(second, view(b.dy.v.data(), b.shape()), out, a.queue);
+  a.backward(first);
+  Call alone("batch_norm");
+  alone.backward(alone.forward());
+  EXPECT_EQ(a.dx, alone.dx);
+}
+
+TEST(Norm, ReplayGivesTheSameAndChangesNothing) {
+  Call call("batch_renorm:activation=relu:momentum=0.5");
+  const Saved saved = call.forward();
+  const Doubles y = call.y, running(call.norm.running_mean().begin(), call.norm.running_mean().end());
+  const Saved again = call.norm.replay(saved, call.inputs(), view(call.y.data(), call.shape()), call.queue);
+  EXPECT_EQ(call.y, y);
+  EXPECT_EQ(Doubles(call.norm.running_mean().begin(), call.norm.running_mean().end()), running);
+  EXPECT_EQ(call.norm.batches_tracked(), 1);
+  call.backward(saved);
+  const Doubles dx = call.dx;
+  call.backward(again);
+  EXPECT_EQ(call.dx, dx);
+}
+
+TEST(Norm, MayWriteOverItsInput) {
+  Call call("batch_norm:activation=relu");
+  call.forward();
+  const TensorView in_place = view(call.x.v.data(), call.shape());
+  call.norm = Norm(Layer("batch_norm").set("activation", "relu"), 4, nullptr, call.queue);
+  call.norm.forward(call.inputs(), in_place, call.queue);
+  EXPECT_EQ(call.x.v, call.y);
+}
+
+TEST(Norm, InferenceUsesTheRunningStatisticsAlone) {
+  Call call("batch_norm:momentum=1");
+  call.forward();
+  const auto expected = [&] {
+    auto oracle = reference::make_layer(4);
+    std::copy(call.norm.running_mean().begin(), call.norm.running_mean().end(), oracle.state.running_mean.begin());
+    std::copy(call.norm.running_spread().begin(), call.norm.running_spread().end(), oracle.state.running_var.begin());
+    return reference::infer(oracle, {{call.x}, {}, {}, {}}).y[0].v;
+  }();
+  call.norm.infer(call.inputs(), view(call.y.data(), call.shape()), call.queue);
+  EXPECT_LE(cases::relative_error(call.y, expected), 1e-14);
+  EXPECT_EQ(call.norm.batches_tracked(), 1);
+}
+
+// ---- layer_norm and group_norm -----------------------------------------------------------------------------------------
+
+class WithinSamples : public testing::TestWithParam<DType> {};
+
+TEST_P(WithinSamples, EqualTheOracle) {
+  // One rounding of the input is not counted (the oracle reads the rounded values); output and dx are rounded once, and
+  // computed with a few roundings of their type before that.
+  const DType dtype = GetParam();
+  const double eps = dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+  const double tolerance = (dtype == DType::f64 ? 1000 : 8) * eps;
+  visit(dtype, [&]<class T>(std::type_identity<T>) {
+    for (const auto& size : cases::sizes()) {
+      if (size.shape.size() < 2) continue;
+      for (const std::string text : {"layer_norm", "group_norm"})
+        for (const Order order : {Order::channels_first, Order::channels_last}) {
+          const auto& extents = size.shape;
+          const std::int64_t C = extents[1], G = C % 3 == 0 ? 3 : 1;
+          const bool rows = text == "layer_norm";
+          if ((rows && order == Order::channels_last) || C == 0) continue;
+          Random random(7);
+          const auto rounded = [](Array a) {
+            for (double& v : a.v) v = static_cast<double>(load(store<T>(static_cast<compute_t<T>>(v))));
+            return a;
+          };
+          const Array x = rounded(cases::channelwise(random, extents, 0.5, 1)), dy = rounded(cases::normal(random, extents));
+          Layer layer(text);
+          if (!rows) layer.set("groups", std::to_string(G));
+          const Shape shape = shape_of(extents);
+          const auto sets = rows ? reference::layer_norm_sets(extents, static_cast<int>(extents.size()) - 1)
+                                 : reference::group_norm_sets(extents, G);
+          const auto parameters = static_cast<std::int64_t>(sets.affines);
+          const Doubles gamma = cases::gammas(random, parameters), beta = cases::betas(random, parameters);
+          const auto expected = reference::rows_forward(x, sets, gamma, beta, 1e-5);
+          const auto gradients = reference::rows_backward(x, sets, gamma, dy, 1e-5);
+
+          const auto typed = [&](const Array& a) {
+            const Doubles values = norm_cases::to_order(a, order);
+            std::vector<T> made(values.size());
+            for (std::size_t i = 0; i < made.size(); ++i) made[i] = store<T>(static_cast<compute_t<T>>(values[i]));
+            return made;
+          };
+          const auto plain = [&](const std::vector<T>& values) {
+            Doubles made(values.size());
+            for (std::size_t i = 0; i < made.size(); ++i) made[i] = static_cast<double>(load(values[i]));
+            return norm_cases::from_order(made, extents, order).v;
+          };
+          const std::vector<T> tx = typed(x), tdy = typed(dy);
+          std::vector<T> y(tx.size()), dx(tx.size());
+          Doubles dgamma(gamma.size()), dbeta(beta.size());
+          Queue queue = Queue::cpu(2);
+          const Shape parameter = rows ? Shape(std::span(shape.begin() + 1, static_cast<std::size_t>(shape.rank() - 1))) : Shape{C};
+          Norm norm(layer, C, nullptr, queue);
+          ForwardInputs in;
+          in.input = view(tx.data(), shape, order);
+          in.weight = view(gamma.data(), parameter);
+          in.bias = view(beta.data(), parameter);
+          const Saved saved = norm.forward(in, view(y.data(), shape, order), queue);
+          BackwardOutputs out;
+          out.input = view(dx.data(), shape, order);
+          out.weight = view(dgamma.data(), parameter);
+          out.bias = view(dbeta.data(), parameter);
+          norm.backward(saved, view(tdy.data(), shape, order), out, queue);
+
+          const std::string where = text + std::string(", ") + size.edge;
+          // dx of a set with few values cancels: relative to its terms, gamma / sigma * dy.
+          double term = 0;
+          for (const double r : expected.rstd) term = std::max(term, 1.5 * r * 4);
+          const auto near = [&](const char* what, const Doubles& got, const Doubles& want, double bound, double least) {
+            double largest = least, error = 0;
+            for (const double v : want) largest = std::max(largest, std::abs(v));
+            ASSERT_EQ(got.size(), want.size()) << where;
+            for (std::size_t i = 0; i < got.size(); ++i) error = std::max(error, std::abs(got[i] - want[i]));
+            EXPECT_LE(error, bound * largest) << what << " of " << where;
+          };
+          near("output", plain(y), expected.y.v, tolerance, 1);
+          near("grad_input", plain(dx), gradients.dx.v, tolerance, term);
+          near("grad_weight", dgamma, gradients.dgamma, std::max(tolerance, 1e-12) , std::sqrt(static_cast<double>(x.v.size()) + 1) * 4);
+          near("grad_bias", dbeta, gradients.dbeta, 1e-12, 1);
+          near("mean", {saved.frame().mean.begin(), saved.frame().mean.end()}, expected.mean, 1e-12, 1);
+          near("rstd", {saved.frame().rstd.begin(), saved.frame().rstd.end()}, expected.rstd, 1e-11, 0);
+        }
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, WithinSamples, testing::Values(DType::f64, DType::f32, DType::f16, DType::bf16),
+                         [](const auto& dtype) { return std::string(to_string(dtype.param)); });
+
+// ---- bad input -------------------------------------------------------------------------------------------------------
+
+TEST(BadInput, IsNamed) {
+  Call call("batch_norm");
+  Doubles three(3);
+  ForwardInputs in = call.inputs();
+  const auto told = [&](const ForwardInputs& inputs) {
+    return error_of([&] { call.norm.forward(inputs, view(call.y.data(), inputs.input.shape), call.queue); });
+  };
+  in.weight = view(three.data(), Shape{3});
+  EXPECT_EQ(told(in), "invalid input: weight has shape (3,), must have (4,)");
+  in = call.inputs();
+  in.input.shape = Shape{60};
+  EXPECT_EQ(told(in), "invalid input: input has shape (60,), must have at least 2 axes (N,C,space...)");
+  in.input.shape = Shape{4, 3, 5};
+  EXPECT_EQ(told(in), "invalid input: input has 3 channels, must have 4");
+  in = call.inputs();
+  in.residual = view(call.dy.v.data(), Shape{3, 4, 4});
+  EXPECT_EQ(told(in), "invalid input: residual has shape (3,4,4), must have (3,4,5) as input");
+  EXPECT_EQ(told(ForwardInputs{}), "invalid argument: input is missing");
+  EXPECT_EQ(call.norm.batches_tracked(), 0);
+
+  Call window("cross_iteration_batch_norm");
+  EXPECT_EQ(error_of([&] { window.forward(); }),
+            "invalid argument: conv_weight is missing, must be given where window is over 1 and compensate=true");
+  Call group("group_norm:groups=3");
+  EXPECT_EQ(error_of([&] { group.forward(); }),
+            "invalid argument: attribute groups is 3, must divide the number of channels, 4");
+  Call rows("layer_norm:normalized_shape=4,4");
+  EXPECT_EQ(error_of([&] { rows.forward(); }), "invalid argument: attribute normalized_shape is (4,4), must be the trailing "
+                                               "axes of input, whose shape is (3,4,5)");
+}
+
+TEST(BadInput, ConvolutionsThatDoNotFitAreNamed) {
+  Call call("cross_iteration_batch_norm", {2, 4, 5, 5});
+  const Array conv_input = cases::normal(call.random, {2, 3, 5, 5}), weight = cases::normal(call.random, {4, 3, 3, 3});
+  ForwardInputs in = call.inputs();
+  in.conv_input = view(conv_input.v.data(), shape_of(conv_input.shape));
+  in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+  const auto told = [&](std::string_view attribute, std::string_view value) {
+    Layer layer("cross_iteration_batch_norm");
+    layer.set("conv_padding", "1").set(attribute, value);
+    Norm norm(layer, 4, nullptr, call.queue);
+    return error_of([&] { norm.forward(in, view(call.y.data(), call.shape()), call.queue); });
+  };
+  EXPECT_EQ(told("conv_padding", "1"), "");
+  EXPECT_NE(told("conv_padding", "0").find("make 3 outputs"), std::string::npos);
+  EXPECT_NE(told("conv_stride", "2").find("make 3 outputs"), std::string::npos);
+  EXPECT_NE(told("conv_dilation", "1,1,1").find("conv_dilation has 3 values, must have 1 or 2"), std::string::npos);
+  EXPECT_NE(told("conv_groups", "2").find("conv_groups is 2, must divide"), std::string::npos);
+  EXPECT_NE(told("conv_dilation", "9000000000000000000").find("must be less than 2^31"), std::string::npos);
+}
+
+TEST(BadInput, WeightsOfAnotherShapeThanBefore) {
+  Call call("cross_iteration_batch_norm:conv_padding=1", {2, 4, 5, 5});
+  const Array conv_input = cases::normal(call.random, {2, 3, 5, 5}), weight = cases::normal(call.random, {4, 3, 3, 3});
+  const Array wider = cases::normal(call.random, {2, 6, 5, 5}), more = cases::normal(call.random, {4, 6, 3, 3});
+  ForwardInputs in = call.inputs();
+  const auto forward = [&](const Array& a, const Array& w) {
+    in.conv_input = view(a.v.data(), shape_of(a.shape));
+    in.conv_weight = view(w.v.data(), shape_of(w.shape));
+    return error_of([&] { call.norm.forward(in, view(call.y.data(), call.shape()), call.queue); });
+  };
+  EXPECT_EQ(forward(conv_input, weight), "");
+  EXPECT_EQ(forward(wider, more), "invalid argument: conv_weight has 4 x 54 weights (channels x fan-in), must have 4 x 27 as in "
+                                  "the window's earlier calls");
+}
+
+}  // namespace

@@ -1,0 +1,166 @@
+// What a layer sends, what its ranks are told when they disagree, and who takes part.
+#include <gtest/gtest.h>
+
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "norm_cases.hpp"
+
+namespace {
+
+using namespace allnorm;
+using cases::Random;
+using harness::error_of;
+using harness::World;
+using reference::Array;
+using reference::Doubles;
+
+Shape shape_of(const std::vector<std::int64_t>& extents) { return Shape(std::span<const std::int64_t>(extents)); }
+
+// One training call on (2, C) or (2, C, 3, 3) made by a 1x1 convolution of (2, 2, ...).
+struct Rank {
+  Rank(const Layer& layer, const World& world, Queue& q, std::uint64_t seed = 3)
+      : queue(q),
+        random(seed),
+        x(cases::normal(random, {2, 5, 3, 3})),
+        conv_input(cases::normal(random, {2, 2, 3, 3})),
+        weight(cases::normal(random, {5, 2, 1, 1})),
+        y(x.v.size()),
+        norm(layer, 5, world, queue) {}
+  Saved forward() {
+    ForwardInputs in;
+    in.input = view(x.v.data(), shape_of(x.shape));
+    in.conv_input = view(conv_input.v.data(), shape_of(conv_input.shape));
+    in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+    return norm.forward(in, view(y.data(), shape_of(y_shape())), queue);
+  }
+  void backward(const Saved& saved) {
+    Doubles dx(x.v.size());
+    BackwardOutputs out;
+    out.input = view(dx.data(), shape_of(x.shape));
+    norm.backward(saved, view(x.v.data(), shape_of(x.shape)), out, queue);
+  }
+  const std::vector<std::int64_t>& y_shape() const { return x.shape; }
+
+  Queue& queue;
+  Random random;
+  Array x, conv_input, weight;
+  Doubles y;
+  Norm norm;
+};
+
+TEST(MessageSize, IsTwoNumbersPerChannelAndIterationInTheWindow) {
+  harness::run(2, [](const World& world, Queue& queue) {
+    const std::int64_t C = 5, k = 4;
+    Rank rank(Layer("cross_iteration_batch_norm").set("window", "4"), world, queue);
+    std::uint64_t before = 0;
+    for (std::int64_t step = 0; step < 6; ++step) {
+      const Saved saved = rank.forward();
+      const auto entries = std::min(step, k - 1);
+      EXPECT_EQ(world->traffic().bytes - before, 8u * static_cast<std::uint64_t>(1 + 2 * C * (1 + entries)));
+      before = world->traffic().bytes;
+      rank.backward(saved);
+      EXPECT_EQ(world->traffic().bytes - before, 8u * 2u * C);
+      before = world->traffic().bytes;
+    }
+    EXPECT_EQ(world->traffic().exchanges, 12u);
+  });
+}
+
+TEST(Inference, ExchangesNothing) {
+  harness::run(2, [](const World& world, Queue& queue) {
+    Rank rank(Layer("sync_batch_norm").set("training", "false"), world, queue);
+    if (world->rank() == 0) rank.backward(rank.forward());  // the other rank never comes
+    EXPECT_EQ(world->traffic().exchanges, 0u);
+  });
+}
+
+TEST(GroupNorm, MayBeCutAlongSpace) {
+  Random random(4);
+  const Array whole = cases::normal(random, {2, 4, 6});
+  const auto sets = reference::group_norm_sets(whole.shape, 2);
+  const Array dy = cases::normal(random, whole.shape);
+  const auto expected = reference::rows_forward(whole, sets, {}, {}, 1e-5);
+  const auto gradients = reference::rows_backward(whole, sets, {}, dy, 1e-5);
+  harness::run(3, [&](const World& world, Queue& queue) {
+    const auto part = [&](const Array& a) {  // columns 2r, 2r+1 of each row of 6
+      Doubles made;
+      for (std::size_t i = 0; i < a.v.size(); ++i)
+        if (static_cast<int>(i % 6 / 2) == world->rank()) made.push_back(a.v[i]);
+      return made;
+    };
+    const Doubles x = part(whole), g = part(dy);
+    Doubles y(x.size()), dx(x.size());
+    const Shape shape{2, 4, 2};
+    Norm norm(Layer("group_norm").set("groups", "2"), 4, world, queue);
+    ForwardInputs in;
+    in.input = view(x.data(), shape);
+    const Saved saved = norm.forward(in, view(y.data(), shape), queue);
+    BackwardOutputs out;
+    out.input = view(dx.data(), shape);
+    norm.backward(saved, view(g.data(), shape), out, queue);
+    EXPECT_LE(cases::relative_error(y, part(expected.y)), 1e-12);
+    EXPECT_LE(cases::relative_error(dx, part(gradients.dx)), 1e-12);
+  });
+}
+
+// What every rank of two is told when rank 1's layer is set up by `change`.
+std::string told(const Layer& layer, const std::function<void(Layer&)>& change, const std::function<void(Rank&)>& prepare = {}) {
+  std::mutex mutex;
+  std::set<std::string> messages;
+  harness::run(2, [&](const World& world, Queue& queue) {
+    Layer mine = layer;
+    if (world->rank() == 1) change(mine);
+    Rank rank(mine, world, queue);
+    if (world->rank() == 1 && prepare) prepare(rank);
+    const std::string message = error_of([&] { rank.forward(); });
+    EXPECT_EQ(rank.norm.batches_tracked(), 0);
+    const std::lock_guard lock(mutex);
+    messages.insert(message);
+  });
+  EXPECT_EQ(messages.size(), 1u);  // all are told the same
+  return *messages.begin();
+}
+
+TEST(Disagreement, NamesTheFieldAndTheRank) {
+  const auto attribute = [](const char* name, const char* value) {
+    return [=](Layer& layer) { layer.set(name, value); };
+  };
+  const std::string rank1 = "mismatch: rank 1: sync_batch_norm, call 0, forward: ";
+  const Layer sync("sync_batch_norm");
+  EXPECT_EQ(told(sync, attribute("eps", "1e-3")), rank1 + "eps is 0.001, must be 1e-05 as on rank 0");
+  EXPECT_EQ(told(sync, attribute("momentum", "cumulative")), rank1 + "momentum is -1, must be 0.1 as on rank 0");
+  EXPECT_EQ(told(sync, attribute("minibatches", "3")), rank1 + "minibatches is 3, must be 1 as on rank 0");
+  EXPECT_EQ(told(sync, attribute("renorm", "true")), rank1 + "renorm is true, must be false as on rank 0");
+  EXPECT_EQ(told(sync, [](Layer&) {}, [](Rank& r) { r.norm.running_mean()[2] = 1; }),
+            rank1 + "the running statistics differs, must be as on rank 0");
+
+  Layer window("cross_iteration_batch_norm");
+  const std::string windowed = "mismatch: rank 1: cross_iteration_batch_norm, call 0, forward: ";
+  EXPECT_EQ(told(window, attribute("window", "5")), windowed + "window is 5, must be 4 as on rank 0");
+  EXPECT_EQ(told(window, attribute("guard", "drop")), windowed + "guard is drop, must be clamp as on rank 0");
+  EXPECT_EQ(told(window, [](Layer&) {}, [](Rank& r) { r.weight.v[3] += 1; }), windowed + "conv_weight differs, must be as on rank 0");
+}
+
+TEST(Disagreement, ARankThatIsACallAheadIsNamed) {
+  std::mutex mutex;
+  std::set<std::string> messages;
+  harness::run(2, [&](const World& world, Queue& queue) {
+    Rank rank(Layer("sync_batch_norm"), world, queue);
+    const Saved saved = rank.forward();
+    const std::string message = error_of([&] {
+      if (world->rank() == 0)
+        rank.backward(saved);
+      else
+        rank.forward();
+    });
+    const std::lock_guard lock(mutex);
+    messages.insert(message);
+  });
+  EXPECT_EQ(messages, std::set<std::string>{"mismatch: rank 1 is at sync_batch_norm, call 1, forward, must be at "
+                                            "sync_batch_norm, call 0, backward as on rank 0"});
+}
+
+}  // namespace
