@@ -1,0 +1,220 @@
+// `allnorm apply`: which files it writes, of which type and shape, and that ranks, steps and splits agree.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "launch/files/npy_convert.hpp"
+#include "runner.hpp"
+
+namespace allnorm::test {
+namespace {
+
+using launch::NpyType;
+using Names = std::vector<std::string>;
+
+// Sums of n values of magnitude m, in another order, differ by about sqrt(n) rounding errors of the sum.
+double tolerance(std::size_t n) { return 64 * std::sqrt(static_cast<double>(n)) * 2.2e-16; }
+
+void expect_near(const std::vector<double>& a, const std::vector<double>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  double largest = 1;
+  for (const double value : b) largest = std::max(largest, std::abs(value));
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], largest * tolerance(a.size())) << i;
+}
+
+TEST(Outputs, OfBatchNormWithoutGradient) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --weight nowhere.npy --out o").code, 3);
+  const Outcome outcome = place.run("apply batch_norm --input x.npy --out deep/o");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_EQ(place.list("deep/o"), (Names{"mean.npy", "num_batches_tracked.npy", "output.npy", "running_mean.npy",
+                                         "running_var.npy", "var.npy"}));
+  EXPECT_EQ(place.read("deep/o/mean.npy").shape, (Shape{4}));
+  EXPECT_EQ(place.read("deep/o/output.npy").shape, (Shape{3, 4, 5}));
+  EXPECT_EQ(place.read("deep/o/num_batches_tracked.npy").shape, Shape{});
+  EXPECT_EQ(place.read("deep/o/num_batches_tracked.npy").type, NpyType::i64);
+  EXPECT_EQ(place.values("deep/o/num_batches_tracked.npy"), std::vector<double>{1});
+}
+
+TEST(Outputs, GradientsOnlyOfTensorsThatWereGiven) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.make("g.npy", {4}, NpyType::f32);
+  ASSERT_EQ(place
+                .run("apply batch_norm --input x.npy --grad-output x.npy --bias g.npy --tensor residual=x.npy "
+                     "--set training=false --out o")
+                .code,
+            0);
+  EXPECT_EQ(place.list("o"),
+            (Names{"grad_bias.npy", "grad_input.npy", "grad_residual.npy", "mean.npy", "output.npy", "var.npy"}));
+  EXPECT_EQ(place.read("o/grad_bias.npy").type, NpyType::f64);
+  // in inference y = x + x (nearly: eps) and the running statistics are 0 and 1
+  EXPECT_EQ(place.values("o/mean.npy"), (std::vector<double>{0, 0, 0, 0}));
+  EXPECT_EQ(place.values("o/var.npy"), (std::vector<double>{1, 1, 1, 1}));
+}
+
+TEST(Outputs, OfRenormAreSigmaAndRAndD) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  ASSERT_EQ(place.run("apply batch_renorm --input x.npy --out o").code, 0);
+  EXPECT_EQ(place.list("o"), (Names{"d.npy", "mean.npy", "num_batches_tracked.npy", "output.npy", "r.npy",
+                                    "running_mean.npy", "running_std.npy", "var.npy"}));
+  ASSERT_EQ(place.run("apply batch_renorm --input x.npy --set variant=var --out p").code, 0);
+  EXPECT_TRUE(place.exists("p/running_var.npy"));
+  EXPECT_FALSE(place.exists("p/running_std.npy"));
+}
+
+TEST(Outputs, OfLayerAndGroupNormHaveTheirShapes) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5, 2});
+  place.make("w.npy", {5, 2});
+  ASSERT_EQ(
+      place.run("apply layer_norm --input x.npy --grad-output x.npy --weight w.npy --set normalized_shape=5,2 --out o")
+          .code,
+      0);
+  EXPECT_EQ(place.list("o"), (Names{"grad_input.npy", "grad_weight.npy", "mean.npy", "output.npy", "rstd.npy"}));
+  EXPECT_EQ(place.read("o/rstd.npy").shape, (Shape{3, 4}));
+  EXPECT_EQ(place.read("o/grad_weight.npy").shape, (Shape{5, 2}));
+  ASSERT_EQ(place.run("apply layer_norm --input x.npy --out q").code, 0);
+  EXPECT_EQ(place.read("q/mean.npy").shape, (Shape{3}));
+  ASSERT_EQ(place.run("apply group_norm --input x.npy --set groups=2 --out p").code, 0);
+  EXPECT_EQ(place.read("p/mean.npy").shape, (Shape{3, 2}));
+}
+
+TEST(Names, CarryRankAndStep) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  ASSERT_EQ(place.run("apply group_norm --set groups=2 --input x.npy --steps 2 --ranks 2 --out o").code, 0);
+  const Names names = place.list("o");
+  EXPECT_EQ(names.size(), 12u);
+  EXPECT_EQ(names[0], "mean.r0.s0.npy");
+  EXPECT_EQ(names[11], "rstd.r1.s1.npy");
+  ASSERT_EQ(place.run("apply group_norm --set groups=2 --input x.npy --steps 2 --out p").code, 0);
+  EXPECT_EQ(place.list("p")[0], "mean.s0.npy");
+}
+
+TEST(DTypes, OutputFollowsTheInputOrTheOption) {
+  Workplace place;
+  place.make("d.npy", {3, 4, 5});
+  place.make("f.npy", {3, 4, 5}, NpyType::f32);
+  place.make("h.npy", {3, 4, 5}, NpyType::f16);
+  place.make("i.npy", {3, 4, 5}, NpyType::i64);
+  const auto type = [&](const char* words) {
+    const Outcome outcome = place.run("apply batch_norm --out o --input " + std::string(words));
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(place.read("o/mean.npy").type, NpyType::f64);
+    return place.read("o/output.npy").type;
+  };
+  EXPECT_EQ(type("d.npy"), NpyType::f64);
+  EXPECT_EQ(type("f.npy"), NpyType::f32);
+  EXPECT_EQ(type("h.npy"), NpyType::f16);
+  EXPECT_EQ(type("d.npy --dtype f16"), NpyType::f16);
+  EXPECT_EQ(type("d.npy --dtype bf16"), NpyType::f32);
+  EXPECT_EQ(type("i.npy --dtype f32"), NpyType::f32);
+}
+
+TEST(Layout, ChannelsLastIsTheSameTransposed) {
+  Workplace place;
+  const Shape first{3, 4, 5, 2}, last{3, 5, 2, 4};
+  place.make("x.npy", first);
+  const std::vector<double> x = place.values("x.npy");
+  const auto to_last = [](const std::vector<double>& values) {
+    std::vector<double> moved;
+    for (std::size_t n = 0; n < 3; ++n)
+      for (std::size_t s = 0; s < 10; ++s)
+        for (std::size_t c = 0; c < 4; ++c) moved.push_back(values[(n * 4 + c) * 10 + s]);
+    return moved;
+  };
+  place.write("l.npy", launch::from_doubles(to_last(x), last));
+  for (const char* layer : {"batch_norm", "group_norm --set groups=2"}) {
+    const std::string words = "apply " + std::string(layer);
+    ASSERT_EQ(place.run(words + " --input x.npy --grad-output x.npy --out a").code, 0);
+    ASSERT_EQ(place.run(words + " --layout channels_last --input l.npy --grad-output l.npy --out b").code, 0);
+    EXPECT_EQ(place.read("b/output.npy").shape, last);
+    for (const char* name : {"/output.npy", "/grad_input.npy"})
+      expect_near(place.values("b" + std::string(name)), to_last(place.values("a" + std::string(name))));
+    expect_near(place.values("b/mean.npy"), place.values("a/mean.npy"));
+  }
+}
+
+TEST(Split, BatchOverRanksGivesTheWholeBatchsNumbers) {
+  Workplace place;
+  place.make("x.npy", {5, 4, 6});
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --grad-output x.npy --out whole").code, 0);
+  const std::vector<double> whole = place.values("whole/output.npy");
+  for (const int ranks : {2, 3, 7}) {  // 7: two ranks have no sample
+    const std::string out = "o" + std::to_string(ranks);
+    const Outcome outcome = place.run("apply sync_batch_norm --split batch --ranks " + std::to_string(ranks) +
+                                      " --input x.npy --grad-output x.npy --out " + out);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    std::vector<double> joined;
+    for (int rank = 0; rank < ranks; ++rank) {
+      const std::string file = out + "/output.r" + std::to_string(rank) + ".npy";
+      EXPECT_EQ(place.read(file).shape[0], 5 / ranks + (rank < 5 % ranks ? 1 : 0));
+      const auto part = place.values(file);
+      joined.insert(joined.end(), part.begin(), part.end());
+    }
+    expect_near(joined, whole);
+    expect_near(place.values(out + "/running_var.r1.npy"), place.values("whole/running_var.npy"));
+  }
+}
+
+TEST(Split, ChannelsCutTheParametersToo) {
+  Workplace place;
+  place.make("x.npy", {3, 5, 2});
+  place.make("g.npy", {5});
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --weight g.npy --out whole").code, 0);
+  ASSERT_EQ(place.run("apply batch_norm --split channels --ranks 2 --input x.npy --weight g.npy --out o").code, 0);
+  std::vector<double> joined = place.values("o/mean.r0.npy");
+  const auto part = place.values("o/mean.r1.npy");
+  EXPECT_EQ(joined.size(), 3u);
+  joined.insert(joined.end(), part.begin(), part.end());
+  EXPECT_EQ(joined, place.values("whole/mean.npy"));
+}
+
+TEST(Empty, BatchIsWrittenToo) {
+  Workplace place;
+  place.make("x.0.npy", {0, 4, 5});
+  place.make("x.1.npy", {3, 4, 5});
+  const Outcome outcome =
+      place.run("apply sync_batch_norm --ranks 2 --input x.{rank}.npy --grad-output x.{rank}.npy --out o");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.read("o/output.r0.npy").shape, (Shape{0, 4, 5}));
+  EXPECT_EQ(place.values("o/mean.r0.npy"), place.values("o/mean.r1.npy"));
+}
+
+TEST(State, SavedAndLoadedContinuesWhereItStopped) {
+  Workplace place;
+  for (int step = 0; step < 4; ++step) place.make("x." + std::to_string(step) + ".npy", {2 + step, 4, 5});
+  for (const char* layer : {"batch_renorm", "cross_mini_batch_norm --set minibatches=3",
+                            "cross_iteration_batch_norm --set compensate=false"}) {
+    const std::string words = "apply " + std::string(layer);
+    ASSERT_EQ(place.run(words + " --steps 4 --input x.{step}.npy --out whole").code, 0);
+    ASSERT_EQ(place.run(words + " --steps 2 --input x.{step}.npy --save-state s.st --out a").code, 0);
+    ASSERT_EQ(place.run(words + " --load-state s.st --save-state s.st --input x.2.npy --out b").code, 0);
+    const Outcome outcome = place.run(words + " --load-state s.st --input x.3.npy --out b");
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(place.values("b/output.npy"), place.values("whole/output.s3.npy")) << layer;
+    EXPECT_EQ(place.values("b/running_mean.npy"), place.values("whole/running_mean.s3.npy")) << layer;
+  }
+}
+
+TEST(Overwriting, KeepsTheOldFilesOnFailure) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --out o").code, 0);
+  const Names before = place.list("o");
+  const auto old = place.values("o/output.npy");
+  place.make("x.npy", {3, 4, 6});
+  place.write_bytes("blocked", "");
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --out o --save-state blocked/s.st").code, 3);
+  EXPECT_EQ(place.list("o"), before);
+  EXPECT_EQ(place.values("o/output.npy"), old);
+}
+
+}  // namespace
+}  // namespace allnorm::test

@@ -1,0 +1,157 @@
+// Exit codes and lines of several ranks: threads of one process, and processes under mpirun where MPI is there.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+#include <string>
+
+#include "build_config.hpp"
+#include "runner.hpp"
+
+namespace allnorm::test {
+namespace {
+
+bool mpirun_works() { return ALLNORM_HAVE_MPI && std::system("mpirun --version > /dev/null 2>&1") == 0; }
+
+// The program's own lines; the launcher adds some around them.
+std::vector<std::string> own_lines(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);)
+    if (line.starts_with("allnorm: ")) lines.push_back(line);
+  return lines;
+}
+
+// Two ranks each way: `--ranks 2`, and mpirun.
+class TwoRanks : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (GetParam() && !mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+    place.make("x.0.npy", {3, 4, 5});
+    place.make("x.1.npy", {2, 4, 5});
+  }
+  Outcome run(const std::string& words) {
+    return GetParam() ? place.run(words, "mpirun -n 2") : place.run(words + " --ranks 2");
+  }
+  Workplace place;
+};
+
+TEST_P(TwoRanks, ShareStatistics) {
+  const Outcome outcome = run("apply sync_batch_norm --input x.{rank}.npy --grad-output x.{rank}.npy --out o");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_EQ(place.values("o/mean.r0.npy"), place.values("o/mean.r1.npy"));
+  EXPECT_NE(place.values("o/output.r0.npy"), place.values("o/output.r1.npy"));
+}
+
+TEST_P(TwoRanks, DisagreeingIsExitFour) {
+  place.make("x.1.npy", {2, 3, 5});
+  const Outcome outcome = run("apply sync_batch_norm --input x.{rank}.npy --out o");
+  EXPECT_EQ(outcome.code, 4) << outcome.err;
+  const auto lines = own_lines(outcome.err);
+  ASSERT_EQ(lines.size(), 1u) << outcome.err;
+  EXPECT_NE(lines[0].find("rank 1"), std::string::npos) << lines[0];
+  EXPECT_NE(lines[0].find("channels is 3, must be 4"), std::string::npos) << lines[0];
+  EXPECT_FALSE(place.exists("o"));
+}
+
+TEST_P(TwoRanks, DifferentRunningStatisticsAreExitFour) {
+  place.make("m.0.npy", {4});
+  place.make("m.1.npy", {4}, launch::NpyType::f16);  // the same but for rounding
+  const Outcome outcome = run("apply sync_batch_norm --input x.{rank}.npy --tensor running_mean=m.{rank}.npy --out o");
+  EXPECT_EQ(outcome.code, 4) << outcome.err;
+  EXPECT_EQ(own_lines(outcome.err).size(), 1u) << outcome.err;
+}
+
+TEST_P(TwoRanks, ABadFileOfOneRankIsItsOwn) {
+  place.write_bytes("x.1.npy", "no array");
+  const Outcome outcome = run("apply sync_batch_norm --input x.{rank}.npy --out o");
+  EXPECT_EQ(outcome.code, 3) << outcome.err;
+  const auto lines = own_lines(outcome.err);
+  ASSERT_EQ(lines.size(), 1u) << outcome.err;
+  EXPECT_TRUE(lines[0].starts_with("allnorm: rank 1: x.1.npy")) << lines[0];
+  EXPECT_FALSE(place.exists("o"));
+}
+
+TEST_P(TwoRanks, AnErrorThatAllRanksFindIsPrintedOnce) {
+  const Outcome file = run("apply sync_batch_norm --input nowhere.npy --out o");
+  EXPECT_EQ(file.code, 3) << file.err;
+  EXPECT_EQ(own_lines(file.err).size(), 1u) << file.err;
+  const Outcome usage = run("apply sync_batch_norm --input x.0.npy --out o --set eps=-1");
+  EXPECT_EQ(usage.code, 2) << usage.err;
+  EXPECT_EQ(own_lines(usage.err).size(), 1u) << usage.err;
+}
+
+TEST_P(TwoRanks, WriteAllOrNothing) {
+  std::filesystem::create_directory(place.path("d0"));  // rank 1 has no place for its state
+  const Outcome outcome = run("apply batch_norm --input x.{rank}.npy --out o --save-state d{rank}/s.st");
+  EXPECT_EQ(outcome.code, 3) << outcome.err;
+  EXPECT_EQ(own_lines(outcome.err).size(), 1u) << outcome.err;
+  EXPECT_TRUE(!place.exists("o") || place.list("o").empty());
+  EXPECT_TRUE(place.list("d0").empty());
+}
+
+TEST_P(TwoRanks, AStateOfTwoRanksIsNotForOne) {
+  place.make("a.0.npy", {3, 2, 7});
+  place.make("a.1.npy", {2, 2, 7});
+  place.make("w.npy", {4, 2, 3});
+  const std::string words =
+      "apply cross_iteration_batch_norm --set sync=world --tensor conv_weight=w.npy --tensor conv_input=a.{rank}.npy "
+      "--input x.{rank}.npy ";
+  const Outcome refused = run(words + "--out o --save-state s.st");
+  EXPECT_EQ(refused.code, 2) << refused.err;
+  EXPECT_NE(refused.err.find("{rank}"), std::string::npos) << refused.err;
+  EXPECT_FALSE(place.exists("o"));
+  const Outcome saved = run(words + "--out o --save-state s.{rank}.st");
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  EXPECT_EQ(place.run(words + "--out p --load-state s.{rank}.st").code, 3);
+  EXPECT_EQ(place.run(words + "--out p --load-state s.{rank}.st --drop-window").code, 0);
+  EXPECT_EQ(run(words + "--out p --load-state s.{rank}.st").code, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, TwoRanks, testing::Bool(),
+                         [](const auto& way) { return way.param ? "Processes" : "Threads"; });
+
+TEST(Processes, MayHaveDifferentCommandLines) {
+  if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const std::string base = "apply sync_batch_norm --timeout 20 --first-timeout 20 --input x.npy --out o";
+  const auto both = [&](const std::string& first, const std::string& second) {
+    return place.run(base + first + " : -n 1 " + ALLNORM_PROGRAM + " " + base + second, "mpirun -n 1");
+  };
+  const Outcome differ = both("", " --set eps=1e-3");
+  EXPECT_EQ(differ.code, 4) << differ.err;
+  const auto lines = own_lines(differ.err);
+  ASSERT_EQ(lines.size(), 1u) << differ.err;
+  EXPECT_NE(lines[0].find("eps is 0.001, must be 1e-05"), std::string::npos) << lines[0];
+
+  const Outcome usage = both("", " --set eps=-1");  // rank 1's own, while rank 0 waits for it
+  EXPECT_EQ(usage.code, 2) << usage.err;
+  EXPECT_EQ(own_lines(usage.err).size(), 1u) << usage.err;
+  EXPECT_NE(usage.err.find("allnorm: rank 1: attribute eps"), std::string::npos) << usage.err;
+}
+
+TEST(Processes, AMissingStepIsNotAHang) {
+  if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const std::string base = "apply sync_batch_norm --timeout 5 --first-timeout 20 --input x.npy --out o";
+  const Outcome outcome = place.run(base + " --steps 2 : -n 1 " + ALLNORM_PROGRAM + " " + base, "mpirun -n 1");
+  EXPECT_EQ(outcome.code, 4) << outcome.err;  // one is at the agreement, the other in the next forward call
+  EXPECT_EQ(own_lines(outcome.err).size(), 1u) << outcome.err;
+}
+
+TEST(SyncGroups, AreConsecutiveRanks) {
+  Workplace place;
+  for (int rank = 0; rank < 3; ++rank) place.make("x." + std::to_string(rank) + ".npy", {rank + 1, 4, 5});
+  const Outcome outcome = place.run("apply batch_norm --set sync=2 --ranks 3 --input x.{rank}.npy --out o");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.values("o/mean.r0.npy"), place.values("o/mean.r1.npy"));
+  EXPECT_NE(place.values("o/mean.r1.npy"), place.values("o/mean.r2.npy"));
+}
+
+}  // namespace
+}  // namespace allnorm::test

@@ -1,0 +1,195 @@
+// The command line: help, version, and every wrong use with its exit code and its one line.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "allnorm/catalogue.hpp"
+#include "build_config.hpp"
+#include "runner.hpp"
+
+namespace allnorm::test {
+namespace {
+
+struct Wrong {
+  const char* words;
+  int code;
+  const char* says;  // a part of the line
+};
+
+class WrongUse : public testing::TestWithParam<Wrong> {};
+
+TEST_P(WrongUse, HasItsCodeAndOneLine) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.make("g.npy", {4});
+  const Outcome outcome = place.run(GetParam().words);
+  EXPECT_EQ(outcome.code, GetParam().code) << outcome.err;
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find(GetParam().says), std::string::npos) << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Program, WrongUse,
+                         testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, info"},
+                                         Wrong{"--verson", 2, "train, apply, info"}, Wrong{"info extra", 2, "'extra'"},
+                                         Wrong{"info --jso", 2, "--jso"}, Wrong{"info --json=yes", 2, "json"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Apply, WrongUse,
+    testing::Values(Wrong{"apply", 2, "batch_norm"}, Wrong{"apply --input x.npy", 2, "layer is missing"},
+                    Wrong{"apply batchnorm --input x.npy --out o", 2, "cross_mini_batch_norm"},
+                    Wrong{"apply batch_norm --out o", 2, "tensor input is missing"},
+                    Wrong{"apply batch_norm --input x.npy", 2, "--out"},
+                    Wrong{"apply batch_norm --input x.npy --out o stray", 2, "'stray'"},
+                    Wrong{"apply batch_norm --input x.npy --out o --inpt x.npy", 2, "--inpt"},
+                    Wrong{"apply batch_norm --inp x.npy --out o", 2, "--inp"},
+                    Wrong{"apply batch_norm --input x.npy --input x.npy --out o", 2, "--input"},
+                    Wrong{"apply batch_norm --input x.npy --tensor input=x.npy --out o", 2, "given twice"},
+                    Wrong{"apply batch_norm --input x.npy --tensor wieght=g.npy --out o", 2, "running_mean"},
+                    Wrong{"apply batch_norm --input x.npy --tensor weight --out o", 2, "NAME=FILE.npy"},
+                    Wrong{"apply batch_norm --input x.npy --tensor weight= --out o", 2, "NAME=FILE.npy"},
+                    Wrong{"apply batch_norm --input x.npy --out o --tensor", 2, "--tensor"},
+                    Wrong{"apply batch_norm --input x.npy --out o --out p", 2, "--out"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set epsilon=1", 2, "momentum"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set eps", 2, "NAME=VALUE"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set eps=-1", 2, "eps"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set eps=nan", 2, "eps"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set eps=1e-5x", 2, "eps"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set eps=1 --set eps=2", 2, "set twice"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set sync=0", 2, "sync"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set training=yes", 2, "training"},
+                    Wrong{"apply batch_norm --input x.npy --out o --set momentum=2", 2, "momentum"},
+                    Wrong{"apply batch_renorm --input x.npy --out o --set r_max=0.5", 2, "r_max"},
+                    Wrong{"apply batch_renorm --input x.npy --out o --tensor running_var=g.npy", 2, "running_std"},
+                    Wrong{"apply batch_norm --input x.npy --out o --tensor running_std=g.npy", 2, "running_var"},
+                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o", 2, "conv_input"},
+                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set window=0", 2, "window"},
+                    Wrong{"apply cross_mini_batch_norm --input x.npy --out o --set minibatches=0", 2, "minibatches"},
+                    Wrong{"apply group_norm --input x.npy --out o --set groups=3", 2, "groups"},
+                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=6", 2, "normalized_shape"},
+                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9,3,4,5", 2,
+                          "normalized_shape"},
+                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9999999999,9999999999", 2, ""},
+                    Wrong{"apply batch_norm --input x.npy --out o --dtype f8", 2, "f8"},
+                    Wrong{"apply batch_norm --input x.npy --out o --layout nchw", 2, "channels_last"},
+                    Wrong{"apply batch_norm --input x.npy --out o --split rows", 2, "batch, space, channels"},
+                    Wrong{"apply sync_batch_norm --input x.npy --out o --split channels", 2, "--split"},
+                    Wrong{"apply layer_norm --input x.npy --out o --split channels", 2, "no channel axis"},
+                    Wrong{"apply batch_norm --input x.{rank}.npy --out o --split batch --ranks 2", 2, "{rank}"},
+                    Wrong{"apply batch_norm --input x.npy --out o --split channels --ranks 5", 2, "channel"},
+                    Wrong{"apply batch_norm --input x.npy --out o --steps 0", 2, "--steps"},
+                    Wrong{"apply batch_norm --input x.npy --out o --drop-window", 2, "--load-state"},
+                    Wrong{"apply batch_norm --input x.npy --out o --ranks 2 --save-state s.st", 2, "{rank}"},
+                    Wrong{"apply batch_norm --input x.npy --out o --save-state s.{step}.st", 2, "{step}"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    Ranks, WrongUse,
+    testing::Values(Wrong{"apply batch_norm --input x.npy --out o --ranks 0", 2, "--ranks"},
+                    Wrong{"apply batch_norm --input x.npy --out o --ranks -1", 2, "--ranks"},
+                    Wrong{"apply batch_norm --input x.npy --out o --ranks 2x", 2, "--ranks"},
+                    Wrong{"apply batch_norm --input x.npy --out o --ranks 99999999999", 2, "--ranks"},
+                    Wrong{"apply batch_norm --input x.npy --out o --threads 0", 2, "--threads"},
+                    Wrong{"apply batch_norm --input x.npy --out o --timeout 0", 2, "--timeout"},
+                    Wrong{"apply batch_norm --input x.npy --out o --timeout nan", 2, "--timeout"},
+                    Wrong{"apply batch_norm --input x.npy --out o --first-timeout=-1", 2, "--first-timeout"},
+                    Wrong{"apply batch_norm --input x.npy --out o --transport udp", 2, "self, threads, mpi, nccl"},
+                    Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
+                    Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
+                    Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 6, "NCCL"},
+                    Wrong{"apply batch_norm --input x.npy --out o --device cuda", 6, "CUDA"},
+                    Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
+
+TEST(Launcher, RanksMustBeTheLaunchers) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const auto run = [&](const char* more) {
+    return place.run_with({"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=2"},
+                          "apply batch_norm --input x.npy --out o " + std::string(more));
+  };
+  for (const char* more : {"--ranks 3", "--transport threads", "--transport self"}) {
+    const Outcome outcome = run(more);
+    EXPECT_EQ(outcome.code, 2) << more;
+    EXPECT_TRUE(outcome.one_line()) << outcome.err;
+    EXPECT_NE(outcome.err.find("Open MPI"), std::string::npos) << outcome.err;
+  }
+}
+
+TEST(Launcher, TorchrunIsRefusedWithAReason) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const Outcome outcome = place.run_with({"RANK=0", "WORLD_SIZE=2"}, "apply batch_norm --input x.npy --out o");
+  EXPECT_EQ(outcome.code, 6);
+  EXPECT_NE(outcome.err.find("torchrun"), std::string::npos) << outcome.err;
+}
+
+TEST(Launcher, ABatchScriptOfSlurmIsNoRank) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const Outcome outcome =
+      place.run_with({"SLURM_PROCID=0", "SLURM_NTASKS=4"}, "apply batch_norm --input x.npy --out o --ranks 2");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+}
+
+TEST(Help, NamesEveryCommandAndLayer) {
+  Workplace place;
+  const Outcome program = place.run("--help");
+  EXPECT_EQ(program.code, 0);
+  for (const char* command : {"train", "apply", "info"}) EXPECT_NE(program.out.find(command), std::string::npos);
+  const Outcome apply = place.run("apply --help");
+  EXPECT_EQ(apply.code, 0);
+  for (const char* part : {"--tensor", "--split", "--timeout", "{rank}", "Exit codes", "--save-state"})
+    EXPECT_NE(apply.out.find(part), std::string::npos) << part;
+  for (const Row& row : catalogue()) {
+    EXPECT_NE(apply.out.find(row.name), std::string::npos) << row.name;
+    EXPECT_NE(apply.out.find(row.summary.substr(0, 30)), std::string::npos) << row.name;
+  }
+}
+
+TEST(Help, OfALayerNamesEveryTensorAttributeAndOutput) {
+  Workplace place;
+  for (const Row& row : catalogue()) {
+    const Outcome outcome = place.run("apply " + std::string(row.name) + " --help");
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    const auto has = [&](std::string_view text) {
+      EXPECT_NE(outcome.out.find("  " + std::string(text)), std::string::npos) << row.name << ": " << text;
+    };
+    const Layer layer(row.name);
+    for (const TensorSpec& tensor : row.tensors) has(tensor.name);
+    for (const OutputSpec& output : row.outputs) has(output.name);
+    for (const Attribute& attribute : row.attributes) {
+      const std::string value = attribute.get(layer.options);
+      has(std::string(attribute.name) + (value.empty() ? "" : " (" + value + ")"));
+    }
+    EXPECT_NE(outcome.out.find(row.source), std::string::npos);
+  }
+  EXPECT_EQ(place.run("apply nonsense --help").code, 2);
+}
+
+TEST(Version, NamesVersionAndParts) {
+  Workplace place;
+  const Outcome outcome = place.run("--version");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_NE(outcome.out.find(build::version), std::string::npos);
+  EXPECT_NE(outcome.out.find(build::commit), std::string::npos);
+  for (const build::Part& part : build::parts)
+    EXPECT_NE(outcome.out.find(std::string(part.name) + (part.in ? " on" : " off")), std::string::npos) << part.name;
+}
+
+TEST(Info, JsonAndTextNameTheSameParts) {
+  Workplace place;
+  const Outcome text = place.run("info"), json = place.run("info --json");
+  EXPECT_EQ(text.code, 0);
+  EXPECT_EQ(json.code, 0);
+  const auto parsed = nlohmann::json::parse(json.out);
+  EXPECT_EQ(parsed["version"], build::version);
+  EXPECT_EQ(parsed["parts"].size(), build::parts.size());
+  for (const auto& list : {"devices", "transports", "parts"})
+    for (const auto& one : parsed[list]) {
+      EXPECT_NE(text.out.find(one["name"].get<std::string>()), std::string::npos);
+      EXPECT_TRUE(one["available"].get<bool>() || one["detail"] != "") << one["name"];
+    }
+}
+
+}  // namespace
+}  // namespace allnorm::test
