@@ -1,0 +1,120 @@
+// `allnorm apply LAYER`: one layer forward, and backward where a gradient is given, on .npy files, on one or many
+// ranks.
+#include "launch/apply.hpp"
+
+#include <algorithm>
+#include <iostream>
+#include <optional>
+
+#include "allnorm/norm.hpp"
+#include "launch/apply_outputs.hpp"
+#include "launch/apply_tensors.hpp"
+#include "launch/files/input_file.hpp"
+#include "launch/help.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
+Layer own_layer(const ApplyPlan& plan, const Rank& rank) {
+  Layer layer = plan.layer;
+  if (plan.split == Split::space && !layer.options.normalized_shape.empty()) {
+    const Slice own = slice_of(layer.options.normalized_shape[0], rank.rank, rank.size);
+    layer.options.normalized_shape[0] = own.end - own.begin;
+  }
+  return layer;
+}
+
+// A loaded state first, then the tensors that the user gives by name.
+void set_state(const ApplyPlan& plan, const Rank& rank, const StepTensors& tensors, Norm& norm) {
+  if (!plan.load_state.empty()) {
+    const std::string path = expand(plan.load_state, rank.rank, 0);
+    const State state = read_state(path);
+    try {
+      norm.load(state, {plan.drop_window});
+    } catch (const Error& error) {
+      bad_file(path, error.message(), error.where());
+    }
+  }
+  const auto put = [&](const char* name, Buffer<double>& buffer) {
+    const std::vector<double> values = tensors.state(name);
+    std::copy(values.begin(), values.end(), buffer.begin());
+  };
+  put("running_mean", norm.running_mean());
+  put(plan.layer.keeps_std() ? "running_std" : "running_var", norm.running_spread());
+  if (const std::int64_t count = tensors.counter("num_batches_tracked"); count >= 0) norm.set_batches_tracked(count);
+}
+
+void check_state(const ApplyPlan& plan, const Rank& rank, const State& state) {
+  const bool per_rank =
+      std::any_of(state.entries.begin(), state.entries.end(), [](const auto& e) { return e.per_rank; });
+  expect(plan.save_state.empty() || rank.size == 1 || !per_rank || mentions(plan.save_state, "{rank}"),
+         Code::invalid_argument, [&] {
+           return "--save-state is " + plan.save_state +
+                  ", must contain {rank}: the window of every rank holds its own derivatives";
+         });
+}
+
+void apply_on(const ApplyPlan& plan, Rank& rank) {
+  check_plan(plan, rank.size);
+  StepTensors tensors(plan, rank.rank, rank.size);
+  tensors.read(0);
+  const auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);
+  Norm norm(own_layer(plan, rank), tensors.channels(), group, rank.queue, std::string(plan.layer.row->name));
+  set_state(plan, rank, tensors, norm);
+
+  std::vector<NamedArray> results;
+  for (std::int64_t step = 0; step < plan.steps; ++step) {
+    if (step > 0) tensors.read(step);
+    const StepResult result = run_step(plan, tensors, norm, rank.queue);
+    for (NamedArray& made : collect(plan, tensors, result, norm, step)) results.push_back(std::move(made));
+  }
+  const State state = plan.save_state.empty() ? State{} : norm.save();
+  check_state(plan, rank, state);
+  write_results(plan, rank, results, state);
+}
+
+void help_apply(std::ostream& out) {
+  RankOptions ranks;
+  out << "allnorm apply LAYER [options]\nallnorm apply LAYER --help\n\n"
+         "One layer forward, and backward where --grad-output is given, on .npy files.\n\nLayers:\n";
+  print_layers(out);
+  out << "\nOptions:\n";
+  print_options(out, describe_apply());
+  out << "\nRanks:\n";
+  print_options(out, describe(ranks));
+  out << "\nFiles:\n";
+  print_lines(out,
+              {{"{rank}, {step}",
+                "in a FILE: replaced by the rank and the step, both from 0; without them all read the same file. "
+                "Running statistics are read at step 0 only."},
+               {"results",
+                "NAME.npy; with several ranks NAME.r<rank>.npy; with several steps NAME[.r<rank>].s<step>.npy. All "
+                "of them appear together, or none where a rank fails."},
+               {"types",
+                "input, grad_output, residual and conv_input are converted to --dtype, output and their gradients are "
+                "written as it (bf16 as f32); parameters are used in f32 (f64 with f64); statistics and gradients of "
+                "parameters are written as f64."}});
+  out << "\nExamples:\n"
+         "  allnorm apply batch_norm --input x.npy --grad-output dy.npy --set eps=1e-3 --out results\n"
+         "  allnorm apply sync_batch_norm --input x.npy --split batch --ranks 4 --out results\n"
+         "  mpirun -n 4 allnorm apply sync_batch_norm --input x.{rank}.npy --out results\n\n";
+  print_exit_codes(out);
+}
+
+int run_apply(const Arguments& words) {
+  if (asks_for_help(words)) {
+    print_layer_help(std::cout, *Layer(words.front()).row);
+    return exit_success;
+  }
+  const ApplyPlan plan = read_plan(words);
+  return run_ranks(plan.ranks, [&plan](Rank& rank) { apply_on(plan, rank); });
+}
+
+}  // namespace
+
+const Command apply_command{"apply", "run one layer forward and backward on .npy files, on one or many ranks",
+                            run_apply, help_apply};
+
+}  // namespace allnorm::launch

@@ -1,0 +1,190 @@
+// `allnorm apply`: what is written, and how all ranks write it or none.
+#include "launch/apply_outputs.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <span>
+#include <utility>
+
+#include "launch/files/atomic_file.hpp"
+#include "launch/files/input_file.hpp"
+#include "launch/files/npy_convert.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+struct Context {
+  const ApplyPlan& plan;
+  const StepTensors& tensors;
+  const StepResult& result;
+  Norm& norm;
+
+  const Layer& layer() const { return plan.layer; }
+  bool training() const { return layer().options.training; }
+  bool gradient_of(std::string_view name) const { return plan.wants_gradients() && plan.gives(name); }
+};
+
+NpyArray doubles(const Buffer<double>& values, const Shape& shape) {
+  return from_doubles(std::span(values.data(), values.size()), shape);
+}
+
+NpyArray like_input(const Context& context, const Buffer<std::byte>& values) {
+  const LoadedTensor& x = context.tensors.input();
+  return from_dtype(values.data(), x.dtype, x.file_shape);
+}
+
+// (C), (N,G) or the leading axes.
+NpyArray statistics(const Context& context, const Buffer<double>& values) {
+  const Shape& x = context.tensors.input().shape;
+  switch (context.layer().row->reduction) {
+    case Reduction::batch_and_space:
+      break;
+    case Reduction::group_and_space:
+      return doubles(values, Shape{x[0], context.layer().options.groups});
+    case Reduction::trailing_axes: {
+      const auto& given = context.layer().options.normalized_shape;
+      const int leading = given.empty() ? 1 : x.rank() - static_cast<int>(given.size());
+      return doubles(values, Shape(std::span(x.begin(), static_cast<std::size_t>(leading))));
+    }
+  }
+  return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
+}
+
+NpyArray running(const Buffer<double>& values) {
+  return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
+}
+
+// Where every output of the catalogue comes from, and when it is written.
+struct Source {
+  std::string_view name;
+  bool (*written)(const Context&);
+  NpyArray (*get)(const Context&);
+};
+
+constexpr Source sources[] = {
+    {"output", [](const Context&) { return true; }, [](const Context& c) { return like_input(c, c.result.output); }},
+    {"grad_input", [](const Context& c) { return c.gradient_of("input"); },
+     [](const Context& c) { return like_input(c, c.result.grad_input); }},
+    {"mean", [](const Context&) { return true; },
+     [](const Context& c) { return statistics(c, c.result.saved.frame().mean); }},
+    {"var", [](const Context&) { return true; },
+     [](const Context& c) { return statistics(c, c.result.saved.frame().var); }},
+    {"rstd", [](const Context&) { return true; },
+     [](const Context& c) { return statistics(c, c.result.saved.frame().rstd); }},
+    {"r", [](const Context& c) { return !c.result.saved.frame().r.empty(); },
+     [](const Context& c) { return statistics(c, c.result.saved.frame().r); }},
+    {"d", [](const Context& c) { return !c.result.saved.frame().d.empty(); },
+     [](const Context& c) { return statistics(c, c.result.saved.frame().d); }},
+    {"running_mean", [](const Context& c) { return c.training(); },
+     [](const Context& c) { return running(c.norm.running_mean()); }},
+    {"running_var", [](const Context& c) { return c.training() && !c.layer().keeps_std(); },
+     [](const Context& c) { return running(c.norm.running_spread()); }},
+    {"running_std", [](const Context& c) { return c.training() && c.layer().keeps_std(); },
+     [](const Context& c) { return running(c.norm.running_spread()); }},
+    {"num_batches_tracked", [](const Context& c) { return c.training(); },
+     [](const Context& c) {
+       const std::int64_t count = c.norm.batches_tracked();
+       return from_int64(std::span(&count, 1), Shape{});
+     }},
+    {"grad_weight", [](const Context& c) { return c.gradient_of("weight"); },
+     [](const Context& c) { return doubles(c.result.grad_weight, c.tensors.find("weight")->shape); }},
+    {"grad_bias", [](const Context& c) { return c.gradient_of("bias"); },
+     [](const Context& c) { return doubles(c.result.grad_bias, c.tensors.find("bias")->shape); }},
+    {"grad_residual", [](const Context& c) { return c.gradient_of("residual"); },
+     [](const Context& c) { return like_input(c, c.result.grad_residual); }},
+};
+
+void add(std::vector<NamedArray>& results, std::string_view name, const Context& context, std::int64_t step) {
+  for (const Source& source : sources)
+    if (source.name == name) {
+      if (source.written(context)) results.push_back({std::string(name), step, source.get(context)});
+      return;
+    }
+  fail(Code::unsupported, "output " + std::string(name) + " is in the catalogue but not in apply's table");
+}
+
+// True on every rank when all ranks say so. Collective.
+bool all_agree(Rank& rank, std::uint64_t call, bool well) {
+  const Message answer = rank.world->exchange(
+      Message{Header("apply", Direction::agreement, call), {}, well ? 0u : std::uint64_t{flag_stop}, {}}, rank.queue);
+  return (answer.flags & flag_stop) == 0;
+}
+
+void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const std::vector<NamedArray>& results,
+           const State& state) {
+  std::error_code error;
+  std::filesystem::create_directories(plan.out, error);
+  if (!std::filesystem::is_directory(plan.out))
+    bad_file(plan.out, "cannot be made: " + (error ? error.message() : std::string("something else has that name")));
+  const std::filesystem::path directory(plan.out);
+  for (const NamedArray& result : results) {
+    const std::string name = result.name + (rank.size > 1 ? ".r" + std::to_string(rank.rank) : "") +
+                             (plan.steps > 1 ? ".s" + std::to_string(result.step) : "") + ".npy";
+    AtomicFile file((directory / name).string());
+    write_npy(file, result.array);
+    files.add(std::move(file));
+  }
+  if (plan.save_state.empty() || (rank.rank > 0 && !mentions(plan.save_state, "{rank}"))) return;
+  AtomicFile file(expand(plan.save_state, rank.rank, 0));
+  write_safetensors(file, to_file(state));
+  files.add(std::move(file));
+}
+
+}  // namespace
+
+StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& norm, Queue& queue) {
+  const LoadedTensor& x = tensors.input();
+  const auto bytes = x.data.size();
+  const auto like_x = [&](Buffer<std::byte>& buffer) {
+    buffer = Buffer<std::byte>(bytes, queue);
+    return TensorView{buffer.data(), x.dtype, Device{}, x.shape, x.order};
+  };
+  StepResult result;
+  result.saved = norm.forward(tensors.forward_inputs(), like_x(result.output), queue);
+  if (!plan.wants_gradients()) return result;
+
+  BackwardOutputs gradients;
+  gradients.input = like_x(result.grad_input);
+  if (plan.gives("residual")) gradients.residual = like_x(result.grad_residual);
+  const auto of_parameter = [&](const char* name, Buffer<double>& buffer) {
+    const LoadedTensor* parameter = tensors.find(name);
+    if (!parameter) return TensorView{};
+    buffer = Buffer<double>(static_cast<std::size_t>(parameter->shape.elements()), queue);
+    return view(buffer.data(), parameter->shape);
+  };
+  gradients.weight = of_parameter("weight", result.grad_weight);
+  gradients.bias = of_parameter("bias", result.grad_bias);
+  norm.backward(result.saved, tensors.view("grad_output"), gradients, queue);
+  return result;
+}
+
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, Norm& norm,
+                                std::int64_t step) {
+  const Context context{plan, tensors, result, norm};
+  std::vector<NamedArray> results;
+  for (const char* name : {"output", "grad_input"})
+    if (std::string_view(name) == "output" || plan.wants_gradients()) add(results, name, context, step);
+  for (const OutputSpec& output : plan.layer.row->outputs) add(results, output.name, context, step);
+  return results;
+}
+
+void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const State& state) {
+  // A rank that fails before this point ends its peers; nobody may have a temporary file by then.
+  all_agree(rank, 0, true);
+  StagedFiles files;
+  std::exception_ptr error;
+  try {
+    stage(files, plan, rank, results, state);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const bool well = all_agree(rank, 1, !error);
+  if (well) return files.commit();
+  files = StagedFiles{};
+  all_agree(rank, 2, true);  // the failed rank ends the others only after their temporaries are gone
+  if (error) std::rethrow_exception(error);
+  fail(Code::aborted, "another rank could not write its results");
+}
+
+}  // namespace allnorm::launch

@@ -1,0 +1,43 @@
+// `allnorm apply`: what is written, and how all ranks write it or none.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "allnorm/norm.hpp"
+#include "launch/apply.hpp"
+#include "launch/apply_tensors.hpp"
+#include "launch/files/npy.hpp"
+#include "launch/files/safetensors.hpp"
+
+namespace allnorm::launch {
+
+/// One step's results in memory, before anything is written.
+struct StepResult {
+  Saved saved;
+  Buffer<std::byte> output, grad_input, grad_residual;  ///< like input
+  Buffer<double> grad_weight, grad_bias;                ///< shape of the parameter
+};
+
+/// Runs forward, and backward where grad_output is given.
+StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& norm, Queue& queue);
+
+struct NamedArray {
+  std::string name;  ///< of the output
+  std::int64_t step = 0;
+  NpyArray array;
+};
+/// The arrays of a step that cli.md promises, in the order of the row's outputs.
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, Norm& norm,
+                                std::int64_t step);
+
+/// Gives every rank's files their names, or none of them. `state` is written where the plan and the rank ask for it.
+/// Collective over rank.world.
+void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const State& state);
+
+/// The state in and out of files.
+State read_state(const std::string& path);
+TensorFile to_file(const State& state);
+
+}  // namespace allnorm::launch

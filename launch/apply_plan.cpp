@@ -1,0 +1,242 @@
+// `allnorm apply`: from words to a plan, and every check that needs no file.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <boost/program_options/value_semantic.hpp>
+
+#include "allnorm/error.hpp"
+#include "launch/apply.hpp"
+#include "launch/help.hpp"
+
+namespace allnorm::launch {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr TensorSpec common_tensors[] = {
+    {"input", TensorRole::activation, "(N,C,space...)", "x"},
+    {"grad_output", TensorRole::activation, "like input", "asks for the gradients"},
+};
+
+struct ShortForm {
+  const char *option, *tensor, *help;
+};
+constexpr ShortForm short_forms[] = {
+    {"input", "input", "short for --tensor input=FILE"},
+    {"weight", "weight", "short for --tensor weight=FILE"},
+    {"bias", "bias", "short for --tensor bias=FILE"},
+    {"grad-output", "grad_output", "short for --tensor grad_output=FILE"},
+};
+
+constexpr std::pair<std::string_view, Order> layouts[] = {{"channels_first", Order::channels_first},
+                                                          {"channels_last", Order::channels_last}};
+constexpr std::pair<std::string_view, Split> splits[] = {
+    {"batch", Split::batch}, {"space", Split::space}, {"channels", Split::channels}};
+
+// The words behind the options, as they were typed.
+struct Words {
+  std::vector<std::string> tensors{}, sets{};
+  std::array<std::string, std::size(short_forms)> shorts{};
+  std::string out{}, dtype{}, layout = "channels_first", split{}, load_state{}, save_state{};
+  std::int64_t steps = 1;
+};
+
+po::options_description describe(Words& words) {
+  po::options_description options("Options");
+  options.add_options()("tensor", po::value(&words.tensors)->value_name("NAME=FILE.npy"),
+                        "a tensor to read; any number");
+  for (std::size_t i = 0; i < std::size(short_forms); ++i)
+    options.add_options()(short_forms[i].option, po::value(&words.shorts[i])->value_name("FILE.npy"),
+                          short_forms[i].help);
+  options.add_options()("set", po::value(&words.sets)->value_name("NAME=VALUE"),
+                        "an attribute of the layer; any number")(
+      "out", po::value(&words.out)->value_name("DIR"), "where the results are written; made if missing; required")(
+      "dtype", po::value(&words.dtype)->value_name("TYPE"), "f64, f32, f16 or bf16 (the input file's type)")(
+      "layout", po::value(&words.layout)->value_name("ORDER"),
+      "channels_first: files are N, C, space...; channels_last: N, space..., C (channels_first)")(
+      "steps", po::value(&words.steps)->value_name("S"), "calls in a row on one layer object (1)")(
+      "split", po::value(&words.split)->value_name("AXIS"),
+      "batch, space or channels: cut that axis of the files over the ranks, in order, the first ranks one slice more")(
+      "load-state", po::value(&words.load_state)->value_name("F.safetensors"),
+      "the layer's state before the first call")(
+      "drop-window", "with --load-state: accept a state of another number of ranks, without its per-rank parts")(
+      "save-state", po::value(&words.save_state)->value_name("F.safetensors"), "the layer's state after the last call");
+  return options;
+}
+
+template <class Value, std::size_t Size>
+Value choose(std::string_view option, std::string_view text, const std::pair<std::string_view, Value> (&known)[Size]) {
+  std::string names;
+  for (const auto& [name, value] : known) {
+    if (name == text) return value;
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  fail(Code::invalid_argument, std::string(option) + " is '" + std::string(text) + "', must be one of " + names);
+}
+
+std::pair<std::string, std::string> halves(std::string_view option, const std::string& text) {
+  const auto equals = text.find('=');
+  expect(equals != text.npos && equals > 0 && equals + 1 < text.size(), Code::invalid_argument, [&] {
+    return std::string(option) + " is '" + text + "', must be NAME=" + (option == "--set" ? "VALUE" : "FILE.npy");
+  });
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+void add_tensor(ApplyPlan& plan, const std::string& name, const std::string& file) {
+  std::string known;
+  bool found = false;
+  for (const TensorSpec& spec : tensors_of(*plan.layer.row)) {
+    found |= spec.name == name;
+    known += (known.empty() ? "" : ", ") + std::string(spec.name);
+  }
+  expect(found, Code::invalid_argument, [&] {
+    return "tensor of " + std::string(plan.layer.row->name) + " is '" + name + "', must be one of " + known;
+  });
+  expect(plan.tensors.emplace(name, file).second, Code::invalid_argument,
+         [&] { return "tensor " + name + " is given twice, must be given once"; });
+}
+
+// Whether a slice of that axis is a part of the same sums.
+bool reduces(Reduction reduction, Split split) {
+  switch (split) {
+    case Split::batch:
+      return reduction == Reduction::batch_and_space;
+    case Split::channels:
+      return reduction == Reduction::group_and_space;
+    case Split::space:
+    case Split::none:
+      break;
+  }
+  return true;
+}
+
+void check_tensors(const ApplyPlan& plan) {
+  const std::string name(plan.layer.row->name);
+  expect(plan.gives("input"), Code::invalid_argument, "tensor input is missing, must be given (--input FILE.npy)");
+  if (plan.compensates())
+    for (const char* needed : {"conv_input", "conv_weight"})
+      expect(plan.gives(needed), Code::invalid_argument, [&] {
+        return "tensor " + std::string(needed) + " of " + name +
+               " is missing, must be given for window > 1 unless compensate=false";
+      });
+  const bool std_kept = plan.layer.keeps_std();
+  expect(!plan.gives(std_kept ? "running_var" : "running_std"), Code::invalid_argument, [&] {
+    return "tensor of " + name + " is " + (std_kept ? "running_var" : "running_std") + ", must be " +
+           (std_kept ? "running_std with renorm=true and variant=paper"
+                     : "running_var unless renorm=true and variant=paper");
+  });
+}
+
+void check_split(const ApplyPlan& plan, std::string_view text) {
+  const Row& row = *plan.layer.row;
+  expect(row.reduction != Reduction::trailing_axes || plan.split != Split::channels, Code::invalid_argument, [&] {
+    return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
+  });
+  expect(plan.layer.options.sync.ranks == Sync::none || reduces(row.reduction, plan.split), Code::invalid_argument,
+         [&] {
+           return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
+                  " reduces over, or sync none";
+         });
+  // A part of the channels holds parts of the convolution's groups, so that its number of groups would be another.
+  expect(plan.split != Split::channels || !plan.compensates() || plan.layer.options.convolution.groups == 1,
+         Code::invalid_argument, "--split is channels, must be batch for a convolution with conv_groups > 1");
+}
+
+}  // namespace
+
+std::vector<TensorSpec> tensors_of(const Row& row) {
+  std::vector<TensorSpec> all(std::begin(common_tensors), std::end(common_tensors));
+  all.insert(all.end(), row.tensors.begin(), row.tensors.end());
+  return all;
+}
+
+po::options_description describe_apply() {
+  Words words;
+  return describe(words);  // for its text; nothing is parsed into `words`
+}
+
+ApplyPlan read_plan(const Arguments& words) {
+  expect(!words.empty() && !words[0].starts_with("-"), Code::invalid_argument, [] {
+    std::string known;
+    for (const Row& row : catalogue()) known += (known.empty() ? "" : ", ") + std::string(row.name);
+    return "layer is missing, must follow apply and be one of " + known;
+  });
+  ApplyPlan plan(words[0]);
+  Words typed;
+  po::options_description options;
+  options.add(describe(typed)).add(describe(plan.ranks));
+  const auto values = parse_options(Arguments(words.begin() + 1, words.end()), options);
+
+  for (const std::string& text : typed.tensors) {
+    const auto [name, file] = halves("--tensor", text);
+    add_tensor(plan, name, file);
+  }
+  for (std::size_t i = 0; i < std::size(short_forms); ++i)
+    if (values.count(short_forms[i].option) > 0) add_tensor(plan, short_forms[i].tensor, typed.shorts[i]);
+  std::vector<std::string> set;
+  for (const std::string& text : typed.sets) {
+    const auto [name, value] = halves("--set", text);
+    expect(std::find(set.begin(), set.end(), name) == set.end(), Code::invalid_argument,
+           [&] { return "attribute " + name + " is set twice, must be set once"; });
+    plan.layer.set(name, value);
+    set.push_back(name);
+  }
+  plan.layer.check();
+
+  for (const char* given : {"out", "load-state", "save-state"})
+    expect(values.count(given) == 0 || !values[given].as<std::string>().empty(), Code::invalid_argument,
+           [&] { return "--" + std::string(given) + " is empty, must be a path"; });
+  expect(!typed.out.empty(), Code::invalid_argument, "--out is missing, must name the directory for the results");
+  plan.out = typed.out;
+  plan.load_state = typed.load_state;
+  plan.save_state = typed.save_state;
+  plan.drop_window = values.count("drop-window") > 0;
+  expect(!plan.drop_window || !plan.load_state.empty(), Code::invalid_argument,
+         "--drop-window is given alone, must come with --load-state");
+  expect(!mentions(plan.load_state, "{step}") && !mentions(plan.save_state, "{step}"), Code::invalid_argument,
+         "a state file's name has {step}, must have at most {rank}: a run has one state");
+  if (values.count("dtype") > 0) plan.dtype = parse_dtype(typed.dtype);
+  plan.order = choose("--layout", typed.layout, layouts);
+  if (values.count("split") > 0) plan.split = choose("--split", typed.split, splits);
+  plan.steps = typed.steps;
+  expect(plan.steps >= 1, Code::invalid_argument,
+         [&] { return "--steps is " + std::to_string(plan.steps) + ", must be at least 1"; });
+
+  check_tensors(plan);
+  check_split(plan, typed.split);
+  check(plan.ranks);
+  if (const int ranks = expected_ranks(plan.ranks); ranks > 0) check_plan(plan, ranks);
+  return plan;
+}
+
+void check_plan(const ApplyPlan& plan, int ranks) {
+  if (ranks == 1) return;
+  expect(plan.save_state.empty() || plan.layer.options.sync.ranks == Sync::world || mentions(plan.save_state, "{rank}"),
+         Code::invalid_argument, [&] {
+           return "--save-state is " + plan.save_state +
+                  ", must contain {rank}: without sync=world every rank has its own";
+         });
+  if (plan.split == Split::none) return;
+  for (const auto& [name, file] : plan.tensors)
+    expect(!mentions(file, "{rank}"), Code::invalid_argument, [&, tensor = name, path = file] {
+      return "tensor " + tensor + " is " + path + ", must not contain {rank} with --split, which cuts one file for all";
+    });
+}
+
+bool mentions(std::string_view pattern, std::string_view placeholder) {
+  return pattern.find(placeholder) != pattern.npos;
+}
+
+std::string expand(std::string_view pattern, int rank, std::int64_t step) {
+  const std::pair<std::string_view, std::string> replacements[] = {{"{rank}", std::to_string(rank)},
+                                                                   {"{step}", std::to_string(step)}};
+  std::string text(pattern);
+  for (const auto& [placeholder, number] : replacements)
+    for (auto at = text.find(placeholder); at != text.npos; at = text.find(placeholder, at + number.size()))
+      text.replace(at, placeholder.size(), number);
+  return text;
+}
+
+}  // namespace allnorm::launch

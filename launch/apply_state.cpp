@@ -1,0 +1,51 @@
+// `allnorm apply`: a layer's state as a safetensors file.
+#include <cstring>
+#include <utility>
+
+#include "launch/apply_outputs.hpp"
+#include "launch/files/input_file.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+constexpr std::pair<StateType, std::string_view> types[] = {
+    {StateType::f64, "F64"}, {StateType::f32, "F32"}, {StateType::i64, "I64"}};
+// Names of the entries that hold one rank's share, each followed by a space: the format has no flags for tensors.
+constexpr const char* per_rank_key = "allnorm.per_rank";
+
+}  // namespace
+
+TensorFile to_file(const State& state) {
+  TensorFile content;
+  for (const StateEntry& entry : state.entries) {
+    for (const auto& [type, name] : types)
+      if (type == entry.type) content.tensors.push_back({entry.name, std::string(name), entry.shape, entry.data});
+    if (entry.per_rank) content.metadata[per_rank_key] += entry.name + " ";
+  }
+  return content;
+}
+
+State read_state(const std::string& path) {
+  TensorFile content = read_safetensors(path);
+  const auto found = content.metadata.find(per_rank_key);
+  const std::string per_rank = found == content.metadata.end() ? "" : " " + found->second;
+  State state;
+  for (StoredTensor& tensor : content.tensors) {
+    StateEntry entry{tensor.name, StateType::f64, tensor.shape, std::move(tensor.data), false};
+    bool known = false;
+    for (const auto& [type, name] : types)
+      if (name == tensor.dtype) {
+        entry.type = type;
+        known = true;
+      }
+    if (!known)
+      bad_file(path,
+               "tensor " + printable(tensor.name) + " has the dtype " + tensor.dtype + ", must have F64, F32 or I64");
+    entry.per_rank = per_rank.find(" " + tensor.name + " ") != per_rank.npos;
+    state.entries.push_back(std::move(entry));
+  }
+  return state;
+}
+
+}  // namespace allnorm::launch

@@ -1,0 +1,279 @@
+// `allnorm apply`: the tensors of one step, from files to what the library takes.
+#include "launch/apply_tensors.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "launch/files/input_file.hpp"
+#include "launch/files/npy.hpp"
+#include "launch/files/npy_convert.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+bool is_state(TensorRole role) { return role == TensorRole::channel_state || role == TensorRole::counter_state; }
+
+// Shaped (N, C or Ci, space...), in the order of --layout and the type of --dtype.
+bool is_activation(TensorRole role) { return role == TensorRole::activation || role == TensorRole::conv_input; }
+
+DType own_dtype(const NpyArray& array) {
+  switch (array.type) {
+    case NpyType::f64:
+      return DType::f64;
+    case NpyType::f32:
+      return DType::f32;
+    case NpyType::f16:
+      return DType::f16;
+    default:
+      break;
+  }
+  bad_file(array.file,
+           "has the type " + std::string(to_string(array.type)) + ", must be f64, f32 or f16, or --dtype be given");
+}
+
+// The axis of the file that --split cuts, if it cuts this tensor.
+std::optional<int> cut_axis(const ApplyPlan& plan, TensorRole role, const NpyArray& array) {
+  const int axes = array.shape.rank();
+  const bool rows = plan.layer.row->reduction == Reduction::trailing_axes;
+  const bool last = plan.order == Order::channels_last && !rows;
+  const auto given = static_cast<int>(plan.layer.options.normalized_shape.size());
+  switch (plan.split) {
+    case Split::none:
+      break;
+    case Split::batch:
+      if (is_activation(role)) return 0;
+      break;
+    case Split::space:
+      if (role == TensorRole::normalized) return 0;
+      if (!is_activation(role)) break;
+      if (rows) return given > 0 ? axes - given : 1;
+      expect(axes >= 3, Code::invalid_argument,
+             [&] { return "--split is space, must be batch or channels: " + array.file + " has no space axis"; });
+      return last ? 1 : 2;
+    case Split::channels:
+      if (role == TensorRole::activation) return last ? axes - 1 : 1;
+      if (role == TensorRole::channel || role == TensorRole::channel_state || role == TensorRole::conv_weight) return 0;
+      break;
+  }
+  return std::nullopt;
+}
+
+void cut(NpyArray& array, int axis, int rank, int ranks) {
+  if (axis < 0 || axis >= array.shape.rank())
+    bad_file(array.file, "has the shape " + to_string(array.shape) + ", must have the axis that --split cuts");
+  const Slice slice = slice_of(array.shape[axis], rank, ranks);
+  const auto outer = static_cast<std::size_t>(array.shape.product(0, axis));
+  const auto inner =
+      static_cast<std::size_t>(array.shape.product(axis + 1, array.shape.rank())) * size_of(array.type);  // bytes
+  const auto from = static_cast<std::size_t>(array.shape[axis]) * inner;
+  const auto to = static_cast<std::size_t>(slice.end - slice.begin) * inner;
+  for (std::size_t i = 0; i < outer && to > 0; ++i)
+    std::memmove(array.data.data() + i * to,
+                 array.data.data() + i * from + static_cast<std::size_t>(slice.begin) * inner, to);
+  array.data.resize(outer * to);
+  std::vector<std::int64_t> extents(array.shape.begin(), array.shape.end());
+  extents[static_cast<std::size_t>(axis)] = slice.end - slice.begin;
+  array.shape = Shape(extents);
+}
+
+// (N, space..., C) -> (N, C, space...)
+Shape channels_second(const Shape& shape) {
+  std::vector<std::int64_t> extents(shape.begin(), shape.end());
+  if (extents.size() > 2) std::rotate(extents.begin() + 1, extents.end() - 1, extents.end());
+  return Shape(extents);
+}
+
+void expect_shape(const LoadedTensor& tensor, std::string_view name, const Shape& shape, const Shape& must,
+                  std::string_view what) {
+  if (shape == must) return;
+  bad_file(tensor.file, std::string(name) + " has the shape " + to_string(shape) + ", must have " + to_string(must) +
+                            ", " + std::string(what));
+}
+
+}  // namespace
+
+Slice slice_of(std::int64_t extent, int rank, int ranks) noexcept {
+  const std::int64_t each = extent / ranks, more = extent % ranks;
+  const auto begin = [&](std::int64_t r) { return r * each + std::min(r, more); };
+  return {begin(rank), begin(rank + 1)};
+}
+
+LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType dtype) const {
+  NpyArray array = read_npy(expand(plan_->tensors.find(spec.name)->second, rank_, step));
+  if (array.type == NpyType::b1) bad_file(array.file, "has the type b1, must be a floating-point or integer type");
+  if (spec.name == "input" && !plan_->dtype) dtype = own_dtype(array);
+  if (const auto axis = cut_axis(*plan_, spec.role, array)) cut(array, *axis, rank_, ranks_);
+
+  LoadedTensor tensor{array.file, array.shape, array.shape, Order::channels_first, dtype};
+  if (is_activation(spec.role) && plan_->order == Order::channels_last &&
+      plan_->layer.row->reduction != Reduction::trailing_axes) {
+    tensor.shape = channels_second(array.shape);
+    tensor.order = Order::channels_last;
+  }
+  if (is_state(spec.role))
+    tensor.dtype = DType::f64;
+  else if (!is_activation(spec.role))
+    tensor.dtype = dtype == DType::f64 ? DType::f64 : DType::f32;
+  tensor.data = to_dtype(array, tensor.dtype);
+  return tensor;
+}
+
+void StepTensors::read(std::int64_t step) {
+  for (const TensorSpec& spec : tensors_of(*plan_->layer.row)) {  // input, whose type others take, is the first
+    const auto file = plan_->tensors.find(spec.name);
+    if (file == plan_->tensors.end()) continue;
+    if (step > 0 && (is_state(spec.role) || !mentions(file->second, "{step}"))) continue;
+    if (spec.role == TensorRole::counter_state) {
+      const NpyArray array = read_npy(expand(file->second, rank_, step));
+      if (array.shape.elements() != 1)
+        bad_file(array.file,
+                 std::string(spec.name) + " has the shape " + to_string(array.shape) + ", must be a scalar");
+      const std::int64_t value = to_int64(array)[0];
+      if (value < 0)
+        bad_file(array.file, std::string(spec.name) + " is " + std::to_string(value) + ", must be at least 0");
+      counters_[std::string(spec.name)] = value;
+      continue;
+    }
+    const DType dtype = plan_->dtype ? *plan_->dtype : spec.name == "input" ? DType::f32 : input().dtype;
+    tensors_.insert_or_assign(std::string(spec.name), load(spec, step, dtype));
+  }
+  // A file that all steps share was converted for step 0's type.
+  if (step == 0) dtype_ = input().dtype;
+  if (input().dtype != dtype_)
+    bad_file(input().file, "has the type " + std::string(to_string(input().dtype)) + ", must have " +
+                               std::string(to_string(dtype_)) + " as at step 0, or --dtype be given");
+  check();
+  if (step == 0) channels_ = channels();
+}
+
+void StepTensors::check() const {
+  const Row& row = *plan_->layer.row;
+  const LoadedTensor& x = input();
+  const int least = row.reduction == Reduction::trailing_axes ? 1 : 2;
+  if (x.shape.rank() < least)
+    bad_file(x.file, "input has the shape " + to_string(x.file_shape) + ", must have at least " +
+                         std::to_string(least) + (least == 1 ? " axis" : " axes"));
+  if (row.reduction != Reduction::trailing_axes) {
+    expect(plan_->split != Split::channels || channels() > 0, Code::invalid_argument,
+           "--split is channels, must leave every rank a channel: there are more ranks than channels");
+    if (channels() == 0) bad_file(x.file, "input has 0 channels, must have at least 1");
+    if (channels_ >= 0 && channels() != channels_)
+      bad_file(x.file, "input has " + std::to_string(channels()) + " channels, must have the " +
+                           std::to_string(channels_) + " of step 0");
+  }
+  const Shape normalized = normalized_shape();
+  if (const auto& given = plan_->layer.options.normalized_shape; !given.empty()) {
+    const int first = x.shape.rank() - static_cast<int>(given.size());
+    expect(first >= 0 &&
+               Shape(std::vector<std::int64_t>(x.shape.begin() + std::max(first, 0), x.shape.end())) == normalized,
+           Code::invalid_argument, [&] {
+             return "attribute normalized_shape is " + to_string(normalized) + ", must be trailing axes of input, " +
+                    to_string(x.shape);
+           });
+  }
+  for (const TensorSpec& spec : tensors_of(row))
+    if (const LoadedTensor* tensor = find(spec.name)) check_shape(spec, *tensor);
+}
+
+void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor) const {
+  const LoadedTensor& x = input();
+  switch (spec.role) {
+    case TensorRole::activation:
+      return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
+    case TensorRole::channel:
+      return expect_shape(tensor, spec.name, tensor.shape, Shape{channels()}, "(C)");
+    case TensorRole::normalized:
+      return expect_shape(tensor, spec.name, tensor.shape, normalized_shape(), "normalized_shape");
+    case TensorRole::channel_state: {
+      expect_shape(tensor, spec.name, tensor.shape, Shape{channels_ < 0 ? channels() : channels_}, "(C)");
+      const bool spread = spec.name != "running_mean", sigma = spec.name == "running_std";
+      for (const double value : state(spec.name))
+        if (!std::isfinite(value) || (spread && value < 0) || (sigma && value == 0))
+          bad_file(tensor.file, std::string(spec.name) + " has the value " + std::to_string(value) +
+                                    ", must be finite" +
+                                    (sigma    ? " and more than 0"
+                                     : spread ? " and at least 0"
+                                              : ""));
+      return;
+    }
+    case TensorRole::conv_input: {
+      const bool fits = tensor.shape.rank() == x.shape.rank() && tensor.shape[0] == x.shape[0];
+      if (!fits)
+        bad_file(tensor.file, "conv_input has the shape " + to_string(tensor.file_shape) +
+                                  ", must have as many axes and " + "samples as input, " + to_string(x.file_shape));
+      return;
+    }
+    case TensorRole::conv_weight:
+      if (tensor.shape.rank() != x.shape.rank() || tensor.shape[0] != channels())
+        bad_file(tensor.file, "conv_weight has the shape " + to_string(tensor.shape) + ", must have " +
+                                  std::to_string(x.shape.rank()) +
+                                  " axes, the first of C = " + std::to_string(channels()));
+      // Beyond a kernel of one tap, a slice of the input needs its neighbours' borders.
+      expect(plan_->split != Split::space || ranks_ == 1 || !plan_->compensates() ||
+                 tensor.shape.product(2, tensor.shape.rank()) == 1,
+             Code::invalid_argument, "--split is space, must be batch for a convolution with more than one tap");
+      return;
+    case TensorRole::counter_state:
+      return;
+  }
+}
+
+Shape StepTensors::normalized_shape() const {
+  std::vector<std::int64_t> extents = plan_->layer.options.normalized_shape;
+  if (extents.empty()) {
+    const Shape& x = input().shape;
+    return Shape(std::vector<std::int64_t>(x.begin() + std::min(1, x.rank()), x.end()));
+  }
+  if (plan_->split == Split::space) {
+    const Slice own = slice_of(extents[0], rank_, ranks_);
+    extents[0] = own.end - own.begin;
+  }
+  return Shape(extents);
+}
+
+const LoadedTensor* StepTensors::find(std::string_view name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+ConstTensorView StepTensors::view(std::string_view name) const {
+  const LoadedTensor* tensor = find(name);
+  return tensor ? tensor->view() : ConstTensorView{};
+}
+
+ForwardInputs StepTensors::forward_inputs() const {
+  ForwardInputs inputs;
+  inputs.input = view("input");
+  inputs.weight = view("weight");
+  inputs.bias = view("bias");
+  inputs.residual = view("residual");
+  if (plan_->compensates()) {
+    inputs.conv_input = view("conv_input");
+    inputs.conv_weight = view("conv_weight");
+  }
+  return inputs;
+}
+
+std::int64_t StepTensors::channels() const {
+  const Shape& shape = input().shape;
+  return shape.rank() > 1 ? shape[1] : 1;
+}
+
+std::vector<double> StepTensors::state(std::string_view name) const {
+  std::vector<double> values;
+  if (const LoadedTensor* tensor = find(name)) {
+    values.resize(static_cast<std::size_t>(tensor->shape.elements()));
+    if (!values.empty()) std::memcpy(values.data(), tensor->data.data(), tensor->data.size());
+  }
+  return values;
+}
+
+std::int64_t StepTensors::counter(std::string_view name) const {
+  const auto found = counters_.find(name);
+  return found == counters_.end() ? -1 : found->second;
+}
+
+}  // namespace allnorm::launch

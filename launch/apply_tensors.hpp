@@ -1,0 +1,68 @@
+// `allnorm apply`: the tensors of one step, from files to what the library takes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "allnorm/norm.hpp"
+#include "allnorm/tensor.hpp"
+#include "launch/apply.hpp"
+
+namespace allnorm::launch {
+
+/// A tensor as this rank sees it: cut, converted, with the axes of the library.
+struct LoadedTensor {
+  std::string file;    ///< where it came from, for messages
+  Shape file_shape{};  ///< axes in the order of the file
+  Shape shape{};       ///< (N, C, space...) for activations, otherwise as in the file
+  Order order = Order::channels_first;
+  DType dtype = DType::f32;
+  std::vector<std::byte> data{};  ///< shape.elements() values of `dtype`
+
+  ConstTensorView view() const { return {data.data(), dtype, Device{}, shape, order}; }
+};
+
+/// The tensors of one rank and step, by name. State is read at step 0 only, and a file that all steps share once.
+class StepTensors {
+ public:
+  StepTensors(const ApplyPlan& plan, int rank, int ranks) : plan_(&plan), rank_(rank), ranks_(ranks) {}
+
+  /// Reads and checks everything that step `step` needs. Throws invalid_input and invalid_argument.
+  void read(std::int64_t step);
+
+  const LoadedTensor* find(std::string_view name) const;
+  const LoadedTensor& input() const { return tensors_.find("input")->second; }
+  /// The view of that tensor, or a view that is not given.
+  ConstTensorView view(std::string_view name) const;
+  ForwardInputs forward_inputs() const;
+  std::int64_t channels() const;
+
+  /// Step 0: state tensors as doubles and integers.
+  std::vector<double> state(std::string_view name) const;
+  std::int64_t counter(std::string_view name) const;
+
+ private:
+  LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype) const;
+  void check() const;
+  void check_shape(const TensorSpec& spec, const LoadedTensor& tensor) const;
+  Shape normalized_shape() const;
+
+  const ApplyPlan* plan_;
+  int rank_, ranks_;
+  std::int64_t channels_ = -1;  // of step 0
+  DType dtype_ = DType::f32;    // of step 0's input
+  std::map<std::string, LoadedTensor, std::less<>> tensors_{};
+  std::map<std::string, std::int64_t, std::less<>> counters_{};
+};
+
+/// The part [begin, end) of an extent that is this rank's.
+struct Slice {
+  std::int64_t begin = 0, end = 0;
+};
+Slice slice_of(std::int64_t extent, int rank, int ranks) noexcept;
+
+}  // namespace allnorm::launch

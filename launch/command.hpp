@@ -1,0 +1,31 @@
+// A command of the program: its name, what it says of itself, and what runs it.
+#pragma once
+
+#include <iosfwd>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace allnorm::launch {
+
+using Arguments = std::vector<std::string>;
+
+struct Command {
+  std::string_view name;
+  std::string_view summary;  ///< one line for `allnorm --help`
+  /// Runs with the words after the command's name; returns the exit code. May throw Error.
+  int (*run)(const Arguments&);
+  /// Prints the complete help of `allnorm NAME --help`.
+  void (*help)(std::ostream&);
+};
+
+/// All commands of this build, in the order of the help.
+std::span<const Command> commands() noexcept;
+
+// One per file: apply.cpp, info.cpp, train/train.cpp (or train_unavailable.cpp).
+extern const Command apply_command;
+extern const Command info_command;
+extern const Command train_command;
+
+}  // namespace allnorm::launch

@@ -1,0 +1,13 @@
+// The commands of this build.
+#include <array>
+
+#include "launch/command.hpp"
+
+namespace allnorm::launch {
+
+std::span<const Command> commands() noexcept {
+  static const std::array all{train_command, apply_command, info_command};
+  return all;
+}
+
+}  // namespace allnorm::launch

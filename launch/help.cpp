@@ -1,0 +1,161 @@
+// Reading a command's words, and printing its help from the tables that the program runs on.
+#include "launch/help.hpp"
+
+#include <algorithm>
+#include <iostream>
+
+#include <boost/program_options/errors.hpp>
+#include <boost/program_options/parsers.hpp>
+
+#include "allnorm/error.hpp"
+
+namespace allnorm::launch {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr std::size_t line_width = 100, name_width = 26;
+
+// Appends `text` to `out`, which has `column` characters in its last line, broken between words.
+void wrap(std::ostream& out, std::string_view text, std::size_t column, std::size_t indent) {
+  while (!text.empty()) {
+    const auto end = std::min(text.find(' '), text.size());
+    const std::string_view word = text.substr(0, end);
+    if (column > indent && column + 1 + word.size() > line_width) {
+      out << '\n' << std::string(indent, ' ');
+      column = indent;
+    } else if (column > indent) {
+      out << ' ';
+      ++column;
+    }
+    out << word;
+    column += word.size();
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  out << '\n';
+}
+
+std::string default_text(const std::string& value) { return value.empty() ? "" : " (" + value + ")"; }
+
+// A command line that works once the files are there: every tensor that the row's defaults ask for.
+std::string example_of(const Row& row) {
+  const Layer layer(row.name);
+  const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
+  std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy") +
+                     " --weight gamma.npy --bias beta.npy";
+  if (window && layer.options.compensate) text += " --tensor conv_input=a.{step}.npy --tensor conv_weight=w.{step}.npy";
+  if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
+  if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
+  return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";
+}
+
+}  // namespace
+
+po::variables_map parse_options(const Arguments& words, const po::options_description& description) {
+  namespace style = po::command_line_style;
+  try {
+    // Guessing would let a slip of the finger pass as another option.
+    const auto parsed =
+        po::command_line_parser(words).options(description).style(style::unix_style & ~style::allow_guessing).run();
+    for (const auto& option : parsed.options)
+      expect(option.position_key < 0, Code::invalid_argument, [&] {
+        return "argument is '" + (option.value.empty() ? "" : option.value.front()) + "', must be an option (--NAME)";
+      });
+    po::variables_map values;
+    po::store(parsed, values);
+    po::notify(values);
+    return values;
+  } catch (const po::error& error) {
+    fail(Code::invalid_argument, error.what());
+  }
+}
+
+bool asks_for_help(const Arguments& words) {
+  return std::any_of(words.begin(), words.end(), [](const auto& word) { return word == "--help" || word == "-h"; });
+}
+
+void print_lines(std::ostream& out, const std::vector<HelpLine>& lines) {
+  for (const HelpLine& line : lines) {
+    out << "  " << line.name;
+    std::size_t column = 2 + line.name.size();
+    if (column + 2 > name_width) {
+      out << '\n';
+      column = 0;
+    }
+    out << std::string(name_width - column, ' ');
+    wrap(out, line.text, name_width, name_width);
+  }
+}
+
+void print_options(std::ostream& out, const po::options_description& description) {
+  std::vector<HelpLine> lines;
+  for (const auto& option : description.options()) {
+    const std::string argument = option->semantic()->max_tokens() > 0 ? " " + option->format_parameter() : "";
+    lines.push_back({"--" + option->long_name() + argument, option->description()});
+  }
+  print_lines(out, lines);
+}
+
+void print_program_help(std::ostream& out) {
+  out << "allnorm: normalization layers over any set of samples, ranks and iterations\n\n"
+         "  allnorm COMMAND [options]\n"
+         "  allnorm COMMAND --help\n"
+         "  allnorm --help | --version\n\nCommands:\n";
+  std::vector<HelpLine> lines;
+  for (const Command& command : commands()) lines.push_back({std::string(command.name), std::string(command.summary)});
+  print_lines(out, lines);
+  out << "\nExamples:\n"
+         "  allnorm train --norm batch_norm,sync_batch_norm --ranks 4\n"
+         "  allnorm apply batch_norm --input x.npy --out results\n"
+         "  mpirun -n 2 allnorm apply sync_batch_norm --input x.{rank}.npy --out results\n"
+         "  allnorm info --json\n\n";
+  print_exit_codes(out);
+}
+
+void print_layers(std::ostream& out) {
+  std::vector<HelpLine> lines;
+  for (const Row& row : catalogue()) lines.push_back({std::string(row.name), std::string(row.summary)});
+  print_lines(out, lines);
+}
+
+void print_layer_help(std::ostream& out, const Row& row) {
+  const Layer layer(row.name);
+  out << "allnorm apply " << row.name << "\n\n"
+      << row.summary << "\nSource: " << row.source << "\n\nTensors (--tensor NAME=FILE.npy):\n";
+  std::vector<HelpLine> lines{{"input", "(N,C,space...), required; --input"},
+                              {"grad_output", "like input; asks for the gradients; --grad-output"}};
+  if (row.reduction == Reduction::trailing_axes) lines[0].text = "any shape, required; --input";
+  for (const TensorSpec& tensor : row.tensors)
+    lines.push_back({std::string(tensor.name), std::string(tensor.shape) + ": " + std::string(tensor.help)});
+  print_lines(out, lines);
+
+  out << "\nAttributes (--set NAME=VALUE; defaults in parentheses):\n";
+  lines.clear();
+  for (const Attribute& attribute : row.attributes)
+    lines.push_back({std::string(attribute.name) + default_text(attribute.get(layer.options)),
+                     std::string(attribute.help) + " [" + std::string(attribute.values) + "]"});
+  print_lines(out, lines);
+
+  out << "\nOutputs (NAME.npy in --out; with several ranks NAME.r<rank>, with several steps NAME.s<step>):\n";
+  lines = {{"output", "like input"},
+           {"grad_input", "like input; the gradients are written where grad_output is given"}};
+  for (const OutputSpec& output : row.outputs)
+    lines.push_back({std::string(output.name),
+                     std::string(output.shape) + (output.help.empty() ? "" : ": " + std::string(output.help))});
+  print_lines(out, lines);
+  out << "\nExample:\n  " << example_of(row) << "\n";
+}
+
+void print_exit_codes(std::ostream& out) {
+  out << "Exit codes:\n";
+  print_lines(out, {{"0", "success"},
+                    {"1", "failure while running"},
+                    {"2", "the command line: a name, an attribute's value, a tensor that is missing"},
+                    {"3", "a file: unreadable, malformed, or its shape, type or content wrong"},
+                    {"4", "the ranks disagree with each other"},
+                    {"5", "a rank is missing, late or left"},
+                    {"6", "a device, transport or optional part that this build or machine lacks"}});
+}
+
+}  // namespace allnorm::launch

@@ -1,0 +1,128 @@
+// `allnorm info`: what this build and this machine can do, and what they cannot and why.
+#include <iostream>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "allnorm/device.hpp"
+#include "build_config.hpp"
+#include "kernels/ops.hpp"
+#include "launch/command.hpp"
+#include "launch/help.hpp"
+#include "launch/ranks.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+namespace po = boost::program_options;
+
+struct Remedy {
+  std::string_view part, text;
+};
+// How to get a part that was not found. Parts without a line have no code in this version.
+constexpr Remedy remedies[] = {
+    {"mpi", "ranks as processes: install libopenmpi-dev or libmpich-dev and configure again"},
+    {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
+};
+
+std::string explain(const build::Part& part) {
+  std::string text(part.detail);
+  if (part.in) return text;
+  for (const Remedy& remedy : remedies)
+    if (remedy.part == part.name) text += "; " + std::string(remedy.text);
+  return text;
+}
+
+bool has(std::string_view name) {
+  for (const build::Part& part : build::parts)
+    if (part.name == name) return part.in;
+  return false;
+}
+
+struct Available {
+  std::string name, detail;
+  bool in;
+};
+
+std::vector<Available> devices() {
+  const Queue queue = Queue::cpu();
+  return {{"cpu", std::string(queue.ops().name) + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores",
+           true},
+          {"cuda", has("cuda") ? "" : "this build has no CUDA kernels", has("cuda")}};
+}
+
+std::vector<Available> transports() {
+  return {{"self", "one rank", true},
+          {"threads", "ranks as threads of one process (--ranks K)", true},
+          {"mpi", has("mpi") ? "ranks as processes (mpirun -n K allnorm ...)" : "this build has no MPI", has("mpi")},
+          {"nccl", has("nccl") ? "" : "this build has no NCCL", has("nccl")}};
+}
+
+void print_json() {
+  nlohmann::ordered_json json;
+  json["version"] = build::version;
+  json["commit"] = build::commit;
+  json["compiler"] = build::compiler;
+  json["build_type"] = build::type;
+  const auto list = [&json](const char* key, const std::vector<Available>& all) {
+    for (const Available& one : all)
+      json[key].push_back({{"name", one.name}, {"available", one.in}, {"detail", one.detail}});
+  };
+  list("devices", devices());
+  list("transports", transports());
+  for (const build::Part& part : build::parts)
+    json["parts"].push_back({{"name", part.name}, {"available", part.in}, {"detail", explain(part)}});
+  for (const Row& row : catalogue()) json["layers"].push_back(row.name);
+  std::cout << json.dump(2) << "\n";
+}
+
+void print_text() {
+  std::cout << "allnorm " << build::version << " (commit " << build::commit << ")\n"
+            << "  compiler  " << build::compiler << "\n  build     " << build::type << "\n";
+  const auto list = [](const char* title, const std::vector<Available>& all) {
+    std::cout << "\n" << title << ":\n";
+    std::vector<HelpLine> lines;
+    for (const Available& one : all) lines.push_back({one.name + (one.in ? "" : "  (not available)"), one.detail});
+    print_lines(std::cout, lines);
+  };
+  list("Devices", devices());
+  list("Transports", transports());
+  std::vector<Available> parts;
+  for (const build::Part& part : build::parts) parts.push_back({std::string(part.name), explain(part), part.in});
+  list("Optional parts", parts);
+  std::cout << "\nLayers:\n";
+  print_layers(std::cout);
+}
+
+po::options_description describe_info() {
+  po::options_description description;
+  description.add_options()("json", "print one JSON object instead of text");
+  return description;
+}
+
+void help_info(std::ostream& out) {
+  out << "allnorm info [--json]\n\nVersion, build, devices, transports and optional parts: what is there, what is not, "
+         "and "
+         "why.\n\nOptions:\n";
+  print_options(out, describe_info());
+}
+
+int run_info(const Arguments& words) {
+  const auto values = parse_options(words, describe_info());
+  if (values.count("json") > 0)
+    print_json();
+  else
+    print_text();
+  return exit_success;
+}
+
+}  // namespace
+
+const Command info_command{"info", "show version, build, devices, transports, and what is missing and why", run_info,
+                           help_info};
+
+}  // namespace allnorm::launch

@@ -1,0 +1,57 @@
+// The program: finds the command and turns every error into one line and an exit code.
+#include <exception>
+#include <iostream>
+#include <string>
+
+#include "allnorm/error.hpp"
+#include "build_config.hpp"
+#include "launch/command.hpp"
+#include "launch/help.hpp"
+#include "launch/ranks.hpp"
+
+namespace {
+
+using namespace allnorm;
+using namespace allnorm::launch;
+
+void print_version() {
+  std::cout << "allnorm " << build::version << " (commit " << build::commit << ", " << build::compiler << ", "
+            << build::type;
+  for (const build::Part& part : build::parts) std::cout << ", " << part.name << (part.in ? " on" : " off");
+  std::cout << ")\n";
+}
+
+int run(const Arguments& words) {
+  std::string known;
+  for (const Command& command : commands()) known += (known.empty() ? "" : ", ") + std::string(command.name);
+  expect(!words.empty(), Code::invalid_argument, [&] { return "command is missing, must be one of " + known; });
+  if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+    print_program_help(std::cout);
+    return exit_success;
+  }
+  if (words[0] == "--version") {
+    print_version();
+    return exit_success;
+  }
+  for (const Command& command : commands()) {
+    if (command.name != words[0]) continue;
+    const Arguments rest(words.begin() + 1, words.end());
+    if (rest.empty() || !asks_for_help({rest[0]})) return command.run(rest);
+    command.help(std::cout);
+    return exit_success;
+  }
+  fail(Code::invalid_argument, "command is '" + words[0] + "', must be one of " + known);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const int code = run(Arguments(argv + (argc > 0 ? 1 : 0), argv + argc));
+    std::cout.flush();
+    expect(code != exit_success || std::cout.good(), Code::device, "standard output cannot be written");
+    return code;
+  } catch (const std::exception& error) {
+    return report(error);
+  }
+}

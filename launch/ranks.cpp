@@ -1,0 +1,354 @@
+// Runs a function on every rank: processes of a launcher, threads of this process, or this process alone.
+#include "launch/ranks.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <boost/program_options/value_semantic.hpp>
+
+#include "build_config.hpp"
+
+#if ALLNORM_HAVE_MPI
+#include "allnorm/mpi.hpp"
+#endif
+
+namespace allnorm::launch {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr int max_threads = 1024;  // ranks or workers in one process; more is a slip of the finger
+
+// ---- the launcher ---------------------------------------------------------------------------------------------------
+
+// What started this process, as far as the environment tells. size 0: MPI alone knows it.
+struct Launcher {
+  std::string_view name;
+  int rank = 0, size = 0;
+  bool speaks_mpi = true;
+};
+
+std::optional<int> number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  if (!text) return std::nullopt;
+  const std::string_view digits(text);
+  int number = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error != std::errc{} || end != digits.data() + digits.size() || number < 0) return std::nullopt;
+  return number;
+}
+
+struct LauncherVariables {
+  std::string_view name;
+  const char *rank, *size;
+  bool speaks_mpi;
+  bool even_alone;  // a lone process is its rank too; otherwise the variables may be set where nothing was launched
+};
+constexpr LauncherVariables launchers[] = {
+    {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", true, true},
+    {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", true, true},
+    {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", true, true},
+    {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true,
+     false},  // the size is that of a step, so not sbatch's script
+    {"torchrun", "RANK", "WORLD_SIZE", false, false},
+};
+
+std::optional<Launcher> launcher() {
+  for (const auto& known : launchers) {
+    const auto rank = number_in(known.rank), size = number_in(known.size);
+    if (rank && size && (*size > 1 || known.even_alone)) return Launcher{known.name, *rank, *size, known.speaks_mpi};
+  }
+  if (const auto rank = number_in("PMIX_RANK")) return Launcher{"a PMIx launcher", *rank, 0, true};
+  return std::nullopt;
+}
+
+std::string text_of(const Launcher& from) {
+  return std::string(from.name) + (from.size > 0 ? " with " + std::to_string(from.size) + " ranks" : "");
+}
+
+bool use_mpi(const RankOptions& options) {
+  if (!options.transport.empty()) return options.transport == "mpi";
+  const auto from = launcher();
+  return ALLNORM_HAVE_MPI && from && from->speaks_mpi;
+}
+
+// ---- printing -------------------------------------------------------------------------------------------------------
+
+struct Failure {
+  int code = exit_failure;
+  Code kind = Code::transport;
+  std::string message;
+};
+
+void print_line(const std::string& text) {
+  std::string line = "allnorm: " + text;
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  line += '\n';
+  std::cout.flush();
+  std::cerr << line << std::flush;
+}
+
+Failure failure_of(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const Error*>(&error))
+    return {exit_code(own->code()), own->code(), own->message()};
+  if (dynamic_cast<const std::bad_alloc*>(&error)) return {exit_failure, Code::device, "there is not enough memory"};
+  return {exit_failure, Code::transport, error.what()};
+}
+
+// Calls body(rank); tells the peers if it throws.
+std::optional<Failure> run_one(Rank& rank, const std::function<void(Rank&)>& body) {
+  try {
+    body(rank);
+    return std::nullopt;
+  } catch (const std::exception& error) {
+    Failure failure = failure_of(error);
+    rank.world->abort(Error(failure.kind, failure.message));
+    return failure;
+  }
+}
+
+Patience patience_of(const RankOptions& options) {
+  Patience patience;
+  patience.timeout = options.timeout;
+  patience.first_timeout = options.first_timeout;
+  return patience;
+}
+
+// ---- threads of this process ----------------------------------------------------------------------------------------
+
+// Of several failures, the one whose code all leave with: a rank's own first, then a mismatch, then a missing rank.
+int severity(const Failure& failure) {
+  if (failure.kind == Code::aborted) return 3;
+  if (failure.code == exit_timeout) return 2;
+  return failure.code == exit_mismatch ? 1 : 0;
+}
+
+int report_all(const std::vector<std::optional<Failure>>& failures) {
+  const Failure* first = nullptr;
+  for (const auto& failure : failures)
+    if (failure && (!first || severity(*failure) < severity(*first))) first = &*failure;
+  if (!first) return exit_success;
+  std::set<std::string> printed;
+  for (std::size_t rank = 0; rank < failures.size(); ++rank) {
+    const auto& failure = failures[rank];
+    if (!failure || severity(*failure) != severity(*first)) continue;  // the others are its consequences
+    if (severity(*failure) > 0 && !printed.empty()) continue;          // every rank tells the same story
+    if (!printed.insert(failure->message).second) continue;
+    const auto same = [&](const auto& other) { return other && other->message == failure->message; };
+    const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1;
+    print_line((one_of_many ? "rank " + std::to_string(rank) + ": " : "") + failure->message);
+  }
+  return first->code;
+}
+
+int run_threads(const RankOptions& options, const std::function<void(Rank&)>& body) {
+  const int size = std::max(options.ranks, 1);
+  std::vector<std::shared_ptr<Communicator>> worlds;
+  if (size == 1 && options.transport != "threads")
+    worlds.push_back(self());
+  else
+    worlds = threads(size, patience_of(options));
+
+  std::vector<std::optional<Failure>> failures(static_cast<std::size_t>(size));
+  const auto run = [&](std::size_t r) {
+    try {
+      Rank rank{static_cast<int>(r), size, worlds[r], Queue::cpu(options.threads), size > 1};
+      failures[r] = run_one(rank, body);
+    } catch (const std::exception& error) {  // no queue
+      failures[r] = failure_of(error);
+      worlds[r]->abort(Error(failures[r]->kind, failures[r]->message));
+    }
+  };
+  if (size == 1) {
+    run(0);
+    return report_all(failures);
+  }
+  std::vector<std::thread> ranks;
+  try {
+    for (std::size_t r = 0; r < worlds.size(); ++r) ranks.emplace_back(run, r);
+  } catch (const std::system_error& error) {  // the ranks that did start wait for one that will not come
+    const std::size_t missing = ranks.size();
+    failures[missing] =
+        Failure{exit_failure, Code::transport, std::string("a thread cannot be started: ") + error.what()};
+    worlds[missing]->abort(Error(Code::transport, failures[missing]->message));
+  }
+  for (auto& rank : ranks) rank.join();
+  return report_all(failures);
+}
+
+// ---- processes of MPI -----------------------------------------------------------------------------------------------
+
+// How long rank r leaves the word to the ranks before it when several may have found the same error: `base`, and a
+// little more from rank to rank.
+void give_way(int rank, std::chrono::milliseconds base) {
+  if (rank > 0) std::this_thread::sleep_for(base + std::chrono::milliseconds(25 * std::min(rank, 40)));
+}
+
+#if ALLNORM_HAVE_MPI
+
+int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) {
+  int provided = 0;
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  int rank = 0, size = 1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  const auto leave = [&](const Failure& failure) {
+    const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
+    const int base = aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
+    give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
+    print_line((size > 1 && severity(failure) == 0 ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
+    MPI_Abort(MPI_COMM_WORLD, failure.code);
+    return failure.code;
+  };
+  if (options.ranks > 0 && options.ranks != size)
+    return leave({exit_usage, Code::invalid_argument,
+                  "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)});
+  try {
+    Rank own{rank, size, mpi(MPI_COMM_WORLD, patience_of(options)), Queue::cpu(options.threads), false};
+    if (const auto failure = run_one(own, body)) return leave(*failure);  // `own` keeps MPI's objects until the abort
+  } catch (const std::exception& error) {
+    return leave(failure_of(error));
+  }
+  MPI_Finalize();
+  return exit_success;
+}
+
+#else
+
+int run_mpi(const RankOptions&, const std::function<void(Rank&)>&) {
+  fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");
+}
+
+#endif
+
+}  // namespace
+
+int exit_code(Code code) noexcept {
+  switch (code) {
+    case Code::invalid_argument:
+      return exit_usage;
+    case Code::invalid_input:
+      return exit_file;
+    case Code::unsupported:
+      return exit_unavailable;
+    case Code::mismatch:
+      return exit_mismatch;
+    case Code::timeout:
+    case Code::aborted:    // alone, it means that a rank left
+    case Code::transport:  // a connection breaks when a rank leaves
+      return exit_timeout;
+    case Code::device:
+      break;
+  }
+  return exit_failure;
+}
+
+po::options_description describe(RankOptions& options) {
+  const auto at_least_one = [](const char* name) {
+    return [name](int value) {
+      expect(value >= 1 && value <= max_threads, Code::invalid_argument, [&] {
+        return std::string(name) + " is " + std::to_string(value) + ", must be 1 to " + std::to_string(max_threads);
+      });
+    };
+  };
+  const auto positive = [](const char* name) {
+    return [name](double value) {
+      expect(value > 0 && value <= 1e9, Code::invalid_argument,
+             [&] { return std::string(name) + " must be more than 0 seconds and at most 1e9"; });
+    };
+  };
+  po::options_description description("Ranks");
+  description.add_options()("ranks", po::value(&options.ranks)->value_name("K")->notifier(at_least_one("--ranks")),
+                            "ranks; without a launcher K threads of this process stand for K processes (1)")(
+      "transport", po::value(&options.transport)->value_name("NAME"),
+      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank)")(
+      "device", po::value(&options.device)->value_name("NAME"), "cpu or cuda (cpu)")(
+      "threads", po::value(&options.threads)->value_name("T")->notifier(at_least_one("--threads")),
+      "CPU threads per rank (1)")("timeout",
+                                  po::value(&options.timeout)->value_name("S")->notifier(positive("--timeout")),
+                                  "seconds until a rank that does not answer is an error (120)")(
+      "first-timeout", po::value(&options.first_timeout)->value_name("S")->notifier(positive("--first-timeout")),
+      "the same for the first exchange: ranks start at different times (600)");
+  return description;
+}
+
+void check(const RankOptions& options) {
+  const auto one_of = [](const std::string& option, const std::string& value,
+                         std::initializer_list<const char*> known) {
+    std::string names;
+    for (const char* name : known) names += (names.empty() ? "" : ", ") + std::string(name);
+    expect(std::find(known.begin(), known.end(), value) != known.end(), Code::invalid_argument,
+           [&] { return option + " is '" + value + "', must be one of " + names; });
+  };
+  if (!options.transport.empty()) one_of("--transport", options.transport, {"self", "threads", "mpi", "nccl"});
+  one_of("--device", options.device, {"cpu", "cuda"});
+
+  const auto from = launcher();
+  const bool several = from && from->size > 1;
+  expect(!several || options.ranks == 0 || options.ranks == from->size, Code::invalid_argument, [&] {
+    return "--ranks is " + std::to_string(options.ranks) + ", must be " + std::to_string(from->size) + " under " +
+           text_of(*from);
+  });
+  if (options.transport == "self" || options.transport == "threads") {
+    expect(!several, Code::invalid_argument, [&] {
+      return "--transport is " + options.transport + ", must be mpi under " + text_of(*from) +
+             ": its ranks are processes";
+    });
+    expect(options.transport == "threads" || options.ranks <= 1, Code::invalid_argument, [&] {
+      return "--transport is self, must be threads for --ranks " + std::to_string(options.ranks) + ": self is one rank";
+    });
+  }
+  expect(options.transport != "mpi" || from || options.ranks <= 1, Code::invalid_argument, [&] {
+    const std::string ranks = std::to_string(options.ranks);
+    return "--transport is mpi, must be threads for --ranks " + ranks + " without a launcher (or: mpirun -n " + ranks +
+           " allnorm ...)";
+  });
+
+  constexpr std::string_view get_mpi = "install Open MPI or MPICH (Debian, Ubuntu: libopenmpi-dev) and configure again";
+  expect(options.device != "cuda", Code::unsupported, "--device is cuda, must be cpu: this build has no CUDA kernels");
+  expect(options.transport != "nccl", Code::unsupported,
+         "--transport is nccl, must be self, threads or mpi: this build has no NCCL");
+  expect(options.transport != "mpi" || ALLNORM_HAVE_MPI, Code::unsupported,
+         [&] { return "--transport is mpi, must be self or threads: this build has no MPI; " + std::string(get_mpi); });
+  if (!from || !options.transport.empty()) return;
+  expect(from->speaks_mpi, Code::unsupported,
+         [&] { return "the launcher is " + text_of(*from) + ", must be mpirun or srun: ranks meet through MPI"; });
+  expect(ALLNORM_HAVE_MPI || from->size == 1, Code::unsupported,
+         [&] { return "the launcher is " + text_of(*from) + ", but this build has no MPI; " + std::string(get_mpi); });
+}
+
+bool under_launcher() noexcept { return launcher().has_value(); }
+
+int expected_ranks(const RankOptions& options) noexcept {
+  if (!use_mpi(options)) return std::max(options.ranks, 1);
+  const auto from = launcher();
+  return from ? from->size : 1;
+}
+
+int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body) {
+  check(options);
+  return use_mpi(options) ? run_mpi(options, body) : run_threads(options, body);
+}
+
+int report(const std::exception& error) {
+  const Failure failure = failure_of(error);
+  const auto from = launcher();
+  const bool several = from && from->size != 1;
+  // Open MPI takes a second to end the other processes when one of them leaves before MPI_Init.
+  if (several) give_way(from->rank, std::chrono::milliseconds(1500));
+  print_line((several && from->rank > 0 ? "rank " + std::to_string(from->rank) + ": " : "") + failure.message);
+  return failure.code;
+}
+
+}  // namespace allnorm::launch
