@@ -1,0 +1,69 @@
+// A normalization layer as a libtorch module with autograd.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "allnorm/norm.hpp"
+
+namespace allnorm::torch_adapter {
+
+/// What one forward call leaves: the statistics that it normalized with. Handed back to NormModule::replay to compute
+/// the same output again (activation checkpointing).
+struct Call final : torch::CustomClassHolder {
+  Saved saved;
+};
+using CallHandle = c10::intrusive_ptr<Call>;
+
+/// What the convolution before a layer with a window and compensation read and held when it made the layer's input.
+struct ConvolutionTensors {
+  torch::Tensor input;   ///< (N, Ci, space...)
+  torch::Tensor weight;  ///< (C, Ci/groups, k...)
+};
+
+/// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are CPU tensors of type Double, Float, Half or
+/// BFloat16, dense in either order (others are copied). Several forwards may be in flight. Every rank of the layer's
+/// group makes the same forward and backward calls in the same order. Errors are allnorm::Error, but for a second
+/// backward through freed buffers, which is torch's own.
+class NormModule : public torch::nn::Module {
+ public:
+  /// `channels` is C, also for layer_norm, whose parameters have the layer's normalized_shape (which must be given).
+  /// `queue` is borrowed and must outlive the module, and the module the graphs of its calls. `name` must be the same
+  /// on all ranks. Throws invalid_argument for an activation that the layer's row does not have.
+  NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
+             const std::string& name);
+
+  /// y = activation(gamma * xhat + beta + residual), input (N, C, space...) -> the same shape and order. In training
+  /// mode uses and advances the layer's statistics; in evaluation mode uses the running ones.
+  torch::Tensor forward(const torch::Tensor& input, const torch::Tensor& residual = {},
+                        const ConvolutionTensors& convolution = {});
+  /// The output of an earlier call again, with gradients: no exchange in forward, no change of state.
+  torch::Tensor replay(const CallHandle& earlier, const torch::Tensor& input, const torch::Tensor& residual = {});
+  /// The newest forward call in training mode; null before the first.
+  const CallHandle& last_call() const noexcept { return last_; }
+
+  void train(bool on = true) override;
+
+  /// Running statistics, counters and window: PyTorch's keys and the library's own. Parameters are the module's.
+  State state() const { return norm_.save(); }
+  void load_state(const State& state, const LoadOptions& options = {}) { norm_.load(state, options); }
+
+  Norm& norm() noexcept { return norm_; }
+  const Norm& norm() const noexcept { return norm_; }
+  Queue& queue() noexcept { return *queue_; }
+  /// True where the layer acts on trailing axes as they lie.
+  bool by_rows() const noexcept { return norm_.layer().row->reduction == Reduction::trailing_axes; }
+
+  torch::Tensor weight, bias;  ///< gamma and beta, Float until the module is converted
+
+ private:
+  Norm norm_;
+  Queue* queue_;
+  CallHandle last_;
+};
+
+}  // namespace allnorm::torch_adapter

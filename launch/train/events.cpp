@@ -1,0 +1,228 @@
+// The events of a training.
+#include "launch/train/events.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+
+#include "build_config.hpp"
+
+namespace allnorm::launch::train {
+namespace {
+
+std::string hex(std::uint64_t word) {
+  std::array<char, 17> text{};
+  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(word));
+  return text.data();
+}
+
+std::string hash_of_images(const DataSet& data) {
+  std::uint64_t hash = hash_of(data.train.pixels.data(), data.train.pixels.size() * sizeof(float));
+  hash = hash_of(data.train.labels.data(), data.train.labels.size() * sizeof(int), hash);
+  if (data.test) {
+    hash = hash_of(data.test->pixels.data(), data.test->pixels.size() * sizeof(float), hash);
+    hash = hash_of(data.test->labels.data(), data.test->labels.size() * sizeof(int), hash);
+  }
+  return hex(hash);
+}
+
+Json ramp_json(const Ramp& ramp) {
+  Json points = Json::array();
+  for (const auto& [call, value] : ramp) points.push_back({call, value});
+  return points;
+}
+
+/// All attributes of a layer as they are in the run; a schedule as its points (call, value).
+Json attributes_json(const Layer& layer) {
+  Json attributes;
+  for (const Attribute& attribute : layer.row->attributes)
+    attributes[std::string(attribute.name)] = attribute.get(layer.options);
+  for (const char* mine : {"activation", "slope", "conv_stride", "conv_padding", "conv_dilation", "conv_groups",
+                           "normalized_shape", "training"})
+    attributes.erase(mine);  // the network's
+  if (!layer.options.r_max_ramp.empty()) attributes["r_max"] = ramp_json(layer.options.r_max_ramp);
+  if (!layer.options.d_max_ramp.empty()) attributes["d_max"] = ramp_json(layer.options.d_max_ramp);
+  return attributes;
+}
+
+std::string fixed(double value, int digits) {
+  std::array<char, 64> text{};
+  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
+  return text.data();
+}
+
+bool about(const Json& event, const char* kind, const std::string& norm, std::int64_t batch) {
+  return event["event"] == kind && event["norm"] == norm && event["batch_per_rank"] == batch;
+}
+
+double mean_of(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v;
+  return sum / static_cast<double>(values.size());
+}
+
+/// The sample's standard deviation; null of a single value, of which nobody knows how it varies.
+Json deviation_of(const std::vector<double>& values) {
+  if (values.size() < 2) return nullptr;
+  const double mean = mean_of(values);
+  double sum = 0;
+  for (const double v : values) sum += (v - mean) * (v - mean);
+  return std::sqrt(sum / static_cast<double>(values.size() - 1));
+}
+
+}  // namespace
+
+Json config_event(const Settings& settings, const DataSet& data, const Rank& rank) {
+  Json event;
+  event["event"] = "config";
+  event["command"] = "train";
+  event["version"] = build::version;
+  event["commit"] = build::commit;
+  event["transport"] = rank.world->transport();
+  Json& own = event["settings"];
+  own["data"] = data.train.name;
+  own["data_hash"] = hash_of_images(data);
+  own["ranks"] = rank.size;
+  own["threads"] = settings.ranks.threads;
+  own["batch_per_rank"] = settings.batches;
+  own["accumulate"] = settings.accumulate > 0 ? Json(settings.accumulate) : Json("minibatches");
+  own["epochs"] = settings.epochs;
+  own["lr"] = settings.lr ? Json(*settings.lr) : Json("0.3 * images per update / 32");
+  own["seeds"] = settings.seeds;
+  own["split"] = to_string(settings.split);
+  Json& norms = own["norms"] = Json::array();
+  for (const NormChoice& choice : settings.norms)
+    for (const std::int64_t batch : settings.batches) {
+      const std::int64_t calls = calls_per_update(settings, choice);
+      Images images(data, settings.split, rank.size, 0);
+      images.begin_epoch(0, batch, calls);
+      const std::int64_t updates = images.updates() * settings.epochs;
+      if (updates == 0) continue;  // an error that comes with its run
+      norms.push_back({{"norm", choice.label},
+                       {"batch_per_rank", batch},
+                       {"calls_per_update", calls},
+                       {"updates", updates},
+                       {"attributes", attributes_json(layer_of(choice, batch, calls, updates))}});
+    }
+  return event;
+}
+
+Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome) {
+  const Json about_run{{"norm", settings.norms[job.norm].label},
+                       {"batch_per_rank", job.batch},
+                       {"seed", job.seed},
+                       {"epoch", epoch + 1}};
+  Json event{{"event", "epoch"}};
+  event.update(about_run);
+  event["loss"] = outcome.loss;
+  event["test_error"] = outcome.test_error;
+  if (outcome.own_error) event["test_error_own_statistics"] = *outcome.own_error;
+  event["seconds"] = outcome.seconds;
+  event["exchanges"] = outcome.exchanges;
+  event["exchange_bytes"] = outcome.bytes;
+  Events events{event};
+  for (std::size_t l = 0; l < outcome.layers.size(); ++l) {
+    const LayerStatistics& layer = outcome.layers[l];
+    Json line{{"event", "statistics"}};
+    line.update(about_run);
+    line["layer"] = l + 1;
+    line["mean_gap_mean"] = layer.gap.mean;
+    line["mean_gap_max"] = layer.gap.max;
+    if (layer.renorm) {
+      line["r_mean"] = layer.r.mean;
+      line["r_max"] = layer.r.max;
+      line["d_mean"] = layer.d.mean;
+      line["d_max"] = layer.d.max;
+      line["clipped"] = layer.clipped;
+    }
+    if (!layer.past.empty()) {
+      Json& past = line["past"] = Json::array();
+      for (std::size_t lag = 0; lag < layer.past.size(); ++lag)
+        past.push_back({{"lag", lag + 1},
+                        {"stale_mean", layer.past[lag].stale_mean},
+                        {"compensated_mean", layer.past[lag].mean},
+                        {"stale_var", layer.past[lag].stale_var},
+                        {"compensated_var", layer.past[lag].var}});
+    }
+    events.push_back(std::move(line));
+  }
+  return events;
+}
+
+Json result_event(const Settings& settings, const Job& last, const Events& events) {
+  const std::string& label = settings.norms[last.norm].label;
+  std::vector<double> errors, own_errors, exchanges, bytes;
+  double seconds = 0;
+  for (const Json& event : events) {
+    if (!about(event, "epoch", label, last.batch)) continue;
+    seconds += event["seconds"].get<double>();
+    if (event["epoch"] != settings.epochs) continue;
+    errors.push_back(event["test_error"]);
+    if (event.contains("test_error_own_statistics")) own_errors.push_back(event["test_error_own_statistics"]);
+    exchanges.push_back(event["exchanges"]);
+    bytes.push_back(event["exchange_bytes"]);
+  }
+  Json result{{"event", "result"},
+              {"norm", label},
+              {"batch_per_rank", last.batch},
+              {"split", to_string(settings.split)},
+              {"seeds", settings.seeds}};
+  result["test_error_mean"] = mean_of(errors);
+  result["test_error_std"] = deviation_of(errors);
+  result["per_seed"] = errors;
+  if (!own_errors.empty()) result["own_statistics_per_seed"] = own_errors;
+  result["seconds"] = seconds;
+  result["exchanges"] = mean_of(exchanges);
+  result["exchange_bytes"] = mean_of(bytes);
+  return result;
+}
+
+std::string table_of(const Events& events) {
+  std::size_t width = 13;
+  for (const Json& event : events)
+    if (event["event"] == "result") width = std::max(width, event["norm"].get<std::string>().size());
+  const auto row = [&](const std::string& norm, const std::array<std::string, 5>& cells) {
+    std::string line = norm + std::string(width - norm.size(), ' ');
+    constexpr std::array<std::size_t, 5> widths{8, 20, 10, 15, 14};
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      // The deviation's sign takes two bytes and one column.
+      const std::size_t columns = cells[i].size() - (cells[i].find("±") != std::string::npos ? 1 : 0);
+      line += std::string(columns < widths[i] ? widths[i] - columns : 1, ' ') + cells[i];
+    }
+    return line + "\n";
+  };
+  std::string table = row("normalization", {"images", "test error %", "seconds", "exchanges/step", "bytes/step"});
+  for (const Json& event : events) {
+    if (event["event"] != "result") continue;
+    const Json& deviation = event["test_error_std"];
+    table += row(event["norm"],
+                 {std::to_string(event["batch_per_rank"].get<std::int64_t>()),
+                  fixed(event["test_error_mean"], 2) + " ± " + (deviation.is_null() ? "-" : fixed(deviation, 2)),
+                  fixed(event["seconds"], 1), fixed(event["exchanges"], 1), fixed(event["exchange_bytes"], 0)});
+  }
+  return table;
+}
+
+std::vector<std::string> remarks_of(const Events& events) {
+  const Json& config = events.front();
+  const Json& settings = config["settings"];
+  std::vector<std::string> remarks;
+  const auto seeds = settings["seeds"].get<std::int64_t>();
+  remarks.push_back("images: per rank and call, on " + std::to_string(settings["ranks"].get<int>()) +
+                    " ranks; test error: mean ± standard deviation over " + std::to_string(seeds) +
+                    (seeds == 1 ? " seed (-: unknown)" : " seeds") +
+                    "; seconds: all seeds together; exchanges and bytes: sent by one rank in one update, gradients "
+                    "included.");
+  const auto unshared = [](const Json& norm) {
+    return norm["attributes"].contains("sync") && norm["attributes"]["sync"] != "world";
+  };
+  if (settings["ranks"] != 1 && std::any_of(settings["norms"].begin(), settings["norms"].end(), unshared))
+    remarks.push_back(
+        "Running statistics of layers whose statistics are not those of all ranks (sync other than world) were "
+        "averaged "
+        "over the ranks at the end of every epoch, before testing.");
+  return remarks;
+}
+
+}  // namespace allnorm::launch::train

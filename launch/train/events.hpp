@@ -1,0 +1,33 @@
+// The events of a training: what is logged, reported and kept in checkpoints. Rank 0 has them.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "launch/train/settings.hpp"
+#include "launch/train/trainer.hpp"
+
+namespace allnorm::launch::train {
+
+using Json = nlohmann::ordered_json;
+using Events = std::vector<Json>;
+
+/// Everything needed to repeat the run. Runs with equal `settings` members give equal numbers.
+Json config_event(const Settings& settings, const DataSet& data, const Rank& rank);
+
+/// The epoch's event and one `statistics` event per layer that has running statistics.
+Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome);
+
+/// The result of a norm at a batch size over all its seeds, from the events of their epochs.
+Json result_event(const Settings& settings, const Job& last, const Events& events);
+
+/// The table at the end, of all `result` events.
+std::string table_of(const Events& events);
+
+/// What a reader of the results must know, line by line: for the table and the report.
+std::vector<std::string> remarks_of(const Events& events);
+
+}  // namespace allnorm::launch::train

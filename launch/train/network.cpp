@@ -1,0 +1,341 @@
+// The network of the experiment, on libtorch's convolutions and the library's normalizations.
+#include "launch/train/network.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <deque>
+#include <string>
+#include <utility>
+
+#include "adapters/torch/conv_norm.hpp"
+#include "launch/train/random.hpp"
+
+namespace allnorm::launch::train {
+namespace {
+
+using torch_adapter::ConvNorm;
+
+struct Block {
+  std::int64_t channels, stride;
+};
+constexpr std::array<Block, 5> blocks{{{8, 1}, {16, 2}, {16, 1}, {32, 2}, {32, 1}}};
+constexpr std::int64_t kernel = 3;
+constexpr std::size_t alignment = 16;  // floats: one cache line
+
+/// What a layer of a past call normalized with, as (1,C,1,1) tensors: xhat = x * factor + offset.
+struct PastFrame {
+  torch::Tensor factor, offset;
+};
+/// One past batch: its mini-batches' images and the frames of all layers.
+struct PastBatch {
+  std::vector<torch::Tensor> images;
+  std::vector<std::vector<PastFrame>> frames;  // [mini-batch][layer]
+};
+
+bool takes_activation(const Row& row) {
+  return std::any_of(row.attributes.begin(), row.attributes.end(),
+                     [](const Attribute& attribute) { return attribute.name == "activation"; });
+}
+
+torch::Tensor per_channel(const std::vector<float>& values) {
+  return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1});
+}
+
+PastFrame past_frame(const Frame& frame) {
+  const std::size_t channels = frame.mean.size();
+  std::vector<float> factor(channels), offset(channels);
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double a = frame.rstd[c] * (frame.r.empty() ? 1 : frame.r[c]);
+    factor[c] = static_cast<float>(a);
+    offset[c] = static_cast<float>((frame.d.empty() ? 0 : frame.d[c]) - frame.mean[c] * a);
+  }
+  return {per_channel(factor), per_channel(offset)};
+}
+
+}  // namespace
+
+class Network::Impl {
+ public:
+  Impl(const ImageShape& input, int classes, const Layer& layer, std::uint64_t seed,
+       const std::shared_ptr<Communicator>& group, Queue& queue)
+      : input_(input),
+        classes_(classes),
+        window_(layer.options.window),
+        minibatches_(layer.options.minibatches),
+        fuses_activation_(takes_activation(*layer.row)),
+        queue_(&queue) {
+    std::int64_t in = input.channels, height = input.height, width = input.width;
+    for (const Block& block : blocks) {
+      height = (height - 1) / block.stride + 1;
+      width = (width - 1) / block.stride + 1;
+      Layer own = layer;
+      if (fuses_activation_) own.options.activation.kind = ActivationKind::relu;
+      if (own.row->reduction == Reduction::trailing_axes && own.options.normalized_shape.empty())
+        own.options.normalized_shape = {block.channels, height, width};
+      const torch_adapter::ConvolutionShape shape{in, block.channels, {kernel, kernel}, {{block.stride}, {1}, {1}, 1}};
+      blocks_.push_back(
+          std::make_unique<ConvNorm>(shape, own, group, queue, "norm" + std::to_string(blocks_.size() + 1)));
+      in = block.channels;
+    }
+    linear_weight_ = torch::zeros({classes, in}).requires_grad_();
+    linear_bias_ = torch::zeros({classes}).requires_grad_();
+    draw_weights(seed);
+    make_flat();
+  }
+
+  std::span<float> parameters() noexcept { return {parameters_.data(), parameters_.size()}; }
+  std::span<float> gradients() noexcept { return {gradients_.data(), gradients_.size()}; }
+  const std::vector<Range>& decayed() const noexcept { return decayed_; }
+  std::int64_t parameter_count() const noexcept { return parameter_count_; }
+
+  double learn(float* pixels, const std::int64_t* labels, std::int64_t batch, double scale, PastDistances* distances) {
+    set_training(true);
+    const torch::Tensor images = wrap(pixels, batch);
+    const torch::Tensor logits = forward(images);
+    torch::Tensor gradient = torch::empty_like(logits);
+    const double loss = cross_entropy(logits, labels, scale, gradient);
+    if (window_ > 1) {
+      if (distances) *distances = measure_past();
+      remember(images);
+    }
+    logits.backward(gradient);
+    return loss;
+  }
+
+  std::int64_t count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch) {
+    const torch::NoGradGuard no_gradients;
+    set_training(false);
+    return wrong(forward(wrap(pixels, batch)), labels);
+  }
+
+  std::int64_t count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
+    const torch::NoGradGuard no_gradients;
+    torch::Tensor x = wrap(pixels, batch);
+    for (auto& block : blocks_) {
+      x = block->convolve(x);
+      const torch::Tensor centred = x - x.mean({2, 3}, true);
+      const torch::Tensor var = centred.square().mean({2, 3}, true);
+      x = activate(centred * (var + block->norm().norm().layer().options.eps).rsqrt(), block->norm());
+    }
+    return wrong(classify(x), labels);
+  }
+
+  void forget() { past_.clear(); }
+  std::size_t layers() const noexcept { return blocks_.size(); }
+  Norm& norm(std::size_t layer) noexcept { return blocks_[layer]->norm().norm(); }
+  const Frame& frame(std::size_t layer) const noexcept { return blocks_[layer]->norm().last_call()->saved.frame(); }
+
+ private:
+  void draw_weights(std::uint64_t seed) {
+    const torch::NoGradGuard no_gradients;
+    std::uint64_t which = 0;
+    const auto draw = [&](torch::Tensor& weight, double variance) {
+      Random random(Purpose::weights, {seed, which++});
+      float* values = weight.data_ptr<float>();
+      for (std::int64_t i = 0; i < weight.numel(); ++i)
+        values[i] = static_cast<float>(std::sqrt(variance) * random.normal());
+    };
+    for (auto& block : blocks_) draw(block->weight, 2.0 / static_cast<double>(kernel * kernel * block->shape().in));
+    draw(linear_weight_, 1.0 / static_cast<double>(linear_weight_.size(1)));
+  }
+
+  /// Moves all parameters into one buffer and their gradients into another, so that the exchange and the optimizer see
+  /// two arrays.
+  void make_flat() {
+    std::vector<std::pair<torch::Tensor*, bool>> all;  // with weight decay or without
+    for (auto& block : blocks_) {
+      all.emplace_back(&block->weight, true);
+      all.emplace_back(&block->norm().weight, false);
+      all.emplace_back(&block->norm().bias, false);
+    }
+    all.emplace_back(&linear_weight_, true);
+    all.emplace_back(&linear_bias_, false);
+    std::size_t size = 0;
+    const auto padded = [](const torch::Tensor& t) {
+      return (static_cast<std::size_t>(t.numel()) + alignment - 1) / alignment * alignment;
+    };
+    for (const auto& [tensor, decays] : all) size += padded(*tensor);
+    parameters_ = Buffer<float>(size, *queue_);
+    gradients_ = Buffer<float>(size, *queue_);
+    const torch::NoGradGuard no_gradients;
+    std::size_t at = 0;
+    for (const auto& [tensor, decays] : all) {
+      const torch::Tensor place = torch::from_blob(parameters_.data() + at, tensor->sizes());
+      place.copy_(*tensor);
+      tensor->set_data(place);
+      tensor->mutable_grad() = torch::from_blob(gradients_.data() + at, tensor->sizes());
+      if (decays) decayed_.push_back({at, at + static_cast<std::size_t>(tensor->numel())});
+      parameter_count_ += tensor->numel();
+      at += padded(*tensor);
+    }
+  }
+
+  void set_training(bool on) {
+    if (on == training_) return;
+    training_ = on;
+    for (auto& block : blocks_) block->train(on);
+  }
+
+  torch::Tensor wrap(float* pixels, std::int64_t batch) const {
+    return torch::from_blob(pixels, {batch, input_.channels, input_.height, input_.width});
+  }
+
+  torch::Tensor forward(torch::Tensor x) {
+    for (auto& block : blocks_) {
+      x = block->forward(x);
+      if (!fuses_activation_) x = x.relu();
+    }
+    return classify(x);
+  }
+  torch::Tensor classify(const torch::Tensor& x) { return at::linear(x.mean({2, 3}), linear_weight_, linear_bias_); }
+  /// relu(gamma * xhat + beta), xhat (N,C,H,W).
+  static torch::Tensor activate(const torch::Tensor& xhat, const torch_adapter::NormModule& norm) {
+    const std::vector<std::int64_t> shape{1, xhat.size(1), 1, 1};
+    return (xhat * norm.weight.reshape(shape) + norm.bias.reshape(shape)).relu_();
+  }
+
+  static std::int64_t wrong(const torch::Tensor& logits, const std::int64_t* labels) {
+    const torch::Tensor best = logits.argmax(1);
+    const std::int64_t* found = best.data_ptr<std::int64_t>();
+    std::int64_t errors = 0;
+    for (std::int64_t i = 0; i < best.numel(); ++i) errors += found[i] != labels[i];
+    return errors;
+  }
+
+  /// The sum of -log softmax(logits)[label]; `gradient` = scale * its gradient. logits (batch, classes).
+  double cross_entropy(const torch::Tensor& logits, const std::int64_t* labels, double scale, torch::Tensor& gradient) {
+    const auto classes = static_cast<std::size_t>(classes_);
+    const float* z = logits.data_ptr<float>();
+    float* g = gradient.data_ptr<float>();
+    double loss = 0;
+    for (std::int64_t i = 0; i < logits.size(0); ++i, z += classes, g += classes) {
+      const double largest = *std::max_element(z, z + classes);
+      double sum = 0;
+      for (std::size_t k = 0; k < classes; ++k) sum += std::exp(z[k] - largest);
+      for (std::size_t k = 0; k < classes; ++k) {
+        const double share = std::exp(z[k] - largest) / sum;
+        g[k] = static_cast<float>(scale * (share - (static_cast<std::int64_t>(k) == labels[i] ? 1 : 0)));
+      }
+      loss += std::log(sum) + largest - z[labels[i]];
+    }
+    return loss;
+  }
+
+  /// Keeps this call's images and frames for later measurements: as many batches as the window has.
+  void remember(const torch::Tensor& images) {
+    if (past_.empty() || static_cast<std::int64_t>(past_.front().images.size()) >= minibatches_) past_.emplace_front();
+    if (past_.size() > static_cast<std::size_t>(window_)) past_.pop_back();
+    past_.front().images.push_back(images.clone());
+    std::vector<PastFrame>& frames = past_.front().frames.emplace_back();
+    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l)));
+  }
+
+  /// The truth is the past batch, sent again through the network with the present weights. Every layer normalizes it
+  /// with the statistics that it used then: only the weights have changed, as in the question that compensation
+  /// answers.
+  PastDistances measure_past() {
+    const torch::NoGradGuard no_gradients;
+    // The batch under way, if it has had mini-batches before this one, is not past.
+    const std::size_t first =
+        !past_.empty() && static_cast<std::int64_t>(past_.front().images.size()) < minibatches_ ? 1 : 0;
+    PastDistances distances(layers());
+    std::size_t lags = past_.size() - std::min(first, past_.size());
+    for (std::size_t l = 0; l < layers(); ++l) lags = std::min(lags, static_cast<std::size_t>(norm(l).past().entries));
+    for (std::size_t lag = 0; lag < lags; ++lag) {
+      const PastBatch& batch = past_[first + lag];
+      std::vector<std::vector<double>> moments(layers());  // [layer]: sums over mini-batches of means, then of E[x^2]
+      for (std::size_t t = 0; t < batch.images.size(); ++t) {
+        torch::Tensor x = batch.images[t];
+        for (std::size_t l = 0; l < layers(); ++l) {
+          x = blocks_[l]->convolve(x);
+          add_moments(x, moments[l]);
+          const PastFrame& frame = batch.frames[t][l];
+          x = activate(x * frame.factor + frame.offset, blocks_[l]->norm());
+        }
+      }
+      for (std::size_t l = 0; l < layers(); ++l)
+        distances[l].push_back(distance(l, lag, average_over_group(l, std::move(moments[l]), batch.images.size())));
+    }
+    return distances;
+  }
+
+  static void add_moments(const torch::Tensor& x, std::vector<double>& moments) {
+    const torch::Tensor wide = x.to(torch::kDouble);
+    const torch::Tensor both = torch::cat({wide.mean({0, 2, 3}), wide.square().mean({0, 2, 3})});
+    moments.resize(static_cast<std::size_t>(both.numel()));
+    for (std::size_t i = 0; i < moments.size(); ++i) moments[i] += both.data_ptr<double>()[i];
+  }
+
+  std::vector<double> average_over_group(std::size_t layer, std::vector<double> moments, std::size_t minibatches) {
+    Communicator& group = norm(layer).group();
+    Message message{Header("past statistics of " + norm(layer).name(), Direction::agreement, probes_++), {}, 0, {}};
+    message.payload = std::move(moments);
+    if (group.size() > 1) message = group.exchange(std::move(message), *queue_);
+    for (double& m : message.payload) m /= static_cast<double>(minibatches) * group.size();
+    return message.payload;
+  }
+
+  PastDistance distance(std::size_t layer, std::size_t lag, const std::vector<double>& truth) {
+    const Norm::PastStatistics& past = norm(layer).past();
+    const std::size_t channels = truth.size() / 2;
+    const double eps = norm(layer).layer().options.eps;
+    PastDistance sum;
+    for (std::size_t c = 0; c < channels; ++c) {
+      const double mean = truth[c], var = std::max(truth[channels + c] - mean * mean, 0.0) + eps;
+      const std::size_t i = lag * channels + c;
+      sum.stale_mean += std::abs(past.stale_mean[i] - mean) / std::sqrt(var);
+      sum.mean += std::abs(past.mean[i] - mean) / std::sqrt(var);
+      sum.stale_var += std::abs(past.stale_var[i] + eps - var) / var;
+      sum.var += std::abs(past.var[i] + eps - var) / var;
+    }
+    for (double* value : {&sum.stale_mean, &sum.mean, &sum.stale_var, &sum.var})
+      *value /= static_cast<double>(channels);
+    return sum;
+  }
+
+  ImageShape input_;
+  int classes_;
+  std::int64_t window_, minibatches_;
+  bool fuses_activation_;  // the layer applies ReLU itself
+  Queue* queue_;
+  std::vector<std::unique_ptr<ConvNorm>> blocks_;
+  torch::Tensor linear_weight_, linear_bias_;  // (classes, C), (classes)
+  Buffer<float> parameters_, gradients_;
+  std::vector<Range> decayed_;
+  std::int64_t parameter_count_ = 0;
+  bool training_ = true;
+  std::deque<PastBatch> past_;  // the newest first
+  std::uint64_t probes_ = 0;
+};
+
+Network::Network(const ImageShape& input, int classes, const Layer& layer, std::uint64_t seed,
+                 const std::shared_ptr<Communicator>& group, Queue& queue)
+    : impl_(std::make_unique<Impl>(input, classes, layer, seed, group, queue)) {}
+Network::~Network() = default;
+std::span<float> Network::parameters() noexcept { return impl_->parameters(); }
+std::span<float> Network::gradients() noexcept { return impl_->gradients(); }
+const std::vector<Network::Range>& Network::decayed() const noexcept { return impl_->decayed(); }
+std::int64_t Network::parameter_count() const noexcept { return impl_->parameter_count(); }
+double Network::learn(float* pixels, const std::int64_t* labels, std::int64_t batch, double scale,
+                      PastDistances* distances) {
+  return impl_->learn(pixels, labels, batch, scale, distances);
+}
+std::int64_t Network::count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch) {
+  return impl_->count_errors(pixels, labels, batch);
+}
+void Network::forget() { impl_->forget(); }
+std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
+  return impl_->count_errors_by_own_statistics(pixels, labels, batch);
+}
+std::size_t Network::layers() const noexcept { return impl_->layers(); }
+Norm& Network::norm(std::size_t layer) noexcept { return impl_->norm(layer); }
+const Frame& Network::frame(std::size_t layer) const noexcept { return impl_->frame(layer); }
+
+void use_one_thread() { at::set_num_threads(1); }  // OpenMP's, a setting of each thread
+
+}  // namespace allnorm::launch::train

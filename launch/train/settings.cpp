@@ -1,0 +1,208 @@
+// What `allnorm train` was asked to do.
+#include "launch/train/settings.hpp"
+
+#include <algorithm>
+#include <array>
+#include <ostream>
+#include <string_view>
+
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/value_semantic.hpp>
+#include <boost/program_options/variables_map.hpp>
+
+#include "launch/help.hpp"
+
+namespace allnorm::launch::train {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr std::string_view default_norms =
+    "batch_norm,sync_batch_norm,batch_renorm,cross_iteration_batch_norm,group_norm";
+constexpr std::string_view all_norms =
+    "batch_norm,sync_batch_norm,batch_renorm,cross_iteration_batch_norm,cross_mini_batch_norm,group_norm,layer_norm";
+constexpr std::array<std::string_view, 3> split_names{"iid", "label", "domain"};
+constexpr std::array<std::int64_t, 4> sweep_batches{1, 2, 4, 16};
+constexpr int demo_ranks = 4;
+
+/// The words of the command line before they are checked.
+struct Words {
+  std::string norm{default_norms}, split{"iid"};
+  std::int64_t batch = 1;
+  double lr = 0;
+};
+
+po::options_description describe_all(Settings& settings, Words& words) {
+  po::options_description own("Options of train");
+  auto add = own.add_options();
+  add("help,h", "print this help");
+  add("data", po::value(&settings.data)->value_name("DIR")->default_value(settings.data),
+      "folder of the images: digits, MNIST or Fashion-MNIST (IDX), CIFAR-10 (binary); recognised by its files");
+  add("norm", po::value(&words.norm)->value_name("LIST"),
+      "normalizations to compare, NAME[:attr=value...] separated by commas, or all; without it batch_norm, "
+      "sync_batch_norm, batch_renorm, cross_iteration_batch_norm and group_norm");
+  add("batch-per-rank", po::value(&words.batch)->value_name("B")->default_value(1), "images per rank and call");
+  add("accumulate", po::value(&settings.accumulate)->value_name("T"),
+      "calls per rank and update, gradients averaged; without it the norm's minibatches");
+  add("epochs", po::value(&settings.epochs)->value_name("E")->default_value(settings.epochs), "passes over the images");
+  add("lr", po::value(&words.lr)->value_name("RATE"), "peak learning rate; without it 0.3 * images per update / 32");
+  add("seeds", po::value(&settings.seeds)->value_name("S")->default_value(settings.seeds), "runs with seeds 0 to S-1");
+  add("split", po::value(&words.split)->value_name("KIND")->default_value("iid"),
+      "how images are dealt to the ranks: iid, label (each rank sees few classes) or domain (each rank sees another "
+      "contrast and brightness)");
+  add("preset", po::value(&settings.preset)->value_name("NAME"),
+      "demo: 4 ranks of one image; sweep: 4 ranks of 1, 2, 4 and 16 images");
+  add("log", po::value(&settings.log)->value_name("F.jsonl"), "write events, one JSON object a line");
+  add("report", po::value(&settings.report)->value_name("F.html"), "write one page with plots and tables");
+  add("checkpoint", po::value(&settings.checkpoint)->value_name("F.safetensors"),
+      "write the state at every epoch's end");
+  add("resume", po::value(&settings.resume)->value_name("F.safetensors"), "go on from a checkpoint of the same run");
+  return own.add(describe(settings.ranks));
+}
+
+void at_least_one(std::int64_t value, std::string_view option) {
+  expect(value >= 1, Code::invalid_argument,
+         [&] { return std::string(option) + " is " + std::to_string(value) + ", must be at least 1"; });
+}
+
+/// Cuts at commas that a name follows: commas within an attribute's value have a digit after them.
+std::vector<std::string> cut_list(std::string_view text) {
+  std::vector<std::string> parts;
+  std::size_t from = 0;
+  for (std::size_t i = 0; i <= text.size(); ++i) {
+    const bool ends =
+        i == text.size() || (text[i] == ',' && (i + 1 == text.size() || text[i + 1] < '0' || text[i + 1] > '9'));
+    if (!ends) continue;
+    parts.emplace_back(text.substr(from, i - from));
+    from = i + 1;
+  }
+  return parts;
+}
+
+NormChoice parse_choice(const std::string& text) {
+  parse_layer(text);  // throws for what the catalogue does not know
+  NormChoice choice{text, text.substr(0, text.find(':')), {}};
+  for (std::size_t at = text.find(':'); at != std::string::npos;) {
+    const std::size_t next = text.find(':', at + 1);
+    const std::string pair = text.substr(at + 1, next == std::string::npos ? next : next - at - 1);
+    const std::size_t equals = pair.find('=');
+    choice.attributes.emplace_back(pair.substr(0, equals), pair.substr(equals + 1));
+    at = next;
+  }
+  return choice;
+}
+
+}  // namespace
+
+bool NormChoice::sets(std::string_view attribute) const {
+  return std::any_of(attributes.begin(), attributes.end(), [&](const auto& pair) { return pair.first == attribute; });
+}
+
+std::string_view to_string(Split split) noexcept { return split_names[static_cast<std::size_t>(split)]; }
+
+Settings parse(const Arguments& arguments) {
+  Settings settings;
+  Words words;
+  const po::options_description description = describe_all(settings, words);
+  const po::variables_map given = parse_options(arguments, description);
+  const auto split = std::find(split_names.begin(), split_names.end(), words.split);
+  expect(split != split_names.end(), Code::invalid_argument,
+         [&] { return "--split is '" + words.split + "', must be iid, label or domain"; });
+  settings.split = static_cast<Split>(split - split_names.begin());
+  expect(settings.preset.empty() || settings.preset == "demo" || settings.preset == "sweep", Code::invalid_argument,
+         [&] { return "--preset is '" + settings.preset + "', must be demo or sweep"; });
+  at_least_one(words.batch, "--batch-per-rank");
+  at_least_one(settings.epochs, "--epochs");
+  at_least_one(settings.seeds, "--seeds");
+  if (given.count("accumulate")) at_least_one(settings.accumulate, "--accumulate");
+  if (given.count("lr")) {
+    expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument, "--lr must be above 0 and below 1e6");
+    settings.lr = words.lr;
+  }
+  settings.batches = {words.batch};
+  if (settings.preset == "sweep") {
+    expect(given["batch-per-rank"].defaulted(), Code::invalid_argument,
+           "--batch-per-rank is given with --preset sweep, must be left to the preset");
+    settings.batches.assign(sweep_batches.begin(), sweep_batches.end());
+  }
+  if (!settings.preset.empty() && settings.ranks.ranks == 0 && !under_launcher()) settings.ranks.ranks = demo_ranks;
+  for (const std::string& text : cut_list(words.norm == "all" ? all_norms : std::string_view(words.norm)))
+    settings.norms.push_back(parse_choice(text));
+  for (const NormChoice& choice : settings.norms) layer_of(choice, 1, calls_per_update(settings, choice), 1);
+  check(settings.ranks);
+  expect(settings.ranks.device == "cpu", Code::unsupported,
+         [&] { return "--device is " + settings.ranks.device + ", must be cpu for train in this version"; });
+  return settings;
+}
+
+void print_help(std::ostream& out) {
+  Settings settings;
+  Words words;
+  out << "allnorm train [options]\n\nTrains a small convolutional network on real images, data-parallel over the "
+         "ranks, "
+         "once per\nnormalization and seed, and compares the test errors. docs/experiment.md describes the "
+         "experiment.\n\n";
+  print_options(out, describe_all(settings, words));
+  out << "\nNormalizations for --norm:\n";
+  print_layers(out);
+  out << "\nTheir attributes: allnorm apply NAME --help. Attributes that are not given have the experiment's "
+         "values.\n\n";
+  print_exit_codes(out);
+}
+
+std::vector<Job> jobs_of(const Settings& settings) {
+  std::vector<Job> jobs;
+  for (const std::int64_t batch : settings.batches)
+    for (std::size_t norm = 0; norm < settings.norms.size(); ++norm)
+      for (std::int64_t seed = 0; seed < settings.seeds; ++seed)
+        jobs.push_back({norm, batch, static_cast<std::uint64_t>(seed)});
+  return jobs;
+}
+
+std::int64_t calls_per_update(const Settings& settings, const NormChoice& choice) {
+  return settings.accumulate > 0 ? settings.accumulate : parse_layer(choice.label).options.minibatches;
+}
+
+Layer layer_of(const NormChoice& choice, std::int64_t batch, std::int64_t calls, std::int64_t updates) {
+  Layer layer = parse_layer(choice.label);
+  NormOptions& options = layer.options;
+  const auto unless_given = [&](std::string_view attribute, auto& value, auto ours) {
+    if (!choice.sets(attribute)) value = ours;
+  };
+  if (layer.row->reduction == Reduction::group_and_space) unless_given("groups", options.groups, 4);
+  if (layer.row->reduction == Reduction::batch_and_space) {
+    unless_given("eps", options.eps, 1e-5);
+    unless_given("momentum", options.momentum, 0.02);
+  }
+  const auto share = [&](double part) {
+    return static_cast<std::int64_t>(part * static_cast<double>(updates * calls));
+  };
+  if (options.renorm) {
+    unless_given("variant", options.variant, RenormVariant::var);
+    const std::int64_t start = share(0.04);  // and at least one call later the end, however short the training is
+    if (!choice.sets("r_max")) options.r_max_ramp = {{start, 1}, {std::max(start + 1, share(0.3)), 1.5}};
+    if (!choice.sets("d_max")) options.d_max_ramp = {{start, 0}, {std::max(start + 1, share(0.2)), 0.5}};
+  }
+  if (options.minibatches > 1 && !choice.sets("minibatches")) options.minibatches = calls;
+  expect(calls % options.minibatches == 0, Code::invalid_argument, [&] {
+    return "minibatches of " + choice.label + " is " + std::to_string(options.minibatches) +
+           ", must divide --accumulate " + std::to_string(calls) + ": a batch shares its weights";
+  });
+  if (choice.name == "cross_iteration_batch_norm") unless_given("window", options.window, batch == 1 ? 8 : 4);
+  if (options.window > 1) {
+    unless_given("fill_in_burn_in", options.fill_in_burn_in, true);
+    unless_given("running_source", options.running_source, RunningSource::window);
+  }
+  // Statistics of several calls need weights that move slowly: plain BN comes first.
+  if (options.window > 1 || options.minibatches > 1)
+    unless_given("burn_in", options.burn_in, share(0.5) / options.minibatches);
+  layer.check();
+  return layer;
+}
+
+double peak_rate(const Settings& settings, std::int64_t images_per_update) noexcept {
+  return settings.lr ? *settings.lr : 0.3 * static_cast<double>(images_per_update) / 32;
+}
+
+}  // namespace allnorm::launch::train

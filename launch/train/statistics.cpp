@@ -1,0 +1,76 @@
+// What the layers' statistics looked like in an epoch.
+#include "launch/train/statistics.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace allnorm::launch::train {
+namespace {
+
+template <class ValueOf>
+Spread spread(std::size_t channels, const ValueOf& value_of) {
+  Spread spread;
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double value = value_of(c);
+    spread.mean += value / static_cast<double>(channels);
+    spread.max = std::max(spread.max, value);
+  }
+  return spread;
+}
+
+LayerStatistics measure_layer(Norm& norm, const Frame& frame) {
+  const NormOptions& options = norm.layer().options;
+  const Buffer<double>&mean = norm.running_mean(), &running = norm.running_spread();
+  LayerStatistics result;
+  result.gap = spread(mean.size(), [&](std::size_t c) {
+    return std::abs(frame.mean[c] - mean[c]) /
+           (norm.layer().keeps_std() ? running[c] : std::sqrt(running[c] + options.eps));
+  });
+  result.renorm = !frame.r.empty();
+  if (!result.renorm) return result;
+  result.r = spread(frame.r.size(), [&](std::size_t c) { return frame.r[c]; });
+  result.d = spread(frame.d.size(), [&](std::size_t c) { return std::abs(frame.d[c]); });
+  // The bounds are those of the next call; a ramp moves them by less than this share a call.
+  constexpr double on_bound = 1 - 1e-3;
+  const auto [r_max, d_max] = norm.renorm_bounds();
+  std::size_t clipped = 0;
+  for (std::size_t c = 0; c < frame.r.size(); ++c)
+    clipped += std::max(frame.r[c], 1 / frame.r[c]) >= on_bound * r_max || std::abs(frame.d[c]) >= on_bound * d_max;
+  result.clipped = static_cast<double>(clipped) / static_cast<double>(frame.r.size());
+  return result;
+}
+
+}  // namespace
+
+std::vector<LayerStatistics> measure(Network& network) {
+  std::vector<LayerStatistics> layers;
+  for (std::size_t l = 0; l < network.layers(); ++l)
+    if (!network.norm(l).running_mean().empty()) layers.push_back(measure_layer(network.norm(l), network.frame(l)));
+  return layers;
+}
+
+void PastAverage::add(const PastDistances& distances) {
+  sums_.resize(std::max(sums_.size(), distances.size()));
+  counts_.resize(sums_.size());
+  for (std::size_t l = 0; l < distances.size(); ++l) {
+    sums_[l].resize(std::max(sums_[l].size(), distances[l].size()));
+    counts_[l].resize(sums_[l].size());
+    for (std::size_t lag = 0; lag < distances[l].size(); ++lag) {
+      PastDistance& sum = sums_[l][lag];
+      const PastDistance& one = distances[l][lag];
+      sum = {sum.stale_mean + one.stale_mean, sum.mean + one.mean, sum.stale_var + one.stale_var, sum.var + one.var};
+      ++counts_[l][lag];
+    }
+  }
+}
+
+void PastAverage::finish(std::vector<LayerStatistics>& layers) const {
+  for (std::size_t l = 0; l < std::min(layers.size(), sums_.size()); ++l)
+    for (std::size_t lag = 0; lag < sums_[l].size(); ++lag) {
+      const PastDistance& sum = sums_[l][lag];
+      const double n = counts_[l][lag];
+      layers[l].past.push_back({sum.stale_mean / n, sum.mean / n, sum.stale_var / n, sum.var / n});
+    }
+}
+
+}  // namespace allnorm::launch::train

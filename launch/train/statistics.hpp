@@ -1,0 +1,40 @@
+// What the layers' statistics looked like in an epoch, for the log and the report.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "launch/train/network.hpp"
+
+namespace allnorm::launch::train {
+
+/// A number per channel, summed up.
+struct Spread {
+  double mean = 0, max = 0;
+};
+
+/// One layer of the batch_norm family on one rank, at its last training call of an epoch.
+struct LayerStatistics {
+  Spread gap;                      ///< |mean of the call - running mean| / running standard deviation
+  bool renorm = false;             ///< the next three mean something
+  Spread r, d;                     ///< |d|
+  double clipped = 0;              ///< share of channels whose r or d lies on its bound
+  std::vector<PastDistance> past;  ///< [lag - 1], averages over the epoch's measurements; empty without a window
+};
+
+/// Statistics of every layer that has running statistics; empty where none has.
+std::vector<LayerStatistics> measure(Network& network);
+
+/// The average of several measurements of the same layers, lag by lag over those that have the lag.
+class PastAverage {
+ public:
+  void add(const PastDistances& distances);
+  /// Puts the averages into the layers' statistics.
+  void finish(std::vector<LayerStatistics>& layers) const;
+
+ private:
+  PastDistances sums_;
+  std::vector<std::vector<int>> counts_;
+};
+
+}  // namespace allnorm::launch::train

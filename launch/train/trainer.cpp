@@ -1,0 +1,168 @@
+// One training, data-parallel over the ranks.
+#include "launch/train/trainer.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+#include <string>
+#include <utility>
+
+namespace allnorm::launch::train {
+namespace {
+
+constexpr double momentum = 0.9, weight_decay = 1e-4;
+constexpr double warm_up = 0.05;          // share of the training in which the rate rises
+constexpr std::int64_t measurements = 4;  // of past statistics, per epoch
+constexpr std::int64_t test_batch = 128;  // images at once: bounds the memory
+
+std::int64_t checked_updates(Images& images, const Settings& settings, const Job& job, std::int64_t calls, int ranks) {
+  images.begin_epoch(0, job.batch, calls);
+  expect(images.updates() > 0, Code::invalid_argument, [&] {
+    return "images per update is " + std::to_string(ranks * job.batch * calls) + ", must be at most " +
+           std::to_string(images.train_count()) + ", the number of training images";
+  });
+  return images.updates() * settings.epochs;
+}
+
+}  // namespace
+
+Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank)
+    : settings_(settings),
+      job_(job),
+      rank_(rank),
+      images_(data, settings.split, rank.size, job.seed),
+      calls_(calls_per_update(settings, settings.norms[job.norm])),
+      updates_(checked_updates(images_, settings, job, calls_, rank.size)),
+      layer_(layer_of(settings.norms[job.norm], job.batch, calls_, updates_)),
+      group_(sync_group(rank.world, layer_.options.sync, rank.queue)),
+      network_(std::make_unique<Network>(images_.shape(), data.train.classes, layer_, job.seed, group_, rank.queue)),
+      velocity_(network_->parameters().size()) {
+  const auto values = static_cast<std::size_t>(images_.shape().values());
+  pixels_.resize(static_cast<std::size_t>(job.batch) * values);
+  labels_.resize(static_cast<std::size_t>(job.batch));
+  const std::int64_t first = images_.test_count() * rank.rank / rank.size;
+  const std::int64_t end = images_.test_count() * (rank.rank + 1) / rank.size;
+  test_labels_.resize(static_cast<std::size_t>(end - first));
+  test_pixels_.resize(test_labels_.size() * values);
+  for (std::size_t i = 0; i < test_labels_.size(); ++i)
+    test_labels_[i] = images_.fill_test(first + static_cast<std::int64_t>(i), test_pixels_.data() + i * values);
+}
+
+Epoch Trainer::run(std::int64_t epoch, const std::function<void()>& tick) {
+  const auto start = std::chrono::steady_clock::now();
+  images_.begin_epoch(epoch, job_.batch, calls_);
+  network_->forget();
+  const std::int64_t updates = images_.updates();
+  const Communicator::Traffic before = traffic();
+  Epoch result;
+  PastAverage past;
+  for (std::int64_t i = 0; i < updates; ++i) {
+    result.loss += update(i, epoch * updates + i, past) / static_cast<double>(updates);
+    if (tick) tick();
+  }
+  const Communicator::Traffic after = traffic();
+  result.exchanges = static_cast<double>(after.exchanges - before.exchanges) / static_cast<double>(updates);
+  result.bytes = static_cast<double>(after.bytes - before.bytes) / static_cast<double>(updates);
+  result.layers = measure(*network_);
+  past.finish(result.layers);
+  average_running_statistics();
+  result.test_error = 100 * share_of_errors(false);
+  if (epoch + 1 == settings_.epochs && !result.layers.empty()) result.own_error = 100 * share_of_errors(true);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+double Trainer::update(std::int64_t index, std::int64_t step, PastAverage& past) {
+  const std::span<float> gradients = network_->gradients();
+  std::fill(gradients.begin(), gradients.end(), 0.0f);
+  const double scale = 1 / static_cast<double>(job_.batch * calls_);
+  const bool measured = layer_.options.window > 1 &&
+                        (index + 1) * measurements / images_.updates() > index * measurements / images_.updates();
+  double loss = 0;
+  for (std::int64_t call = 0; call < calls_; ++call) {
+    images_.fill(rank_.rank, index, call, pixels_.data(), labels_.data());
+    PastDistances distances;
+    const bool now = measured && call + 1 == calls_;
+    loss += scale * network_->learn(pixels_.data(), labels_.data(), job_.batch, scale, now ? &distances : nullptr);
+    if (now) past.add(distances);
+  }
+  average_gradients(loss);
+  descend(rate_at(step));
+  return loss;
+}
+
+/// One exchange of everything that the ranks share in an update: all gradients, and the loss behind them.
+void Trainer::average_gradients(double& loss) {
+  if (rank_.size == 1) return;
+  const std::span<float> gradients = network_->gradients();
+  Message message{Header("gradients", Direction::gradients, exchanges_++), {}, 0, {}};
+  message.payload.reserve(gradients.size() + 1);
+  message.payload.assign(gradients.begin(), gradients.end());
+  message.payload.push_back(loss);
+  const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
+  const double ranks = rank_.size;
+  for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(sum.payload[i] / ranks);
+  loss = sum.payload.back() / ranks;
+}
+
+/// Stochastic gradient descent with heavy-ball momentum.
+void Trainer::descend(double rate) {
+  const std::span<float> parameters = network_->parameters(), gradients = network_->gradients();
+  for (const Network::Range& range : network_->decayed())
+    for (std::size_t i = range.begin; i < range.end; ++i)
+      gradients[i] += static_cast<float>(weight_decay) * parameters[i];
+  const auto keep = static_cast<float>(momentum), step = static_cast<float>(rate);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    velocity_[i] = keep * velocity_[i] + gradients[i];
+    parameters[i] -= step * velocity_[i];
+  }
+}
+
+/// Layers whose statistics are not those of all ranks have other running statistics on every rank; one network needs
+/// one set.
+void Trainer::average_running_statistics() {
+  if (rank_.size == 1 || group_->size() == rank_.size) return;
+  Message message{Header("running statistics", Direction::gradients, exchanges_++), {}, 0, {}};
+  for (std::size_t l = 0; l < network_->layers(); ++l)
+    for (const Buffer<double>* values : {&network_->norm(l).running_mean(), &network_->norm(l).running_spread()})
+      message.payload.insert(message.payload.end(), values->data(), values->data() + values->size());
+  if (message.payload.empty()) return;
+  const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
+  std::size_t at = 0;
+  for (std::size_t l = 0; l < network_->layers(); ++l)
+    for (Buffer<double>* values : {&network_->norm(l).running_mean(), &network_->norm(l).running_spread()})
+      for (double& value : *values) value = sum.payload[at++] / rank_.size;
+}
+
+double Trainer::rate_at(std::int64_t step) const noexcept {
+  const double t = static_cast<double>(step), all = static_cast<double>(updates_);
+  const double peak = peak_rate(settings_, rank_.size * job_.batch * calls_);
+  return peak * std::min(1.0, (t + 1) / (warm_up * all)) * 0.5 * (1 + std::cos(std::numbers::pi * t / all));
+}
+
+double Trainer::share_of_errors(bool own_statistics) {
+  const auto count = static_cast<std::int64_t>(test_labels_.size());
+  double errors = 0;
+  for (std::int64_t i = 0; i < count; i += test_batch) {
+    float* pixels = test_pixels_.data() + i * images_.shape().values();
+    const std::int64_t* labels = test_labels_.data() + i;
+    const std::int64_t batch = std::min(test_batch, count - i);
+    errors += static_cast<double>(own_statistics ? network_->count_errors_by_own_statistics(pixels, labels, batch)
+                                                 : network_->count_errors(pixels, labels, batch));
+  }
+  Message message{Header("test errors", Direction::gradients, exchanges_++), {errors}, 0, {}};
+  if (rank_.size > 1) message = rank_.world->exchange(std::move(message), rank_.queue);
+  return message.payload[0] / static_cast<double>(images_.test_count());
+}
+
+Communicator::Traffic Trainer::traffic() const {
+  Communicator::Traffic sum = rank_.world->traffic();
+  if (group_ != rank_.world && group_->size() > 1) {
+    sum.exchanges += group_->traffic().exchanges;
+    sum.bytes += group_->traffic().bytes;
+  }
+  return sum;
+}
+
+}  // namespace allnorm::launch::train

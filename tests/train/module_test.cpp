@@ -1,0 +1,254 @@
+// The libtorch modules against torch's own layers, central differences and the oracle.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "adapters/torch/conv_norm.hpp"
+#include "adapters/torch/views.hpp"
+#include "reference.hpp"
+
+namespace allnorm::torch_adapter {
+namespace {
+
+class Modules : public testing::Test {
+ protected:
+  void SetUp() override { torch::manual_seed(1); }
+
+  std::shared_ptr<NormModule> module(const std::string& text, std::int64_t channels, bool wide = true) {
+    auto made = std::make_shared<NormModule>(parse_layer(text), channels, self(), queue_, "layer");
+    if (wide) made->to(torch::kDouble);
+    const torch::NoGradGuard no_gradients;
+    made->weight.copy_(torch::randn_like(made->weight));
+    made->bias.copy_(torch::randn_like(made->bias));
+    return made;
+  }
+  /// (3,4,5,2), far enough from 0 to notice a lost mean.
+  static torch::Tensor input() { return (3 * torch::randn({3, 4, 5, 2}, torch::kDouble) + 7).requires_grad_(); }
+
+  Queue queue_ = Queue::cpu();
+};
+
+double relative_error(const torch::Tensor& a, const torch::Tensor& b) {
+  const double size = b.abs().max().item<double>();
+  return (a - b).abs().max().item<double>() / (size > 0 ? size : 1);
+}
+constexpr double rounding = 1e-12;  // 2^-52 times the few hundred operations behind a value, and |mean|/std of 3
+
+/// Output and gradients of `ours` and `theirs` for the same random gradient.
+void expect_same(const torch::Tensor& ours, const torch::Tensor& theirs, const std::vector<torch::Tensor>& leaves,
+                 double tolerance = rounding) {
+  EXPECT_LE(relative_error(ours, theirs), tolerance);
+  const torch::Tensor gradient = torch::randn_like(theirs);
+  const auto a = torch::autograd::grad({ours}, leaves, {gradient});
+  const auto b = torch::autograd::grad({theirs}, leaves, {gradient});
+  for (std::size_t i = 0; i < leaves.size(); ++i) EXPECT_LE(relative_error(a[i], b[i]), tolerance) << "leaf " << i;
+}
+
+TEST_F(Modules, BatchNormIsTorchs) {
+  const auto norm = module("batch_norm:momentum=0.3", 4);
+  auto mean = torch::zeros({4}, torch::kDouble), var = torch::ones({4}, torch::kDouble);
+  for (int step = 0; step < 3; ++step) {
+    const auto x = input();
+    expect_same(norm->forward(x), torch::batch_norm(x, norm->weight, norm->bias, mean, var, true, 0.3, 1e-5, false),
+                {x, norm->weight, norm->bias});
+  }
+  for (std::int64_t c = 0; c < 4; ++c) {
+    EXPECT_NEAR(norm->norm().running_mean()[static_cast<std::size_t>(c)], mean[c].item<double>(), 1e-12);
+    EXPECT_NEAR(norm->norm().running_spread()[static_cast<std::size_t>(c)], var[c].item<double>(), 1e-11);
+  }
+  norm->eval();
+  const auto x = input();
+  expect_same(norm->forward(x), torch::batch_norm(x, norm->weight, norm->bias, mean, var, false, 0.3, 1e-5, false),
+              {x, norm->weight, norm->bias});
+  const torch::NoGradGuard no_gradients;
+  EXPECT_LE(relative_error(norm->forward(x),
+                           torch::batch_norm(x, norm->weight, norm->bias, mean, var, false, 0.3, 1e-5, false)),
+            rounding);
+}
+
+TEST_F(Modules, GroupNormAndLayerNormAreTorchs) {
+  const auto group = module("group_norm:groups=2", 4);
+  const auto x = input();
+  expect_same(group->forward(x), torch::group_norm(x, 2, group->weight, group->bias, 1e-5, false),
+              {x, group->weight, group->bias});
+  const auto layer = module("layer_norm:normalized_shape=4,5,2", 4);
+  expect_same(layer->forward(x), torch::layer_norm(x, {4, 5, 2}, layer->weight, layer->bias, 1e-5, false),
+              {x, layer->weight, layer->bias});
+}
+
+TEST_F(Modules, ResidualAndActivationAreFused) {
+  for (const char* text : {"batch_norm:activation=relu", "batch_norm:activation=leaky_relu:slope=0.2", "batch_norm"}) {
+    const auto norm = module(text, 4);
+    const auto x = input();
+    const auto residual = torch::randn({3, 4, 5, 2}, torch::kDouble).requires_grad_();
+    for (const bool with_residual : {false, true}) {
+      auto y = torch::batch_norm(x, norm->weight, norm->bias, {}, {}, true, 0.1, 1e-5, false);
+      if (with_residual) y = y + residual;
+      const Activation activation = norm->norm().layer().options.activation;
+      if (activation.kind == ActivationKind::relu) y = torch::relu(y);
+      if (activation.kind == ActivationKind::leaky_relu) y = torch::leaky_relu(y, activation.slope);
+      std::vector<torch::Tensor> leaves{x, norm->weight, norm->bias};
+      if (with_residual) leaves.push_back(residual);
+      expect_same(with_residual ? norm->forward(x, residual) : norm->forward(x), y, leaves);
+    }
+  }
+}
+
+TEST_F(Modules, ChannelsLastStaysChannelsLast) {
+  const auto norm = module("batch_norm:activation=relu", 4);
+  const auto x = input();
+  const auto last = x.detach().contiguous(torch::MemoryFormat::ChannelsLast).requires_grad_();
+  const auto y = norm->forward(x), z = norm->forward(last);
+  EXPECT_TRUE(z.is_contiguous(torch::MemoryFormat::ChannelsLast));
+  EXPECT_LE(relative_error(z, y), rounding);
+  const auto gradient = torch::randn_like(y);
+  const auto dx = torch::autograd::grad({y}, {x}, {gradient})[0];
+  const auto dz = torch::autograd::grad({z}, {last}, {gradient})[0];
+  EXPECT_TRUE(dz.is_contiguous(torch::MemoryFormat::ChannelsLast));
+  EXPECT_LE(relative_error(dz, dx), rounding);
+  // A dense tensor is passed on as it is; others are copied.
+  EXPECT_EQ(dense(last).tensor.data_ptr(), last.data_ptr());
+  EXPECT_EQ(dense(x).tensor.data_ptr(), x.data_ptr());
+  const auto slice = torch::randn({3, 8, 5, 2}, torch::kDouble).slice(1, 0, 8, 2);
+  EXPECT_LE(relative_error(norm->forward(slice), norm->forward(slice.contiguous())), rounding);
+}
+
+TEST_F(Modules, NarrowTypesKeepTheirType) {
+  for (const auto type : {torch::kFloat, torch::kHalf, torch::kBFloat16}) {
+    const auto norm = module("batch_norm", 4, false);
+    const auto x = torch::randn({3, 4, 5, 2}).to(type).requires_grad_();
+    const auto y = norm->forward(x);
+    EXPECT_EQ(y.scalar_type(), type);
+    const auto wide = torch::batch_norm(x.detach().to(torch::kDouble), norm->weight.to(torch::kDouble),
+                                        norm->bias.to(torch::kDouble), {}, {}, true, 0.1, 1e-5, false);
+    const double eps = type == torch::kFloat  ? 6e-8
+                       : type == torch::kHalf ? 4.9e-4
+                                              : 3.9e-3;  // half a unit of the type
+    EXPECT_LE(relative_error(y.detach().to(torch::kDouble), wide), 2 * eps + 4 * 6e-8);
+    const auto gradients = torch::autograd::grad({y}, {x, norm->weight}, {torch::ones_like(y)});
+    EXPECT_EQ(gradients[0].scalar_type(), type);
+    EXPECT_EQ(gradients[1].scalar_type(), torch::kFloat);
+  }
+  EXPECT_THROW(module("batch_norm", 4)->forward(torch::ones({3, 4, 5, 2}, torch::kInt)), Error);
+}
+
+TEST_F(Modules, SeveralForwardsMayBeInFlight) {
+  const auto norm = module("batch_norm", 4);
+  const auto a = input(), b = input();
+  const auto ya = norm->forward(a), yb = norm->forward(b);
+  const auto gradient = torch::randn_like(ya);
+  const auto plain = [&](const torch::Tensor& x) {
+    return torch::batch_norm(x, norm->weight, norm->bias, {}, {}, true, 0.1, 1e-5, false);
+  };
+  for (const auto& [y, x] : {std::pair{ya, a}, std::pair{yb, b}})
+    EXPECT_LE(relative_error(torch::autograd::grad({y}, {x}, {gradient})[0],
+                             torch::autograd::grad({plain(x)}, {x}, {gradient})[0]),
+              rounding);
+}
+
+TEST_F(Modules, SecondBackwardIsAnError) {
+  const auto norm = module("batch_norm", 4);
+  const auto x = input();
+  const auto y = norm->forward(x).sum();
+  y.backward();
+  try {
+    y.backward();
+    FAIL() << "a second backward passed";
+  } catch (const c10::Error& error) {
+    EXPECT_NE(std::string(error.what()).find("second time"), std::string::npos);
+  }
+}
+
+TEST_F(Modules, ReplayRepeatsAnEarlierCall) {
+  const auto norm = module("batch_norm:window=3:compensate=false", 4);
+  norm->forward(input());
+  const auto x = input();
+  const auto y = norm->forward(x);
+  const CallHandle call = norm->last_call();
+  norm->forward(input());  // moves the state on
+  const State before = norm->state();
+  const auto again = norm->replay(call, x);
+  EXPECT_TRUE(again.equal(y));
+  const auto gradient = torch::randn_like(y);
+  EXPECT_TRUE(torch::autograd::grad({again}, {x}, {gradient})[0].equal(torch::autograd::grad({y}, {x}, {gradient})[0]));
+  const State after = norm->state();
+  ASSERT_EQ(before.entries.size(), after.entries.size());
+  for (std::size_t i = 0; i < before.entries.size(); ++i) EXPECT_EQ(before.entries[i].data, after.entries[i].data);
+}
+
+/// The gradient of a layer with a past, by central differences of fourth order from the same state each time.
+TEST_F(Modules, GradientsAreThoseOfTheForwardPass) {
+  for (const char* text : {"batch_norm:window=3:compensate=false", "cross_mini_batch_norm:minibatches=3", "batch_norm",
+                           "batch_norm:window=2:compensate=false:minibatches=2:weighting=count"}) {
+    const auto norm = module(text, 4);
+    for (int i = 0; i < 4; ++i) norm->forward(input());
+    const State state = norm->state();
+    const auto x = input();
+    const auto gradient = torch::randn_like(x);
+    const auto dx = torch::autograd::grad({norm->forward(x)}, {x}, {gradient})[0].contiguous();
+    const torch::NoGradGuard no_gradients;
+    const auto loss = [&](std::int64_t i, double shift) {
+      auto moved = x.detach().clone();
+      moved.view(-1)[i] += shift;
+      norm->load_state(state);
+      return (norm->forward(moved) * gradient).sum().item<double>();
+    };
+    constexpr double h = 1e-3;
+    auto numeric = torch::zeros_like(dx);
+    for (std::int64_t i = 0; i < x.numel(); ++i)
+      numeric.view(-1)[i] = (8 * (loss(i, h) - loss(i, -h)) - (loss(i, 2 * h) - loss(i, -2 * h))) / (12 * h);
+    // h^4 of the method, and 2^-52 of a loss of some hundred divided by h.
+    EXPECT_LE(relative_error(numeric, dx), 1e-10) << text;
+  }
+}
+
+TEST_F(Modules, StateComesBack) {
+  const auto a = module("batch_renorm", 4), b = module("batch_renorm", 4);
+  for (int i = 0; i < 3; ++i) a->forward(input());
+  b->load_state(a->state());
+  {
+    const torch::NoGradGuard no_gradients;
+    b->weight.copy_(a->weight);
+    b->bias.copy_(a->bias);
+  }
+  const auto x = input();
+  EXPECT_TRUE(a->forward(x).equal(b->forward(x)));
+}
+
+/// The convolution's weights change between the calls, as in training; the oracle compensates from the definition.
+TEST_F(Modules, ConvNormHandsOverWhatCompensationNeeds) {
+  const Convolution geometry{{2, 1}, {1}, {1}, 2};
+  ConvNorm block({4, 6, {3, 3}, geometry}, parse_layer("cross_iteration_batch_norm:window=3"), self(), queue_, "layer");
+  block.to(torch::kDouble);
+  reference::BatchOptions options;
+  options.window = 3;
+  options.conv = {geometry.stride, geometry.padding, geometry.dilation, geometry.groups};
+  reference::Layer oracle = reference::make_layer(6, options);
+  const auto array = [](const torch::Tensor& tensor) {
+    const auto flat = tensor.contiguous();
+    const double* data = flat.data_ptr<double>();
+    return reference::Array{tensor.sizes().vec(), {data, data + flat.numel()}};
+  };
+  for (int step = 0; step < 5; ++step) {
+    {
+      const torch::NoGradGuard no_gradients;
+      block.weight.add_(0.1 * torch::randn_like(block.weight));
+    }
+    const auto x = torch::randn({2, 4, 5, 6}, torch::kDouble).requires_grad_();
+    const auto y = block.forward(x);
+    const reference::Inputs inputs{
+        {array(block.convolve(x).detach())}, {}, {array(x.detach())}, array(block.weight.detach())};
+    const reference::Result truth = reference::forward(oracle, inputs);
+    const auto expected = torch::from_blob(const_cast<double*>(truth.y[0].v.data()), y.sizes(), torch::kDouble);
+    EXPECT_LE(relative_error(y.detach(), expected), rounding) << "step " << step;
+    EXPECT_EQ(block.norm().norm().past().entries, std::min(step, 2)) << "step " << step;
+  }
+  block.eval();  // needs no convolution's tensors
+  EXPECT_EQ(block.forward(torch::randn({2, 4, 5, 6}, torch::kDouble)).dim(), 4);
+}
+
+}  // namespace
+}  // namespace allnorm::torch_adapter

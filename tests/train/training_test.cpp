@@ -1,0 +1,311 @@
+// `allnorm train`: the same numbers however ranks are started, after a resume, and on one rank with all images.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "launch/command.hpp"
+#include "launch/train/checkpoint.hpp"
+#include "launch/train/images.hpp"
+#include "launch/train/random.hpp"
+#include "launch/train/settings.hpp"
+
+namespace allnorm::launch::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string digits = std::string(ALLNORM_SOURCE_DIR) + "/data/digits";
+
+/// A directory for one test.
+class Training : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "allnorm-train-XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  /// Runs the command in this process; returns its exit code. stdout goes to `out`.
+  int train(Arguments arguments) {
+    arguments.insert(arguments.end(), {"--data", digits});
+    testing::internal::CaptureStdout();
+    int code = -1;
+    try {
+      code = train_command.run(arguments);
+    } catch (const Error& error) {
+      code = exit_code(error.code());
+    }
+    out = testing::internal::GetCapturedStdout();
+    return code;
+  }
+
+  /// The log without what differs from run to run: times and how the ranks were started.
+  std::vector<Json> log(const std::string& name) const {
+    std::ifstream file(path(name));
+    std::vector<Json> events;
+    for (std::string line; std::getline(file, line);) {
+      Json event = Json::parse(line);
+      event.erase("seconds");
+      event.erase("transport");
+      events.push_back(event);
+    }
+    return events;
+  }
+
+  static std::vector<double> numbers(const std::vector<Json>& events, const std::string& member) {
+    std::vector<double> values;
+    for (const Json& event : events)
+      if (event["event"] == "epoch") values.push_back(event[member]);
+    return values;
+  }
+
+  std::string out;
+
+ private:
+  fs::path folder_;
+};
+
+TEST(Random, DependsOnItsKeyAlone) {
+  Random a(Purpose::order, {1, 2}), b(Purpose::order, {1, 2}), c(Purpose::order, {2, 1}), d(Purpose::split, {1, 2});
+  const double first = a.uniform();
+  EXPECT_EQ(first, b.uniform());
+  EXPECT_NE(first, c.uniform());
+  EXPECT_NE(first, d.uniform());
+}
+
+TEST(Random, HasTheMomentsOfItsDistributions) {
+  Random random(Purpose::weights, {7});
+  constexpr int n = 100000;
+  double sum = 0, square = 0, flat = 0;
+  for (int i = 0; i < n; ++i) {
+    const double x = random.normal();
+    sum += x;
+    square += x * x;
+    flat += random.uniform();
+  }
+  const double deviation = 1 / std::sqrt(static_cast<double>(n));  // of a mean of n; the limits are five of them
+  EXPECT_NEAR(sum / n, 0, 5 * deviation);
+  EXPECT_NEAR(square / n, 1, 5 * std::sqrt(2.0) * deviation);
+  EXPECT_NEAR(flat / n, 0.5, 5 * std::sqrt(1.0 / 12) * deviation);
+  std::vector<std::int64_t> items{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  random.shuffle(items);
+  EXPECT_EQ(std::set<std::int64_t>(items.begin(), items.end()).size(), 10u);
+}
+
+TEST(Images, ADigitsRunHasTheExperimentsSizes) {
+  const DataSet data = load_data_set(digits);
+  Images images(data, Split::iid, 4, 0);
+  EXPECT_EQ(images.train_count(), 1280);
+  EXPECT_EQ(images.test_count(), 4 * 517);
+  EXPECT_EQ(images.shape().height, 12);
+  images.begin_epoch(0, 1, 1);
+  EXPECT_EQ(images.updates(), 320);
+  images.begin_epoch(0, 3, 1);
+  EXPECT_EQ(images.updates(), 106);  // the last, incomplete update is dropped
+}
+
+TEST(Images, RanksShareWhatOneRankSees) {
+  const DataSet data = load_data_set(digits);
+  Images four(data, Split::iid, 4, 3), one(data, Split::iid, 1, 3);
+  four.begin_epoch(2, 2, 2);
+  one.begin_epoch(2, 8, 2);
+  const auto values = static_cast<std::size_t>(four.shape().values());
+  std::vector<float> together(8 * values), part(2 * values);
+  std::vector<std::int64_t> labels(8), some(2);
+  for (std::int64_t call = 0; call < 2; ++call) {
+    one.fill(0, 5, call, together.data(), labels.data());
+    for (int rank = 0; rank < 4; ++rank) {
+      four.fill(rank, 5, call, part.data(), some.data());
+      const auto r = static_cast<std::size_t>(rank);
+      EXPECT_TRUE(std::equal(part.begin(), part.end(), together.begin() + static_cast<std::ptrdiff_t>(2 * r * values)));
+      EXPECT_TRUE(std::equal(some.begin(), some.end(), labels.begin() + static_cast<std::ptrdiff_t>(2 * r)));
+    }
+  }
+}
+
+TEST(Images, SplitByLabelGivesARankFewLabels) {
+  const DataSet data = load_data_set(digits);
+  Images images(data, Split::label, 4, 0);
+  images.begin_epoch(1, 320, 1);
+  std::vector<float> pixels(static_cast<std::size_t>(320 * images.shape().values()));
+  std::vector<std::int64_t> labels(320), all;
+  for (int rank = 0; rank < 4; ++rank) {
+    images.fill(rank, 0, 0, pixels.data(), labels.data());
+    EXPECT_LE(std::set<std::int64_t>(labels.begin(), labels.end()).size(), 4u);
+    all.insert(all.end(), labels.begin(), labels.end());
+  }
+  EXPECT_EQ(std::set<std::int64_t>(all.begin(), all.end()).size(), 10u);
+}
+
+TEST(Images, TestImagesDoNotChangeWithTheEpoch) {
+  const DataSet data = load_data_set(digits);
+  Images a(data, Split::iid, 4, 1), b(data, Split::iid, 2, 1);
+  b.begin_epoch(3, 1, 1);
+  std::vector<float> x(static_cast<std::size_t>(a.shape().values())), y(x.size()), z(x.size());
+  EXPECT_EQ(a.fill_test(600, x.data()), b.fill_test(600, y.data()));
+  EXPECT_EQ(x, y);
+  a.fill_test(600 - 517, z.data());  // the same digit, augmented otherwise
+  EXPECT_NE(x, z);
+}
+
+TEST(Settings, FillInTheExperimentsAttributes) {
+  const Settings settings =
+      parse({"--norm", "batch_renorm,cross_iteration_batch_norm:window=3,cross_mini_batch_norm,group_norm"});
+  ASSERT_EQ(settings.norms.size(), 4u);
+  const Layer renorm = layer_of(settings.norms[0], 1, 1, 1000);
+  EXPECT_EQ(renorm.options.variant, RenormVariant::var);
+  EXPECT_EQ(renorm.options.r_max_ramp, (Ramp{{40, 1}, {300, 1.5}}));
+  EXPECT_EQ(renorm.options.d_max_ramp, (Ramp{{40, 0}, {200, 0.5}}));
+  const Layer window = layer_of(settings.norms[1], 1, 1, 1000);
+  EXPECT_EQ(window.options.window, 3);
+  EXPECT_EQ(window.options.burn_in, 500);
+  EXPECT_TRUE(window.options.fill_in_burn_in);
+  EXPECT_EQ(calls_per_update(settings, settings.norms[2]), 4);
+  EXPECT_EQ(layer_of(settings.norms[2], 1, 4, 1000).options.burn_in, 500);  // batches
+  EXPECT_EQ(layer_of(settings.norms[3], 1, 1, 1000).options.groups, 4);
+  EXPECT_EQ(layer_of(parse({"--norm", "group_norm:groups=2"}).norms[0], 1, 1, 1).options.groups, 2);
+}
+
+TEST_F(Training, RefusesWhatItCannotDo) {
+  EXPECT_EQ(train({"--norm", "no_such_norm"}), exit_usage);
+  EXPECT_EQ(train({"--norm", "batch_norm:window=0"}), exit_usage);
+  EXPECT_EQ(train({"--norm", "cross_mini_batch_norm:minibatches=3", "--accumulate", "4"}), exit_usage);
+  EXPECT_EQ(train({"--epochs", "0"}), exit_usage);
+  EXPECT_EQ(train({"--split", "odd"}), exit_usage);
+  EXPECT_EQ(train({"--batch-per-rank", "5000", "--epochs", "1"}), exit_usage);
+  EXPECT_EQ(train({"--resume", path("missing.safetensors")}), 3);
+}
+
+TEST_F(Training, RanksWithSharedStatisticsTrainAsOneRankWithAllImages) {
+  const Arguments common{"--norm", "sync_batch_norm", "--epochs", "1", "--seeds", "1"};
+  const auto run = [&](const std::string& name, std::initializer_list<std::string> more) {
+    Arguments arguments = common;
+    arguments.insert(arguments.end(), more);
+    arguments.insert(arguments.end(), {"--log", path(name)});
+    ASSERT_EQ(train(arguments), 0);
+  };
+  run("four", {"--ranks", "4", "--batch-per-rank", "64"});
+  run("one", {"--ranks", "1", "--batch-per-rank", "256"});
+  // Five updates. Single precision rounds differently when 4 times 64 images are added instead of 256: 2^-24 times the
+  // square root of the some thousand additions behind a gradient, and the updates carry it on.
+  EXPECT_NEAR(numbers(log("four"), "loss")[0], numbers(log("one"), "loss")[0], 5 * 0x1p-24 * std::sqrt(256 * 144.0));
+}
+
+/// Keeps every checkpoint that appears under a name while it lives: what a run that was killed at some time leaves.
+class Collector {
+ public:
+  explicit Collector(std::string path) : path_(std::move(path)), thread_([this] { watch(); }) {}
+  ~Collector() { stop(); }
+  /// The files in the order of their appearance.
+  const std::vector<std::string>& stop() {
+    done_ = true;
+    if (thread_.joinable()) thread_.join();
+    return files_;
+  }
+
+ private:
+  void watch() {
+    while (!done_) {
+      // A checkpoint is renamed into place, so that a link to it keeps its content when the next one comes.
+      const std::string link = path_ + "." + std::to_string(files_.size());
+      std::error_code error;
+      fs::create_hard_link(path_, link, error);
+      if (!error && !files_.empty() && fs::equivalent(link, files_.back(), error))
+        fs::remove(link);
+      else if (!error)
+        files_.push_back(link);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+  std::string path_;
+  std::vector<std::string> files_;
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
+TEST_F(Training, GoesOnFromACheckpointAsIfItHadNotStopped) {
+  const Arguments common{"--norm",           "batch_renorm,cross_iteration_batch_norm,batch_norm:sync=2,group_norm",
+                         "--ranks",          "4",
+                         "--batch-per-rank", "40",
+                         "--epochs",         "3",
+                         "--seeds",          "2"};
+  const auto with = [&](std::initializer_list<std::string> more) {
+    Arguments arguments = common;
+    arguments.insert(arguments.end(), more);
+    return arguments;
+  };
+  Collector collector(path("c"));
+  ASSERT_EQ(train(with({"--log", path("whole"), "--checkpoint", path("c")})), 0);
+  const std::vector<std::string> checkpoints = collector.stop();
+  const std::vector<Json> whole = log("whole");
+  EXPECT_EQ(numbers(whole, "loss").size(), 24u);
+  ASSERT_GT(checkpoints.size(), 4u);
+  for (std::size_t i = 0; i < checkpoints.size(); i += std::max<std::size_t>(1, checkpoints.size() / 5)) {
+    ASSERT_EQ(train(with({"--resume", checkpoints[i], "--log", path("again")})), 0);
+    EXPECT_EQ(log("again"), whole) << "from checkpoint " << i;
+  }
+  Arguments other = with({"--resume", checkpoints.back()});
+  *std::find(other.begin(), other.end(), "3") = "4";
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(train(other), 3);
+  const std::string message = testing::internal::GetCapturedStderr();
+  EXPECT_NE(message.find("epochs is 3, must be 4"), std::string::npos) << message;
+}
+
+TEST_F(Training, WritesAReport) {
+  ASSERT_EQ(train({"--norm", "cross_iteration_batch_norm,batch_renorm", "--ranks", "2", "--batch-per-rank", "32",
+                   "--epochs", "2", "--seeds", "2", "--report", path("r.html")}),
+            0);
+  EXPECT_NE(out.find("cross_iteration_batch_norm"), std::string::npos);
+  std::ifstream file(path("r.html"));
+  const std::string page{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_EQ(page.find("<!doctype html>"), 0u);
+  EXPECT_NE(page.find("</html>"), std::string::npos);
+  EXPECT_NE(page.find("layer 5"), std::string::npos);  // of the past statistics
+  // Self-contained: nothing is loaded from elsewhere.
+  EXPECT_EQ(page.find(" src="), std::string::npos);
+  EXPECT_EQ(page.find("<link"), std::string::npos);
+  // Plots, or a word about why there are none.
+  EXPECT_NE(page.find("<svg") != std::string::npos, page.find("tables only") != std::string::npos);
+}
+
+TEST_F(Training, ProcessesAndThreadsGiveTheSameBits) {
+#if !defined(ALLNORM_PROGRAM)
+  GTEST_SKIP() << "this build does not tell the tests where the program is";
+#else
+  if (std::system("mpirun --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun here";
+  const std::string common =
+      std::string(" train --norm sync_batch_norm,cross_iteration_batch_norm --batch-per-rank 8 --epochs 2 --data ") +
+      digits + " >/dev/null --log ";
+  const std::string program = ALLNORM_PROGRAM;
+  ASSERT_EQ(std::system((program + common + path("threads") + " --ranks 4").c_str()), 0);
+  // Open MPI wants to be told about more ranks than cores, and about root.
+  for (const char* name :
+       {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"})
+    setenv(name, "1", 1);
+  const int status = std::system(("mpirun -n 4 " + program + common + path("processes")).c_str());
+  if (WEXITSTATUS(status) == exit_unavailable) GTEST_SKIP() << "this build has no MPI";
+  ASSERT_EQ(status, 0);
+  EXPECT_EQ(log("threads"), log("processes"));
+  EXPECT_EQ(numbers(log("threads"), "loss").size(), 4u);
+#endif
+}
+
+}  // namespace
+}  // namespace allnorm::launch::train
