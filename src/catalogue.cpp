@@ -219,6 +219,8 @@ void Layer::check() const {
   NormOptions copy = options;
   for (const Attribute& attribute : row->attributes)
     if (const std::string value = attribute.get(options); !value.empty()) attribute.set(copy, attribute.name, value);
+  expect(row->reduction == Reduction::batch_and_space || options.activation.kind == ActivationKind::identity,
+         Code::invalid_argument, [&] { return "activation is set, must not be for " + std::string(row->name); });
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;
     for (std::size_t i = 0; i < ramp->size(); ++i)

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <utility>
 
 namespace allnorm {
@@ -21,59 +20,79 @@ double steady_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// On the wire: this prefix, then `count` doubles.
+// On the wire: this prefix, `count` doubles, and the text of a mismatch that was found on the way up a tree.
 struct Prefix {
   Header header;
   std::uint64_t flags = 0;
-  std::uint64_t verdict_size = 0;  // bytes of a mismatch found on the way up a tree; then there are no doubles
   std::uint64_t count = 0;
+  std::uint64_t verdict_size = 0;
 };
-static_assert(std::is_trivially_copyable_v<Prefix>);
+static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(double) == 0);
 
+// A message as this rank made it.
 struct Parcel {
   Header header;
   std::uint64_t flags = 0;
-  std::string verdict;  // not empty: who disagrees and how
+  std::string verdict;  // not empty: who disagrees and how; then the payload means nothing
   std::vector<double> payload;
 };
 
 std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
-  const Prefix prefix{parcel.header, parcel.flags, parcel.verdict.size(), parcel.payload.size()};
-  auto bytes = std::make_shared<Bytes>(sizeof prefix + parcel.verdict.size() + parcel.payload.size() * sizeof(double));
+  const Prefix prefix{parcel.header, parcel.flags, parcel.payload.size(), parcel.verdict.size()};
+  const auto bytes =
+      std::make_shared<Bytes>(sizeof prefix + parcel.payload.size() * sizeof(double) + parcel.verdict.size());
   std::byte* to = bytes->data();
   const auto put = [&](const void* from, std::size_t size) {
     if (size > 0) std::memcpy(to, from, size);
     to += size;
   };
   put(&prefix, sizeof prefix);
-  put(parcel.verdict.data(), parcel.verdict.size());
   put(parcel.payload.data(), parcel.payload.size() * sizeof(double));
+  put(parcel.verdict.data(), parcel.verdict.size());
   return bytes;
 }
 
-Parcel unpack(const Bytes& bytes, int from) {
+// A message as it arrived: the payload stays where it is.
+struct Arrival {
+  std::shared_ptr<const Bytes> bytes;
   Prefix prefix;
-  const auto bad = [&] {
-    fail(Code::transport, "a message from rank " + std::to_string(from) + " has " + std::to_string(bytes.size()) +
-                              " bytes and is not one of allnorm's");
-  };
-  if (bytes.size() < sizeof prefix) bad();
-  std::memcpy(&prefix, bytes.data(), sizeof prefix);
-  const std::size_t rest = bytes.size() - sizeof prefix;
-  if (prefix.header.get(Field::magic) != Header::magic_value || prefix.verdict_size > rest ||
-      (rest - prefix.verdict_size) % sizeof(double) != 0 ||
-      prefix.count != (rest - prefix.verdict_size) / sizeof(double))
-    bad();
-  Parcel parcel{prefix.header, prefix.flags, {}, {}};
-  const std::byte* at = bytes.data() + sizeof prefix;
-  parcel.verdict.assign(reinterpret_cast<const char*>(at), prefix.verdict_size);
-  parcel.payload.resize(prefix.count);
-  if (prefix.count > 0) std::memcpy(parcel.payload.data(), at + prefix.verdict_size, prefix.count * sizeof(double));
-  return parcel;
-}
 
-void add(std::vector<double>& sum, const std::vector<double>& part) {
-  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+  explicit operator bool() const noexcept { return bytes != nullptr; }
+  std::string verdict() const {
+    const std::byte* at = bytes->data() + sizeof prefix + prefix.count * sizeof(double);
+    return {reinterpret_cast<const char*>(at), prefix.verdict_size};
+  }
+  void add_to(std::vector<double>& sum) const noexcept {
+    const std::byte* at = bytes->data() + sizeof prefix;
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      double value;
+      std::memcpy(&value, at + i * sizeof value, sizeof value);
+      sum[i] += value;
+    }
+  }
+  std::vector<double> payload() const {
+    std::vector<double> values(prefix.count);
+    if (prefix.count > 0) std::memcpy(values.data(), bytes->data() + sizeof prefix, prefix.count * sizeof(double));
+    return values;
+  }
+};
+
+Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
+  Arrival arrival{std::move(bytes), {}};
+  const std::size_t size = arrival.bytes->size();
+  bool ours = size >= sizeof(Prefix);
+  if (ours) {
+    std::memcpy(&arrival.prefix, arrival.bytes->data(), sizeof(Prefix));
+    const std::size_t rest = size - sizeof(Prefix);
+    ours = arrival.prefix.header.get(Field::magic) == Header::magic_value &&
+           arrival.prefix.count <= rest / sizeof(double) &&
+           arrival.prefix.verdict_size == rest - arrival.prefix.count * sizeof(double);
+  }
+  expect(ours, Code::transport, [&] {
+    return "a message from rank " + std::to_string(from) + " has " + std::to_string(size) +
+           " bytes and is not one of allnorm's";
+  });
+  return arrival;
 }
 
 // A group's view of its links. Shared by the communicator and the exchanges that it started.
@@ -130,10 +149,9 @@ class Exchange : public Pending::Impl {
     for (int& rank : to) rank = group_->members[static_cast<std::size_t>(rank)];
     group_->links->post(to, tag_, pack(parcel));
   }
-  std::optional<Parcel> receive(int from) {
-    const auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
-    if (!bytes) return std::nullopt;
-    return unpack(*bytes, from);
+  Arrival receive(int from) {
+    auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
+    return bytes ? unpack(std::move(bytes), from) : Arrival{};
   }
 
   std::shared_ptr<const Group> group_;
@@ -168,41 +186,47 @@ class GatherExchange final : public Exchange {
     for (int rank = 0; rank < group_->size(); ++rank)
       if (rank != group_->rank) others.push_back(rank);
     post(others, own_);
-    parcels_.resize(static_cast<std::size_t>(group_->size()));
-    parcels_[static_cast<std::size_t>(group_->rank)] = std::move(own_);
-    own_.header = parcels_[static_cast<std::size_t>(group_->rank)]->header;
+    arrivals_.resize(static_cast<std::size_t>(group_->size()));
   }
 
  private:
+  bool is_own(std::size_t rank) const noexcept { return static_cast<int>(rank) == group_->rank; }
+
   bool advance() override {
     bool all = true;
-    for (std::size_t rank = 0; rank < parcels_.size(); ++rank)
-      if (!parcels_[rank]) {
-        parcels_[rank] = receive(static_cast<int>(rank));
-        all &= parcels_[rank].has_value();
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
+      if (!is_own(rank) && !arrivals_[rank]) {
+        arrivals_[rank] = receive(static_cast<int>(rank));
+        all &= static_cast<bool>(arrivals_[rank]);
       }
     if (!all) return false;
 
-    result_ = std::move(*parcels_[0]);
-    rank_flags_.push_back(result_.flags);
-    for (std::size_t rank = 1; rank < parcels_.size(); ++rank) {
-      const Parcel& parcel = *parcels_[rank];
-      if (result_.verdict.empty()) result_.verdict = verdict(result_.header, 0, parcel.header, static_cast<int>(rank));
-      rank_flags_.push_back(parcel.flags);
-      result_.flags |= parcel.flags;
-      if (result_.verdict.empty()) add(result_.payload, parcel.payload);
+    // Every rank compares with rank 0 and adds in rank order, itself at its own place.
+    const Header first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
+    result_.header = own_.header;
+    for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
+      result_.verdict =
+          verdict(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
+    if (result_.verdict.empty()) result_.payload.assign(own_.payload.size(), 0.0);
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
+      rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
+      result_.flags |= rank_flags_.back();
+      if (!is_own(rank))
+        arrivals_[rank].add_to(result_.payload);
+      else
+        for (std::size_t i = 0; i < result_.payload.size(); ++i) result_.payload[i] += own_.payload[i];
     }
-    parcels_.clear();
+    arrivals_.clear();
     return true;
   }
   std::vector<int> missing() const override {
     std::vector<int> ranks;
-    for (std::size_t rank = 0; rank < parcels_.size(); ++rank)
-      if (!parcels_[rank]) ranks.push_back(static_cast<int>(rank));
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
+      if (!is_own(rank) && !arrivals_[rank]) ranks.push_back(static_cast<int>(rank));
     return ranks;
   }
 
-  std::vector<std::optional<Parcel>> parcels_;  // [rank]
+  std::vector<Arrival> arrivals_;  // [rank]; this rank's own stays empty
 };
 
 // Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
@@ -221,26 +245,24 @@ class TreeExchange final : public Exchange {
  private:
   bool advance() override {
     while (arrived_ < children_.size()) {
-      const auto parcel = receive(children_[arrived_]);
-      if (!parcel) return false;
-      ++arrived_;
-      result_.flags |= parcel->flags;
-      if (result_.verdict.empty()) result_.verdict = parcel->verdict;
+      const Arrival child = receive(children_[arrived_]);
+      if (!child) return false;
+      const int rank = children_[arrived_++];
+      result_.flags |= child.prefix.flags;
+      if (result_.verdict.empty()) result_.verdict = child.verdict();
+      if (result_.verdict.empty()) result_.verdict = verdict(own_.header, group_->rank, child.prefix.header, rank);
       if (result_.verdict.empty())
-        result_.verdict = verdict(own_.header, group_->rank, parcel->header, children_[arrived_ - 1]);
-      if (result_.verdict.empty())
-        add(result_.payload, parcel->payload);
+        child.add_to(result_.payload);
       else
         result_.payload.clear();
     }
     if (parent_ >= 0) {
       if (!sent_) post({parent_}, result_);
       sent_ = true;
-      auto parcel = receive(parent_);
-      if (!parcel) return false;
-      result_ = std::move(*parcel);
+      const Arrival sum = receive(parent_);
+      if (!sum) return false;
+      result_ = {own_.header, sum.prefix.flags, sum.verdict(), sum.payload()};
     }
-    result_.header = own_.header;
     std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
     post(std::move(children), result_);
     return true;

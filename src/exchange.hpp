@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -25,8 +24,8 @@ class Links {
   virtual std::string_view transport() const noexcept = 0;
   /// The bytes are sent to every rank of `to`; they are copied or kept until they are on their way.
   virtual void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) = 0;
-  /// The next message of that rank and tag, if it is there. Throws aborted when the job was aborted.
-  virtual std::optional<Bytes> poll(int from, std::uint64_t tag) = 0;
+  /// The next message of that rank and tag, or null while there is none. Throws aborted when the job was aborted.
+  virtual std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) = 0;
   /// True when everything posted has left; makes progress.
   virtual bool flushed() = 0;
   /// What a waiting rank does between two looks; `looks` counts them.

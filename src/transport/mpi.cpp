@@ -64,7 +64,7 @@ class MpiLinks final : public Links {
     }
   }
 
-  std::optional<Bytes> poll(int from, std::uint64_t tag) override {
+  std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
     const auto key = std::pair(from, tag);
     auto at = receivings_.find(key);
     if (at == receivings_.end()) {
@@ -72,7 +72,7 @@ class MpiLinks final : public Links {
       MPI_Message message;
       MPI_Status status;
       check(MPI_Improbe(from, mpi_tag(tag), comm_, &there, &message, &status), "MPI_Improbe");
-      if (!there) return std::nullopt;
+      if (!there) return nullptr;
       int count = 0;
       check(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count");
       at = receivings_.emplace(key, Receiving{MPI_REQUEST_NULL, Bytes(static_cast<std::size_t>(count))}).first;
@@ -80,8 +80,8 @@ class MpiLinks final : public Links {
     }
     int done = 0;
     check(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-    if (!done) return std::nullopt;
-    Bytes bytes = std::move(at->second.bytes);
+    if (!done) return nullptr;
+    auto bytes = std::make_shared<const Bytes>(std::move(at->second.bytes));
     receivings_.erase(at);
     return bytes;
   }

@@ -1,6 +1,4 @@
 // A group of one: nothing travels.
-#include <array>
-
 #include "exchange.hpp"
 
 namespace allnorm {
@@ -13,7 +11,7 @@ class SelfLinks final : public Links {
   int size() const noexcept override { return 1; }
   std::string_view transport() const noexcept override { return "self"; }
   void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
-  std::optional<Bytes> poll(int, std::uint64_t) override { return std::nullopt; }
+  std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return nullptr; }
   bool flushed() override { return true; }
   void relax(int) override {}
   void abort(const Error&) noexcept override {}

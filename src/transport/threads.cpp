@@ -54,7 +54,7 @@ class ThreadLinks final : public Links {
     }
   }
 
-  std::optional<Bytes> poll(int from, std::uint64_t tag) override {
+  std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
     std::shared_ptr<const Bytes> bytes;
     {
       const std::lock_guard lock(own().mutex);
@@ -66,12 +66,12 @@ class ThreadLinks final : public Links {
           break;
         }
     }
-    if (bytes) return *bytes;
+    if (bytes) return bytes;
     if (hub_->aborted.load(std::memory_order_acquire)) {
       const std::lock_guard lock(hub_->abort_mutex);
       fail(Code::aborted, hub_->abort_reason);
     }
-    return std::nullopt;
+    return nullptr;
   }
 
   bool flushed() override { return true; }

@@ -1,0 +1,109 @@
+// A layer's state, saved and loaded whole.
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "norm_impl.hpp"
+#include "state_reader.hpp"
+
+namespace allnorm {
+
+namespace {
+
+constexpr std::int64_t state_version = 1;
+constexpr std::string_view layer_prefix = "allnorm.layer.";
+
+void save_ramp(State& state, const char* name, const Ramp& ramp) {
+  if (ramp.empty()) return;
+  Values points;
+  for (const auto& [call, value] : ramp) {
+    points.push_back(static_cast<double>(call));
+    points.push_back(value);
+  }
+  state.add(name, points.data(), Shape{static_cast<std::int64_t>(ramp.size()), 2});
+}
+
+Ramp load_ramp(const State& state, const char* name) {
+  const StateEntry* entry = state.find(name);
+  if (!entry) return {};
+  expect(entry->shape.rank() == 2 && entry->shape[1] == 2, Code::invalid_input, [&] {
+    return "state " + std::string(name) + " has shape " + to_string(entry->shape) + ", must have (points,2)";
+  });
+  const Values points = state_reader::doubles(state, name, entry->shape);
+  Ramp ramp;
+  for (std::size_t i = 0; i < points.size(); i += 2) {
+    expect(points[i] >= 0 && points[i] < 0x1p62, Code::invalid_input,
+           [&] { return "state " + std::string(name) + " has a point at call " + std::to_string(points[i]) + ", must be from 0 to 2^62"; });
+    ramp.emplace_back(static_cast<std::int64_t>(points[i]), points[i + 1]);
+  }
+  return ramp;
+}
+
+}  // namespace
+
+State NormImpl::save() const {
+  State state;
+  if (!has_running()) return state;
+  allnorm::save(running_, layer_.keeps_std(), state);
+  state.add(std::string(layer_prefix) + std::string(layer_.row->name), state_version);
+  state.add("allnorm.ranks", group_->size());
+  state.add("allnorm.rank", group_->rank());
+  state.add("allnorm.window", layer_.options.window);
+  state.add("allnorm.minibatches", layer_.options.minibatches);
+  save_ramp(state, "allnorm.r_max_ramp", layer_.options.r_max_ramp);
+  save_ramp(state, "allnorm.d_max_ramp", layer_.options.d_max_ramp);
+  history_.save(state);
+  return state;
+}
+
+void NormImpl::load(const State& state, const LoadOptions& options) {
+  using state_reader::integer;
+  expect(has_running(), Code::invalid_input,
+         [&] { return std::string(layer_.row->name) + " has no state, must be loaded with none"; });
+  Layer layer = layer_;
+  bool drop = false;
+  const auto ours = std::find_if(state.entries.begin(), state.entries.end(),
+                                 [](const StateEntry& e) { return e.name.starts_with(layer_prefix); });
+  if (ours != state.entries.end()) {  // otherwise a framework's: running statistics alone
+    const std::string of = ours->name.substr(layer_prefix.size());
+    expect(of == layer_.row->name, Code::invalid_input,
+           [&] { return "state is of layer " + of + ", must be of " + std::string(layer_.row->name); });
+    const std::int64_t version = integer(state, ours->name, 1);
+    expect(version == state_version, Code::invalid_input, [&] {
+      return "state has version " + std::to_string(version) + ", must have " + std::to_string(state_version);
+    });
+    const auto agree = [&](const char* name, std::int64_t value) {
+      const std::int64_t held = integer(state, std::string("allnorm.") + name, 1);
+      expect(held == value, Code::invalid_input, [&] {
+        return "state was made with " + std::string(name) + " = " + std::to_string(held) + ", must be made with " +
+               std::to_string(value);
+      });
+    };
+    agree("window", layer_.options.window);
+    agree("minibatches", layer_.options.minibatches);
+    const std::int64_t ranks = integer(state, "allnorm.ranks", 1), rank = integer(state, "allnorm.rank", 0);
+    if (History::has_per_rank_parts(state) && (ranks != group_->size() || rank != group_->rank())) {
+      expect(options.drop_window, Code::invalid_input, [&] {
+        return "state is of rank " + std::to_string(rank) + " of " + std::to_string(ranks) + ", must be of rank " +
+               std::to_string(group_->rank()) + " of " + std::to_string(group_->size()) +
+               ": its window holds that rank's share of sums over all ranks; it can be loaded without its window";
+      });
+      drop = true;
+    }
+    layer.options.r_max_ramp = load_ramp(state, "allnorm.r_max_ramp");
+    layer.options.d_max_ramp = load_ramp(state, "allnorm.d_max_ramp");
+    try {
+      layer.check();
+    } catch (const Error& error) {
+      fail(Code::invalid_input, "state: " + error.message());
+    }
+  }
+  History history(layer.options, channels_);
+  history.load(state, drop);
+  allnorm::load(running_, layer_.keeps_std(), state);  // the last that can throw
+  layer_ = std::move(layer);
+  history_ = std::move(history);
+}
+
+}  // namespace allnorm

@@ -1,0 +1,160 @@
+// The row-wise kernels against a plain loop in double, and all kernels on different numbers of threads.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels_support.hpp"
+
+namespace allnorm::kernel_test {
+namespace {
+
+template <class T>
+struct KernelsRows : OverTypes<T> {};
+TYPED_TEST_SUITE(KernelsRows, Types);
+
+struct Extent {
+  std::int64_t rows, columns;
+};
+const Extent extents[] = {{1, 1},   {300, 1},  {5, 3}, {4, 64}, {7, 257},   {3, 1030},
+                          {40, 17}, {2, 8192}, {0, 5}, {6, 0},  {2000, 70}, {9, 513}};
+
+TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
+  using T = TypeParam;
+  constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
+  for (const auto& [rows, columns] : extents)
+    for (const bool affine : {true, false}) {
+      SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(columns) + (affine ? " affine" : ""));
+      const std::int64_t n = rows * columns;
+      const auto x = normal<T>(n, 2), dy = normal<T>(n, 3);
+      const auto weight = normal<double>(columns, 21), bias = normal<double>(columns, 22);
+      const Coefficients k(rows);
+      Walled<T> y(n), dx(n);
+      Walled<double> sum_g(rows), sum_gx(rows), dweight(columns), dbias(columns);
+      const RowsArgs args{.x = x.data(),
+                          .dy = dy.data(),
+                          .y = y.data(),
+                          .dx = dx.data(),
+                          .dtype = dtype_of<T>(),
+                          .rows = rows,
+                          .columns = columns,
+                          .weight = affine ? weight.data() : nullptr,
+                          .bias = affine ? bias.data() : nullptr,
+                          .center = k.center.data(),
+                          .scale = k.scale.data(),
+                          .shift = k.shift.data(),
+                          .gain = k.gain.data(),
+                          .slope = k.slope.data(),
+                          .offset = k.offset.data(),
+                          .sum_g = sum_g.data(),
+                          .sum_gx = sum_gx.data(),
+                          .dweight = dweight.data(),
+                          .dbias = dbias.data()};
+      this->ops.apply_rows(args, this->queue);
+      this->ops.moments_grad_rows(args, this->queue);
+      this->ops.affine_grad_rows(args, this->queue);
+      this->ops.apply_grad_rows(args, this->queue);
+      EXPECT_TRUE(y.intact() && dx.intact() && sum_g.intact() && sum_gx.intact() && dweight.intact() && dbias.intact());
+      std::vector<double> weight_sum(static_cast<std::size_t>(columns)), bias_sum(weight_sum), weight_size(weight_sum),
+          bias_size(weight_sum);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double g_sum = 0, gx_sum = 0, g_size = 0, gx_size = 0;
+        for (std::int64_t j = 0; j < columns; ++j) {
+          const std::int64_t i = r * columns + j;
+          const double w = affine ? weight[j] : 1.0, b = affine ? bias[j] : 0.0, centred = x[i] - k.center[r],
+                       g = w * dy[i];
+          const double product = centred * k.scale[r], z = product + k.shift[r];
+          const double z_size = 2 * std::abs(product) + std::abs(k.center[r] * k.scale[r]) + std::abs(k.shift[r]);
+          ASSERT_NEAR(y[i], z * w + b,
+                      4 * u * (z_size * std::abs(w) + std::abs(b)) + store_unit<T> * std::abs(z * w + b) + floor);
+          const double want = g * k.gain[r] + centred * k.slope[r] + k.offset[r];
+          const double want_size = 2 * std::abs(g * k.gain[r]) + 2 * std::abs(centred * k.slope[r]) +
+                                   std::abs(k.center[r] * k.slope[r]) + std::abs(k.offset[r]);
+          ASSERT_NEAR(dx[i], want, 4 * u * want_size + store_unit<T> * std::abs(want) + floor);
+          g_sum += g, gx_sum += g * centred, g_size += std::abs(g), gx_size += std::abs(g * centred);
+          const auto c = static_cast<std::size_t>(j);
+          weight_sum[c] += dy[i] * z, bias_sum[c] += dy[i];
+          weight_size[c] += std::abs(dy[i]) * z_size, bias_size[c] += std::abs(dy[i]);
+        }
+        const double sums = 2 * eps64 * std::sqrt(static_cast<double>(columns));
+        ASSERT_NEAR(sum_g[r], g_sum, sums * g_size);
+        ASSERT_NEAR(sum_gx[r], gx_sum, (u + sums) * gx_size + sums * g_size);
+      }
+      const double sums = 2 * eps64 * std::sqrt(static_cast<double>(rows));
+      for (std::int64_t j = 0; j < columns; ++j) {
+        const auto c = static_cast<std::size_t>(j);
+        ASSERT_NEAR(dweight[j], weight_sum[c], (4 * u + sums) * weight_size[c]);
+        ASSERT_NEAR(dbias[j], bias_sum[c], sums * bias_size[c]);
+      }
+    }
+}
+
+TYPED_TEST(KernelsRows, BitsDoNotDependOnTheNumberOfThreads) {
+  using T = TypeParam;
+  for (const Partition& p :
+       {Partition{1, 4, 3, 50000}, Partition{1, 70000, 5, 1}, Partition{2, 9000, 6, 8}, Partition{1, 300, 700, 1}}) {
+    SCOPED_TRACE(text(p));
+    const auto x = normal<T>(p.elements(), 2, 1.0), dy = normal<T>(p.elements(), 3);
+    const Coefficients k(p.groups()), rows(p.reduce0);
+    struct Results {
+      Walled<double> mean, m2, sum_g, sum_gx, dweight, dbias;
+      Walled<T> y, dx;
+    };
+    std::vector<Results> results;
+    for (const int threads : {1, 2, 3}) {
+      Queue some = Queue::cpu(threads);
+      const std::int64_t columns = p.elements() / p.reduce0;
+      const Walled<double> groups(p.groups()), width(columns);
+      auto& r = results.emplace_back(
+          Results{groups, groups, groups, groups, width, width, Walled<T>(p.elements()), Walled<T>(p.elements())});
+      const Gate gate{{ActivationKind::relu, 0.0}, nullptr, k.scale.data(), k.shift.data()};
+      some.ops().moments({x.data(), dtype_of<T>(), p, r.mean.data(), r.m2.data()}, some);
+      some.ops().apply({.x = x.data(),
+                        .y = r.y.data(),
+                        .dtype = dtype_of<T>(),
+                        .partition = p,
+                        .center = k.center.data(),
+                        .scale = k.scale.data(),
+                        .shift = k.shift.data(),
+                        .activation = gate.activation},
+                       some);
+      some.ops().moments_grad(
+          {x.data(), dy.data(), dtype_of<T>(), p, k.center.data(), gate, r.sum_g.data(), r.sum_gx.data()}, some);
+      some.ops().apply_grad({.x = x.data(),
+                             .dy = dy.data(),
+                             .dx = r.dx.data(),
+                             .dtype = dtype_of<T>(),
+                             .partition = p,
+                             .center = k.center.data(),
+                             .gate = gate,
+                             .gain = k.gain.data(),
+                             .slope = k.slope.data(),
+                             .offset = k.offset.data()},
+                            some);
+      some.ops().affine_grad_rows({.x = x.data(),
+                                   .dy = dy.data(),
+                                   .dtype = dtype_of<T>(),
+                                   .rows = p.reduce0,
+                                   .columns = columns,
+                                   .center = rows.center.data(),
+                                   .scale = rows.scale.data(),
+                                   .shift = rows.shift.data(),
+                                   .dweight = r.dweight.data(),
+                                   .dbias = r.dbias.data()},
+                                  some);
+    }
+    for (std::size_t i = 1; i < results.size(); ++i) {
+      EXPECT_TRUE(results[i].mean.same_bits(results[0].mean) && results[i].m2.same_bits(results[0].m2));
+      EXPECT_TRUE(results[i].sum_g.same_bits(results[0].sum_g) && results[i].sum_gx.same_bits(results[0].sum_gx));
+      EXPECT_TRUE(results[i].dweight.same_bits(results[0].dweight) && results[i].dbias.same_bits(results[0].dbias));
+      EXPECT_TRUE(results[i].y.same_bits(results[0].y) && results[i].dx.same_bits(results[0].dx));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace allnorm::kernel_test
