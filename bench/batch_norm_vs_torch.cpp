@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -51,8 +52,13 @@ class Ours {
       scale_[c] = 1.0 / std::sqrt(m2_[c] / count() + eps);
       shift_[c] = 0.0;
     }
-    queue_.ops().apply({.x = x_, .y = y_.data(), .dtype = DType::f32, .partition = p_, .center = mean_.data(),
-                        .scale = scale_.data(), .shift = shift_.data()},
+    queue_.ops().apply({.x = x_,
+                        .y = y_.data(),
+                        .dtype = DType::f32,
+                        .partition = p_,
+                        .center = mean_.data(),
+                        .scale = scale_.data(),
+                        .shift = shift_.data()},
                        queue_);
   }
   void backward() {
@@ -62,8 +68,14 @@ class Ours {
       slope_[c] = -scale_[c] * scale_[c] * scale_[c] * sum_gx_[c] / count();
       offset_[c] = -scale_[c] * sum_g_[c] / count();
     }
-    queue_.ops().apply_grad({.x = x_, .dy = dy_, .dx = dx_.data(), .dtype = DType::f32, .partition = p_,
-                             .center = mean_.data(), .gain = gain_.data(), .slope = slope_.data(),
+    queue_.ops().apply_grad({.x = x_,
+                             .dy = dy_,
+                             .dx = dx_.data(),
+                             .dtype = DType::f32,
+                             .partition = p_,
+                             .center = mean_.data(),
+                             .gain = gain_.data(),
+                             .slope = slope_.data(),
                              .offset = offset_.data()},
                             queue_);
   }
@@ -108,10 +120,21 @@ class Torch {
   at::Tensor x_, dy_, weight_, bias_, y_, dx_, mean_, invstd_;
 };
 
-double milliseconds(const std::function<void()>& call, int repetitions) {
+/// Milliseconds per call. One thread: of CPU time, which other jobs on the machine lengthen least. More: of wall time.
+double milliseconds(const std::function<void()>& call, int repetitions, int threads) {
   const auto start = std::chrono::steady_clock::now();
+  const std::clock_t cpu_start = std::clock();
   for (int i = 0; i < repetitions; ++i) call();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count() / repetitions;
+  const double cpu = 1e3 * static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC;
+  const double wall = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return (threads == 1 ? cpu : wall) / repetitions;
+}
+
+/// How many jobs want a core, over the last minute: above the number of cores, wall times are not the program's own.
+double load_average() {
+  double load = -1.0;
+  getloadavg(&load, 1);
+  return load;
 }
 
 double median(std::vector<double> values) {
@@ -144,7 +167,7 @@ void compare(const Layer& layer, int threads, int samples) {
     for (std::size_t i = 0; i < calls.size(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(3));  // OpenMP's threads spin a while after a call of torch
       calls[i]();                                                 // the caches as this call leaves them
-      const double t = milliseconds(calls[i], repetitions);
+      const double t = milliseconds(calls[i], repetitions, threads);
       if (sample >= 0) times[i].push_back(t);
     }
   ours.forward();
@@ -175,11 +198,15 @@ int main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   at::NoGradGuard no_grad;
-  std::printf("%s against libtorch %s, f32, medians of %d interleaved samples\n\n", cpu_ops().name, TORCH_VERSION, samples);
+  const double load = load_average();
+  std::printf("%s against libtorch %s, f32, medians of %d interleaved samples\n\n", cpu_ops().name, TORCH_VERSION,
+              samples);
   std::printf("| shape | order | threads | pass | ms | torch ms | GB/s | of triad | torch/ours | max difference |\n");
   std::printf("|---|---|---|---|---|---|---|---|---|---|\n");
   for (const int threads : {1, 2})
     for (const bool channels_last : {false, true})
       for (const auto& [n, c, h] : {std::array<std::int64_t, 3>{32, 64, 56}, {32, 256, 14}, {8, 2048, 7}})
         compare({n, c, h, h, channels_last}, threads, samples);
+  std::printf("\n%u cores; load average %.1f before, %.1f after\n", std::thread::hardware_concurrency(), load,
+              load_average());
 }

@@ -77,7 +77,9 @@ int main(int argc, char** argv) {
   }
   at::set_num_threads(1);
   const Size sizes[] = {{4, 64, 64, 56}, {4, 128, 128, 28}, {4, 256, 256, 14}, {4, 512, 512, 7}};
-  std::printf("| layer (N, Ci, C, HxW) | window | state, KiB | layer, ms | conv, ms | layer / plain BN | extra / (conv + BN) |\n");
+  std::printf(
+      "| layer (N, Ci, C, HxW) | window | state, KiB | layer, ms | conv, ms | layer / plain BN | extra / (conv + BN) "
+      "|\n");
   std::printf("|---|---:|---:|---:|---:|---:|---:|\n");
   for (const Size& s : sizes) {
     auto a = torch::randn({s.samples, s.in, s.space, s.space}, torch::requires_grad());
@@ -103,9 +105,9 @@ int main(int argc, char** argv) {
     const double conv_ms = median(conv_times), plain = median(times[0]);
     for (std::size_t j = 0; j < 4; ++j) {
       const double ms = median(times[j]);
-      std::printf("| %lld, %lld, %lld, %lldx%lld | %lld | %.0f | %.2f | %.2f | %.2f | %.2f |\n", static_cast<long long>(s.samples),
-                  static_cast<long long>(s.in), static_cast<long long>(s.out), static_cast<long long>(s.space),
-                  static_cast<long long>(s.space), static_cast<long long>(windows[j]),
+      std::printf("| %lld, %lld, %lld, %lldx%lld | %lld | %.0f | %.2f | %.2f | %.2f | %.2f |\n",
+                  static_cast<long long>(s.samples), static_cast<long long>(s.in), static_cast<long long>(s.out),
+                  static_cast<long long>(s.space), static_cast<long long>(s.space), static_cast<long long>(windows[j]),
                   static_cast<double>(subjects[j].norm.state_bytes()) / 1024, ms, conv_ms, ms / plain,
                   (ms - plain) / (conv_ms + plain));
     }

@@ -96,7 +96,9 @@ struct Correction {
   double r = 1, d = 0;
 };
 
-ALLNORM_HOST_DEVICE inline double clip(double v, double low, double high) { return v < low ? low : v > high ? high : v; }
+ALLNORM_HOST_DEVICE inline double clip(double v, double low, double high) {
+  return v < low ? low : v > high ? high : v;
+}
 
 // running_sigma is sigma itself, or sqrt(running_var + eps).
 ALLNORM_HOST_DEVICE inline Correction renorm(Moments m, double eps, double running_mean, double running_sigma,
@@ -122,7 +124,8 @@ struct GradCoefficients {
 };
 ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, double count,
                                                        double s1, double s2) {
-  const double per_value = count > 0 ? share / count : 0;
+  if (share == 0 || count <= 0) return {gamma * r * rstd, 0, 0};  // inference: the sums may be anything, NaN included
+  const double per_value = share / count;
   return {gamma * r * rstd, -per_value * rstd * rstd * rstd * s2, -per_value * rstd * s1};
 }
 

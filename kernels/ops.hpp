@@ -1,8 +1,7 @@
-// The table of functions that every backend fills (kernels/cpu/ops.cpp, kernels/cuda/ops.cu): reductions over x, maps
-// over x, and the small per-group steps between them. Arrays are in the queue's device memory, dense, and described by
-// a Partition [keep0][reduce0][keep1][reduce1]; G = partition.groups(). A null pointer means "not given". Arrays of
-// statistics and coefficients are double. Any extent may be 0. Every reduction has a fixed order that depends on the
-// shape alone, never on the number of threads.
+// The table of functions that a backend fills (kernels/cpu/ops.cpp): reductions over x and maps over x. Arrays are in
+// the queue's device memory, dense, and described by a Partition [keep0][reduce0][keep1][reduce1]; G =
+// partition.groups(). A null pointer means "not given". Arrays of statistics and coefficients are double. Any extent
+// may be 0. Every reduction has a fixed order that depends on the shape alone, never on the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +24,8 @@ struct MomentsArgs {
 };
 
 /// y = activation((x - center) * scale + shift + residual). With T = compute_t of the dtype the kernel computes
-/// (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so that the rounding of the mean costs nothing.
+/// (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so that the rounding of the mean costs
+/// nothing.
 struct ApplyArgs {
   const void* x = nullptr;         ///< [partition]
   const void* residual = nullptr;  ///< [partition], optional
@@ -38,8 +38,8 @@ struct ApplyArgs {
   Activation activation{};
 };
 
-/// Bit i%8 of byte i/8 of `mask` = (y[i] > 0), for i < elements: what backward needs of the activation where a residual
-/// was added. mask has (elements + 7) / 8 bytes.
+/// Bit i%8 of byte i/8 of `mask` = !(y[i] <= 0), so that NaN passes as in PyTorch, for i < elements: what backward
+/// needs of the activation where a residual was added. mask has (elements + 7) / 8 bytes.
 struct SignMaskArgs {
   const void* y = nullptr;
   DType dtype{};
@@ -85,9 +85,9 @@ struct ApplyGradArgs {
 };
 
 /// The row-wise twins, for norms over contiguous rows with one weight and bias per column (LN):
-///   apply_rows         y = ((x - center[r]) * scale[r] + shift[r]) * weight[j] + bias[j]
+///   apply_rows         y = (x - center[r]) * scale[r] * weight[j] + bias[j]
 ///   moments_grad_rows  sum_g[r] = sum_j weight[j]*dy, sum_gx[r] = sum_j weight[j]*dy*(x - center[r])
-///   affine_grad_rows   dweight[j] = sum_r dy * ((x - center[r]) * scale[r] + shift[r]), dbias[j] = sum_r dy
+///   affine_grad_rows   dweight[j] = sum_r dy * (x - center[r]) * scale[r], dbias[j] = sum_r dy
 ///   apply_grad_rows    dx = weight[j]*dy*gain[r] + (x - center[r])*slope[r] + offset[r]
 /// Each reads and writes only the members that its formula names.
 struct RowsArgs {
@@ -101,7 +101,6 @@ struct RowsArgs {
   const double* bias = nullptr;    ///< (columns), 0 when not given
   const double* center = nullptr;  ///< (rows)
   const double* scale = nullptr;   ///< (rows)
-  const double* shift = nullptr;   ///< (rows)
   const double* gain = nullptr;    ///< (rows)
   const double* slope = nullptr;   ///< (rows)
   const double* offset = nullptr;  ///< (rows)

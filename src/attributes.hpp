@@ -55,8 +55,8 @@ constexpr std::string_view number_text = Minimum == 0 ? "a number of at least 0"
 template <int Minimum>
 constexpr std::string_view integer_text = Minimum == 0 ? "an integer of at least 0" : "an integer of at least 1";
 template <int Minimum>
-constexpr std::string_view integers_text = Minimum == 0 ? "integers of at least 0, separated by commas"
-                                                        : "integers of at least 1, separated by commas";
+constexpr std::string_view integers_text =
+    Minimum == 0 ? "integers of at least 0, separated by commas" : "integers of at least 1, separated by commas";
 
 /// A finite number of at least `Minimum` (0 or 1).
 template <int Minimum, auto... Path>
@@ -82,8 +82,8 @@ constexpr Attribute integer(std::string_view name, std::string_view help) {
           [](const NormOptions& options) { return std::to_string(member<Path...>(options)); }};
 }
 
-/// Integers of at least `Minimum`, separated by commas; at least one unless `Empty`.
-template <int Minimum, bool Empty, auto... Path>
+/// One or more integers of at least `Minimum`, separated by commas.
+template <int Minimum, auto... Path>
 constexpr Attribute integers(std::string_view name, std::string_view values, std::string_view help) {
   return {name, values, help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
@@ -101,7 +101,8 @@ constexpr Attribute integers(std::string_view name, std::string_view values, std
           },
           [](const NormOptions& options) {
             std::string text;
-            for (const auto number : member<Path...>(options)) text += (text.empty() ? "" : ",") + std::to_string(number);
+            for (const auto number : member<Path...>(options))
+              text += (text.empty() ? "" : ",") + std::to_string(number);
             return text;
           }};
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attributes.hpp"
+#include "names.hpp"
 
 namespace allnorm {
 
@@ -15,19 +16,12 @@ using O = NormOptions;
 
 // ---- attributes ----------------------------------------------------------------------------------------------------
 
-constexpr std::array<std::string_view, 3> activation_names{"identity", "relu", "leaky_relu"};
-constexpr std::array<std::string_view, 2> variant_names{"paper", "var"};
-constexpr std::array<std::string_view, 2> weighting_names{"uniform", "count"};
-constexpr std::array<std::string_view, 2> running_names{"last", "every"};
-constexpr std::array<std::string_view, 2> guard_names{"clamp", "drop"};
-constexpr std::array<std::string_view, 2> source_names{"current", "window"};
-
 void set_momentum(O& options, std::string_view name, std::string_view value) {
-  double number = 0;
-  options.cumulative = value == "cumulative";
-  if (options.cumulative) return;
-  if (!attributes::parse(value, number) || !(number >= 0 && number <= 1))
+  double number = options.momentum;
+  const bool cumulative = value == "cumulative";
+  if (!cumulative && (!attributes::parse(value, number) || !(number >= 0 && number <= 1)))
     attributes::refuse(name, value, "a number from 0 to 1, or cumulative");
+  options.cumulative = cumulative;
   options.momentum = number;
 }
 std::string get_momentum(const O& options) {
@@ -59,13 +53,13 @@ constexpr Attribute batch_attributes[] = {
      get_momentum},
     attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"),
     attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
-    attributes::choice<activation_names, &O::activation, &Activation::kind>(
+    attributes::choice<names::activations, &O::activation, &Activation::kind>(
         "activation", "identity, relu or leaky_relu", "applied after weight, bias and residual"),
     attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"),
     {"sync", "none, world or a number of ranks", "over which ranks the statistics are added", set_sync, get_sync},
     // Batch Renormalization
     attributes::boolean<&O::renorm>("renorm", "Batch Renormalization: correct with r and d"),
-    attributes::choice<variant_names, &O::variant>(
+    attributes::choice<names::variants, &O::variant>(
         "variant", "paper or var", "renorm's moving average: of sigma (running_std) or of the variance (running_var)"),
     attributes::real<1, &O::r_max>("r_max", "r is clipped to [1/r_max, r_max]"),
     attributes::real<0, &O::d_max>("d_max", "d is clipped to [-d_max, d_max]"),
@@ -73,30 +67,31 @@ constexpr Attribute batch_attributes[] = {
     attributes::integer<1, &O::window>("window", "iterations in the statistics, this one included; 1: this one alone"),
     attributes::integer<0, &O::burn_in>("burn_in", "first training calls (batches) that use their own statistics only"),
     attributes::boolean<&O::fill_in_burn_in>("fill_in_burn_in", "the window is filled during burn-in"),
-    attributes::choice<guard_names, &O::guard>("guard", "clamp or drop",
-                                               "a past variance below 0: take 0, or leave the iteration out"),
-    attributes::boolean<&O::compensate>("compensate", "move past statistics to the present weights (first-order Taylor)"),
-    attributes::choice<source_names, &O::running_source>("running_source", "current or window",
-                                                         "what the running statistics follow"),
-    attributes::integers<1, false, &O::convolution, &Convolution::stride>(
+    attributes::choice<names::guards, &O::guard>("guard", "clamp or drop",
+                                                 "a past variance below 0: take 0, or leave the iteration out"),
+    attributes::boolean<&O::compensate>("compensate",
+                                        "move past statistics to the present weights (first-order Taylor)"),
+    attributes::choice<names::running_sources, &O::running_source>("running_source", "current or window",
+                                                                   "what the running statistics follow"),
+    attributes::integers<1, &O::convolution, &Convolution::stride>(
         "conv_stride", "an integer of at least 1, or one per space axis", "of the convolution before the layer"),
-    attributes::integers<0, false, &O::convolution, &Convolution::padding>(
+    attributes::integers<0, &O::convolution, &Convolution::padding>(
         "conv_padding", "an integer of at least 0, or one per space axis", "zeros on both sides"),
-    attributes::integers<1, false, &O::convolution, &Convolution::dilation>(
+    attributes::integers<1, &O::convolution, &Convolution::dilation>(
         "conv_dilation", "an integer of at least 1, or one per space axis", "distance between the kernel's taps"),
     attributes::integer<1, &O::convolution, &Convolution::groups>("conv_groups", "groups of the convolution"),
     // CmBN
     attributes::integer<1, &O::minibatches>("minibatches", "mini-batches (calls) of one batch that share statistics"),
-    attributes::choice<weighting_names, &O::weighting>("weighting", "uniform or count",
-                                                       "mini-batches weigh the same, or by their number of values"),
-    attributes::choice<running_names, &O::running>("running", "last or every",
-                                                   "running statistics move once per batch, or at every mini-batch"),
+    attributes::choice<names::weightings, &O::weighting>("weighting", "uniform or count",
+                                                         "mini-batches weigh the same, or by their number of values"),
+    attributes::choice<names::running_updates, &O::running>(
+        "running", "last or every", "running statistics move once per batch, or at every mini-batch"),
 };
 
 constexpr Attribute layer_norm_attributes[] = {
-    attributes::integers<1, true, &O::normalized_shape>("normalized_shape", "integers separated by commas",
-                                                        "the trailing axes that share statistics; all but the first "
-                                                        "when not given"),
+    attributes::integers<1, &O::normalized_shape>("normalized_shape", "integers separated by commas",
+                                                  "the trailing axes that share statistics; all but the first "
+                                                  "when not given"),
     eps_attribute,
 };
 
@@ -163,8 +158,13 @@ constexpr Default window_defaults[] = {{"window", "4"}};
 constexpr Default minibatch_defaults[] = {{"minibatches", "4"}};
 
 constexpr Row rows[] = {
-    {"batch_norm", "Batch Normalization: mean and variance of each channel over batch and space",
-     "Ioffe and Szegedy 2015, arXiv:1502.03167", Reduction::batch_and_space, batch_tensors, batch_attributes, {},
+    {"batch_norm",
+     "Batch Normalization: mean and variance of each channel over batch and space",
+     "Ioffe and Szegedy 2015, arXiv:1502.03167",
+     Reduction::batch_and_space,
+     batch_tensors,
+     batch_attributes,
+     {},
      batch_outputs},
     {"sync_batch_norm", "Cross-GPU BN: batch_norm with the statistics of all ranks",
      "Peng et al. 2018 (MegDet), arXiv:1711.07240", Reduction::batch_and_space, batch_tensors, batch_attributes,
@@ -172,17 +172,28 @@ constexpr Row rows[] = {
     {"batch_renorm", "Batch Renormalization: batch_norm corrected towards the running statistics",
      "Ioffe 2017, arXiv:1702.03275", Reduction::batch_and_space, batch_tensors, batch_attributes, renorm_defaults,
      batch_outputs},
-    {"cross_iteration_batch_norm", "Cross-Iteration BN: statistics of the last iterations, moved to the present weights",
+    {"cross_iteration_batch_norm",
+     "Cross-Iteration BN: statistics of the last iterations, moved to the present weights",
      "Yao et al. 2021, arXiv:2002.05712", Reduction::batch_and_space, batch_tensors, batch_attributes, window_defaults,
      batch_outputs},
     {"cross_mini_batch_norm", "CmBN: statistics accumulated over the mini-batches of one batch",
      "Bochkovskiy et al. 2020 (YOLOv4), arXiv:2004.10934", Reduction::batch_and_space, batch_tensors, batch_attributes,
      minibatch_defaults, batch_outputs},
-    {"layer_norm", "Layer Normalization: mean and variance of each sample over the trailing axes",
-     "Ba et al. 2016, arXiv:1607.06450", Reduction::trailing_axes, layer_norm_tensors, layer_norm_attributes, {},
+    {"layer_norm",
+     "Layer Normalization: mean and variance of each sample over the trailing axes",
+     "Ba et al. 2016, arXiv:1607.06450",
+     Reduction::trailing_axes,
+     layer_norm_tensors,
+     layer_norm_attributes,
+     {},
      layer_norm_outputs},
-    {"group_norm", "Group Normalization: mean and variance of each sample and group of channels",
-     "Wu and He 2018, arXiv:1803.08494", Reduction::group_and_space, group_norm_tensors, group_norm_attributes, {},
+    {"group_norm",
+     "Group Normalization: mean and variance of each sample and group of channels",
+     "Wu and He 2018, arXiv:1803.08494",
+     Reduction::group_and_space,
+     group_norm_tensors,
+     group_norm_attributes,
+     {},
      group_norm_outputs},
 };
 
@@ -226,7 +237,8 @@ void Layer::check() const {
     for (std::size_t i = 0; i < ramp->size(); ++i)
       expect((*ramp)[i].second >= least && (i == 0 || (*ramp)[i - 1].first < (*ramp)[i].first), Code::invalid_argument,
              [&] {
-               return "point " + std::to_string(i) + " of a renorm schedule is out of order or out of range: calls must "
+               return "point " + std::to_string(i) +
+                      " of a renorm schedule is out of order or out of range: calls must "
                       "ascend, r_max be at least 1 and d_max at least 0";
              });
   }

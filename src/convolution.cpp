@@ -18,31 +18,33 @@ std::int64_t along(const std::vector<std::int64_t>& values, int axis, int axes, 
            std::to_string(axes) + ", one per space axis";
   });
   const std::int64_t value = values.size() == 1 ? values[0] : values[static_cast<std::size_t>(axis)];
-  expect(value < std::int64_t{1} << 31, Code::invalid_argument,
-         [&] { return std::string("attribute ") + name + " is " + std::to_string(value) + ", must be less than 2^31"; });
+  expect(value < std::int64_t{1} << 31, Code::invalid_argument, [&] {
+    return std::string("attribute ") + name + " is " + std::to_string(value) + ", must be less than 2^31";
+  });
   return value;
 }
 
 PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
   const ConstTensorView &x = in.input, &a = in.conv_input, &w = in.conv_weight;
   const int axes = x.shape.rank() - 2;
-  expect(axes <= 3, Code::invalid_argument, [&] {
-    return "input has shape " + given(x) + ", must have at most 3 space axes where compensate=true";
-  });
+  expect(axes <= 3, Code::invalid_argument,
+         [&] { return "input has shape " + given(x) + ", must have at most 3 space axes where compensate=true"; });
   expect(a.shape.rank() == x.shape.rank(), Code::invalid_input, [&] {
     return "conv_input has shape " + given(a) + ", must have as many axes as input, whose shape is " + given(x);
   });
   expect(a.dtype == x.dtype && a.order == x.order, Code::invalid_argument,
          "conv_input must have input's dtype and order of axes");
   expect(a.shape[0] == x.shape[0], Code::invalid_input, [&] {
-    return "conv_input has " + std::to_string(a.shape[0]) + " samples, must have " + std::to_string(x.shape[0]) + " as input";
+    return "conv_input has " + std::to_string(a.shape[0]) + " samples, must have " + std::to_string(x.shape[0]) +
+           " as input";
   });
   expect(w.shape.rank() == x.shape.rank() && w.shape[0] == x.shape[1], Code::invalid_input, [&] {
     return "conv_weight has shape " + given(w) + ", must have " + std::to_string(x.shape.rank()) + " axes, the first " +
            std::to_string(x.shape[1]) + " as input's channels";
   });
-  PatchSumsArgs args{a.data, x.data, x.dtype, x.order, x.shape[0], a.shape[1], x.shape[1], conv.groups,
-                     {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}, nullptr, nullptr, nullptr};
+  PatchSumsArgs args{a.data,     x.data,      x.dtype,   x.order,   x.shape[0], a.shape[1],
+                     x.shape[1], conv.groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1},  {1, 1, 1},
+                     {0, 0, 0},  {1, 1, 1},   nullptr,   nullptr,   nullptr};
   const std::int64_t g = conv.groups;
   expect(args.in_channels % g == 0 && args.channels % g == 0 && w.shape[1] == args.in_channels / g,
          Code::invalid_argument, [&] {
@@ -58,9 +60,12 @@ PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
     args.stride[at] = along(conv.stride, axis, axes, "conv_stride");
     args.padding[at] = along(conv.padding, axis, axes, "conv_padding");
     args.dilation[at] = along(conv.dilation, axis, axes, "conv_dilation");
+    expect(args.kernel[at] >= 1 && args.kernel[at] < std::int64_t{1} << 31, Code::invalid_input, [&] {
+      return "conv_weight has shape " + given(w) + ", must have a kernel of 1 to 2^31-1 along every space axis";
+    });
     const auto room = args.in[at] + 2 * args.padding[at] - args.dilation[at] * (args.kernel[at] - 1) - 1;
     const auto made = room < 0 ? 0 : room / args.stride[at] + 1;
-    expect(args.kernel[at] >= 1 && made == args.out[at], Code::invalid_argument, [&] {
+    expect(made == args.out[at], Code::invalid_argument, [&] {
       return "attributes conv_stride, conv_padding and conv_dilation make " + std::to_string(made) +
              " outputs of conv_input " + given(a) + " and conv_weight " + given(w) + " along space axis " +
              std::to_string(axis) + ", must make input's " + std::to_string(args.out[at]);
@@ -71,7 +76,8 @@ PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
 
 // From a framework: sums for every channel, about 0.
 DerivativeSource supplied(const ForwardInputs& in) {
-  const Shape want{in.input.channels(), in.conv_weight.shape.rank() > 0 ? in.conv_weight.shape.product(1, in.conv_weight.shape.rank()) : 0};
+  const Shape want{in.input.channels(),
+                   in.conv_weight.shape.rank() > 0 ? in.conv_weight.shape.product(1, in.conv_weight.shape.rank()) : 0};
   for (const auto& [view, name] : {std::pair{&in.patch_sum, "patch_sum"}, {&in.patch_product, "patch_product"}})
     expect(view->shape == want, Code::invalid_input, [&, v = view, n = name] {
       return std::string(n) + " has shape " + given(*v) + ", must have (channels, fan-in) = " + to_string(want);
@@ -115,7 +121,7 @@ DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& c
            std::to_string(in.input.channels()) + " channels";
   });
   source.theta = read_parameter(in.conv_weight);
-  source.wide = in.input.dtype == DType::f64;
+  source.wide = in.input.dtype == DType::f64 || in.conv_weight.dtype == DType::f64;
   return source;
 }
 

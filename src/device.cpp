@@ -25,7 +25,8 @@ Queue& Queue::operator=(Queue&&) noexcept = default;
 Queue::~Queue() = default;
 
 Queue Queue::cpu(int threads) {
-  expect(threads >= 1, Code::invalid_argument, [&] { return "threads is " + std::to_string(threads) + ", must be at least 1"; });
+  expect(threads >= 1, Code::invalid_argument,
+         [&] { return "threads is " + std::to_string(threads) + ", must be at least 1"; });
   return Queue(Device{}, cpu_ops(), std::make_unique<Impl>(threads));
 }
 

@@ -9,8 +9,10 @@ f16 to_f16(float value) noexcept {
   const auto sign = static_cast<std::uint16_t>((u >> 16) & 0x8000u);
   const std::uint32_t magnitude = u & 0x7fffffffu;
   if (magnitude >= 0x7f800000u)  // infinity and NaN
-    return {static_cast<std::uint16_t>(sign | 0x7c00u | (magnitude > 0x7f800000u ? 0x200u | ((magnitude >> 13) & 0x3ffu) : 0u))};
-  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and more round to infinity
+    return {static_cast<std::uint16_t>(sign | 0x7c00u |
+                                       (magnitude > 0x7f800000u ? 0x200u | ((magnitude >> 13) & 0x3ffu) : 0u))};
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and more round to infinity
   if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24, and adding 0.5 makes float addition round to one
     const float rounded = std::bit_cast<float>(magnitude) + 0.5f;
     return {static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(rounded) - 0x3f000000u))};

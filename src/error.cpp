@@ -4,14 +4,22 @@ namespace allnorm {
 
 std::string_view to_string(Code code) noexcept {
   switch (code) {
-    case Code::invalid_argument: return "invalid argument";
-    case Code::invalid_input: return "invalid input";
-    case Code::unsupported: return "unsupported";
-    case Code::device: return "device";
-    case Code::transport: return "transport";
-    case Code::mismatch: return "mismatch";
-    case Code::timeout: return "timeout";
-    case Code::aborted: return "aborted";
+    case Code::invalid_argument:
+      return "invalid argument";
+    case Code::invalid_input:
+      return "invalid input";
+    case Code::unsupported:
+      return "unsupported";
+    case Code::device:
+      return "device";
+    case Code::transport:
+      return "transport";
+    case Code::mismatch:
+      return "mismatch";
+    case Code::timeout:
+      return "timeout";
+    case Code::aborted:
+      return "aborted";
   }
   return "unknown";
 }

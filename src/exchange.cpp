@@ -9,9 +9,15 @@
 
 namespace allnorm {
 
+bool Pending::poll() {
+  expect(impl_ != nullptr, Code::invalid_argument,
+         "a Pending is empty, must be of an exchange that was not waited for yet");
+  return impl_->poll();
+}
+
 Message Pending::wait() {
-  while (!impl_->poll()) impl_->relax();
-  return impl_->take();
+  while (!poll()) impl_->relax();
+  return std::exchange(impl_, nullptr)->take();
 }
 
 namespace {
@@ -20,12 +26,13 @@ double steady_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// On the wire: this prefix, `count` doubles, and the text of a mismatch that was found on the way up a tree.
+// On the wire: this prefix, `count` doubles, and a text: why there is nothing to add.
 struct Prefix {
   Header header;
   std::uint64_t flags = 0;
   std::uint64_t count = 0;
   std::uint64_t verdict_size = 0;
+  std::uint64_t declined = 0;  // the text tells a rank's own failure, not a mismatch found on the way up a tree
 };
 static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(double) == 0);
 
@@ -33,12 +40,13 @@ static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(d
 struct Parcel {
   Header header;
   std::uint64_t flags = 0;
-  std::string verdict;  // not empty: who disagrees and how; then the payload means nothing
+  std::string verdict;  // not empty: who disagrees or failed, and how; then the payload means nothing
   std::vector<double> payload;
+  bool declined = false;
 };
 
 std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
-  const Prefix prefix{parcel.header, parcel.flags, parcel.payload.size(), parcel.verdict.size()};
+  const Prefix prefix{parcel.header, parcel.flags, parcel.payload.size(), parcel.verdict.size(), parcel.declined};
   const auto bytes =
       std::make_shared<Bytes>(sizeof prefix + parcel.payload.size() * sizeof(double) + parcel.verdict.size());
   std::byte* to = bytes->data();
@@ -117,14 +125,16 @@ std::string verdict(const Header& first, int first_rank, const Header& other, in
 // What both ways of exchanging share: the deadline, and the end.
 class Exchange : public Pending::Impl {
  public:
-  Exchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
-      : group_(std::move(group)), tag_(group_->tag(sequence)), timeout_(timeout), deadline_(now() + timeout) {
-    own_ = Parcel{message.header, message.flags, {}, std::move(message.payload)};
-  }
+  Exchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : group_(std::move(group)),
+        own_(std::move(own)),
+        tag_(group_->tag(sequence)),
+        timeout_(timeout),
+        deadline_(now() + timeout) {}
 
   bool poll() final {
     if (!done_) done_ = advance();
-    if (done_ && group_->links->flushed()) return true;
+    if (done_ && group_->links->flushed(tag_)) return true;
     if (++looks_ % 64 == 0 && now() > deadline_) late();
     return false;
   }
@@ -135,14 +145,15 @@ class Exchange : public Pending::Impl {
       group_->links->relax(looks_);
   }
   Message take() final {
-    expect(result_.verdict.empty(), Code::mismatch, result_.verdict);
+    expect(result_.verdict.empty(), result_.declined ? Code::aborted : Code::mismatch, result_.verdict);
     return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_)};
   }
 
  protected:
   virtual bool advance() = 0;
-  /// The group's ranks that this one waits for.
+  /// The group's ranks that this one waits for, and what else it may be.
   virtual std::vector<int> missing() const = 0;
+  virtual std::string behind() const { return {}; }
 
   void post(std::vector<int> to, const Parcel& parcel) {
     if (to.empty()) return;
@@ -162,12 +173,12 @@ class Exchange : public Pending::Impl {
   double now() const { return group_->patience.now ? group_->patience.now() : steady_seconds(); }
   [[noreturn]] void late() const {
     std::string who;
-    for (const int rank : missing()) who += (who.empty() ? "" : ", ") + std::to_string(rank);
+    for (const int rank : missing()) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
     std::string seconds = std::to_string(timeout_);
     seconds.erase(seconds.find_last_not_of('0') + 1);
     if (seconds.back() == '.') seconds.pop_back();
     fail(Code::timeout, describe(own_.header) + ": " +
-                            (who.empty() ? "sending to the other ranks is" : "rank " + who + " is missing,") +
+                            (who.empty() ? "sending to the other ranks is" : who + behind() + " is missing,") +
                             " not done after " + seconds + " s");
   }
 
@@ -180,8 +191,8 @@ class Exchange : public Pending::Impl {
 // Every rank sends to every other and adds in rank order: the same bits everywhere, in one step.
 class GatherExchange final : public Exchange {
  public:
-  GatherExchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
-      : Exchange(std::move(group), std::move(message), sequence, timeout) {
+  GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(own), sequence, timeout) {
     std::vector<int> others;
     for (int rank = 0; rank < group_->size(); ++rank)
       if (rank != group_->rank) others.push_back(rank);
@@ -204,6 +215,10 @@ class GatherExchange final : public Exchange {
     // Every rank compares with rank 0 and adds in rank order, itself at its own place.
     const Header first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
     result_.header = own_.header;
+    for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank) {
+      result_.declined = is_own(rank) ? own_.declined : arrivals_[rank].prefix.declined != 0;
+      if (result_.declined) result_.verdict = is_own(rank) ? own_.verdict : arrivals_[rank].verdict();
+    }
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
       result_.verdict =
           verdict(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
@@ -232,14 +247,18 @@ class GatherExchange final : public Exchange {
 // Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
 class TreeExchange final : public Exchange {
  public:
-  TreeExchange(std::shared_ptr<const Group> group, Message message, std::uint64_t sequence, double timeout)
-      : Exchange(std::move(group), std::move(message), sequence, timeout) {
+  TreeExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(own), sequence, timeout) {
     const int rank = group_->rank;
     int bit = 1;
     for (; bit < group_->size() && (rank & bit) == 0; bit <<= 1)
       if (rank + bit < group_->size()) children_.push_back(rank + bit);
     if (rank != 0) parent_ = rank - bit;
     result_ = own_;
+    if (!own_.declined) return;
+    post(children_, own_);  // nobody waits for this rank; what they send is drained
+    if (parent_ >= 0) post({parent_}, own_);
+    sent_ = true;
   }
 
  private:
@@ -249,7 +268,10 @@ class TreeExchange final : public Exchange {
       if (!child) return false;
       const int rank = children_[arrived_++];
       result_.flags |= child.prefix.flags;
-      if (result_.verdict.empty()) result_.verdict = child.verdict();
+      if (result_.verdict.empty()) {
+        result_.verdict = child.verdict();
+        result_.declined = child.prefix.declined != 0;
+      }
       if (result_.verdict.empty()) result_.verdict = verdict(own_.header, group_->rank, child.prefix.header, rank);
       if (result_.verdict.empty())
         child.add_to(result_.payload);
@@ -261,8 +283,9 @@ class TreeExchange final : public Exchange {
       sent_ = true;
       const Arrival sum = receive(parent_);
       if (!sum) return false;
-      result_ = {own_.header, sum.prefix.flags, sum.verdict(), sum.payload()};
+      result_ = {own_.header, sum.prefix.flags, sum.verdict(), sum.payload(), sum.prefix.declined != 0};
     }
+    if (own_.declined) return true;
     std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
     post(std::move(children), result_);
     return true;
@@ -272,6 +295,8 @@ class TreeExchange final : public Exchange {
     if (parent_ >= 0) return {parent_};
     return {};
   }
+  // A rank further down or up may be the one that is late: only its neighbours in the tree know.
+  std::string behind() const override { return ", or a rank that it waits for,"; }
 
   std::vector<int> children_;
   int parent_ = -1;
@@ -294,15 +319,25 @@ class LinkedCommunicator final : public Communicator {
     message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
     ++traffic_.exchanges;
     traffic_.bytes += message.payload.size() * sizeof(double);
-    const double timeout = sequence_ == 0 ? group_->patience.first_timeout : group_->patience.timeout;
-    if (size() <= group_->patience.gather_limit)
-      return Pending(std::make_unique<GatherExchange>(group_, std::move(message), sequence_++, timeout));
-    return Pending(std::make_unique<TreeExchange>(group_, std::move(message), sequence_++, timeout));
+    drain();
+    return Pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
+  }
+
+  void decline(const Error& error) noexcept override {
+    if (size() == 1) return;
+    try {
+      const std::string why = "rank " + std::to_string(rank()) + " failed: " + error.message();
+      declined_.push_back(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
+    } catch (...) {  // no memory to say so: the peers' deadline remains
+    }
   }
 
   // Each rank says its color and the first context number that is free on it; all take the largest, so that no two
   // communicators that share a rank share a number.
   std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) override {
+    constexpr std::int64_t most = std::int64_t{1} << 53;  // what a double holds exactly
+    expect(-most <= color && color <= most, Code::invalid_argument,
+           [&] { return "the color of a split is " + std::to_string(color) + ", must be from -2^53 to 2^53"; });
     Message message{Header("split", Direction::split, sequence_), {}, 0, {}};
     message.payload.assign(2 * static_cast<std::size_t>(size()), 0.0);
     message.payload[2 * static_cast<std::size_t>(rank())] = static_cast<double>(color);
@@ -320,15 +355,35 @@ class LinkedCommunicator final : public Communicator {
   }
 
  private:
+  std::unique_ptr<Pending::Impl> begin(Parcel own) {
+    const double timeout = sequence_ == 0 ? group_->patience.first_timeout : group_->patience.timeout;
+    if (size() <= group_->patience.gather_limit)
+      return std::make_unique<GatherExchange>(group_, std::move(own), sequence_++, timeout);
+    return std::make_unique<TreeExchange>(group_, std::move(own), sequence_++, timeout);
+  }
+
+  // Takes what peers sent to exchanges that this rank declined.
+  void drain() {
+    const auto over = [](const std::unique_ptr<Pending::Impl>& pending) {
+      try {
+        return pending->poll();
+      } catch (const Error&) {
+        return true;
+      }
+    };
+    declined_.erase(std::remove_if(declined_.begin(), declined_.end(), over), declined_.end());
+  }
+
   std::shared_ptr<const Group> group_;
   std::uint64_t sequence_ = 0;
   Traffic traffic_;
+  std::vector<std::unique_ptr<Pending::Impl>> declined_;
 };
 
 }  // namespace
 
-std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members,
-                                          std::uint64_t context, const Patience& patience) {
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members, std::uint64_t context,
+                                          const Patience& patience) {
   expect(patience.timeout > 0 && patience.first_timeout > 0, Code::invalid_argument,
          "the timeout of an exchange must be positive");
   const auto own = std::find(members.begin(), members.end(), links->rank());

@@ -26,8 +26,8 @@ class Links {
   virtual void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) = 0;
   /// The next message of that rank and tag, or null while there is none. Throws aborted when the job was aborted.
   virtual std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) = 0;
-  /// True when everything posted has left; makes progress.
-  virtual bool flushed() = 0;
+  /// True when everything posted under this tag has left; makes progress.
+  virtual bool flushed(std::uint64_t tag) = 0;
   /// What a waiting rank does between two looks; `looks` counts them.
   virtual void relax(int looks) = 0;
   virtual void abort(const Error& error) noexcept = 0;
@@ -37,8 +37,8 @@ class Links {
 };
 
 /// The communicator of the ranks `members` (positions in `links`, ascending, this rank among them).
-std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members,
-                                          std::uint64_t context, const Patience& patience);
+std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members, std::uint64_t context,
+                                          const Patience& patience);
 
 /// The communicator of all ranks of `links`.
 std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, const Patience& patience);

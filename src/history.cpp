@@ -1,8 +1,10 @@
 #include "history.hpp"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
+#include "allnorm/message.hpp"
 #include "kernels/formulas.hpp"
 
 namespace allnorm {
@@ -19,7 +21,8 @@ std::size_t mean_row(const WeightShape& shape, std::int64_t c) noexcept {
 template <class T>
 double product(const T* derivative, const double* now, const T* then, std::size_t size) noexcept {
   double sum = 0;
-  for (std::size_t i = 0; i < size; ++i) sum += static_cast<double>(derivative[i]) * (now[i] - static_cast<double>(then[i]));
+  for (std::size_t i = 0; i < size; ++i)
+    sum += static_cast<double>(derivative[i]) * (now[i] - static_cast<double>(then[i]));
   return sum;
 }
 
@@ -42,12 +45,35 @@ bool History::wants_derivatives() const noexcept {
   return options_.window > 1 && options_.compensate && (!in_burn_in() || options_.fill_in_burn_in);
 }
 
-void History::check(const WeightShape& shape) const {
+void History::check(const DerivativeSource& source) const {
+  const WeightShape& shape = source.shape;
   expect(!shape_ || *shape_ == shape, Code::invalid_argument, [&] {
     return "conv_weight has " + std::to_string(shape.channels) + " x " + std::to_string(shape.fan_in) +
            " weights (channels x fan-in), must have " + std::to_string(shape_->channels) + " x " +
            std::to_string(shape_->fan_in) + " as in the window's earlier calls";
   });
+  if (batch_.theta.empty()) return;
+  Kept now(source.theta.size(), batch_.theta.narrow.empty());
+  for (std::size_t i = 0; i < source.theta.size(); ++i) now.set(i, source.theta[i]);
+  expect(now.narrow == batch_.theta.narrow && now.wide == batch_.theta.wide, Code::invalid_argument,
+         "conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
+}
+
+std::uint64_t History::hash() const noexcept {
+  if (!active()) return 0;
+  std::uint64_t hash = hash_of(&batches_, sizeof batches_);
+  const auto mix = [&hash](const std::vector<double>& v) { hash = hash_of(v.data(), v.size(), hash); };
+  hash = hash_of(&batch_.weight, 1, hash_of(&batch_.count, 1, hash));
+  mix(batch_.mean);
+  mix(batch_.var);
+  mix(batch_.running.mean);
+  mix(batch_.running.var);
+  for (const auto& entry : window_) {
+    hash = hash_of(&entry->count, 1, hash);
+    mix(entry->mean);
+    mix(entry->var);
+  }
+  return hash;
 }
 
 void History::lanes(const DerivativeSource& source, std::vector<double>& payload) const {
@@ -154,6 +180,7 @@ History::Step History::fold(const Statistics& current, std::span<const double> l
   if (current.count > 0) {
     const bool from_window = options_.running_source == RunningSource::window && entries_used() > 0;
     RunningValues& running = batch.running;
+    running.given = true;
     running.mean = from_window ? step.use.mean : batch.mean;
     running.biased = from_window ? step.use.var : batch.var;
     running.var = running.biased;
@@ -221,8 +248,8 @@ std::size_t History::bytes() const noexcept {
     add(entry->var);
     sum += entry->dmean.bytes() + entry->dvar.bytes() + entry->weight.bytes();
   }
-  for (const auto* v : {&batch_.mean, &batch_.var, &batch_.center, &batch_.running.mean, &batch_.running.var,
-                        &batch_.running.biased})
+  for (const auto* v :
+       {&batch_.mean, &batch_.var, &batch_.center, &batch_.running.mean, &batch_.running.var, &batch_.running.biased})
     add(*v);
   return sum + batch_.dmean.bytes() + batch_.dsquare.bytes() + batch_.theta.bytes();
 }

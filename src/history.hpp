@@ -54,16 +54,17 @@ struct WeightShape {
 struct WindowEntry {
   double count = 0;
   std::vector<double> mean{}, var{};  // (C)
-  Kept dmean{};                // (mean_rows, fan_in)
-  Kept dvar{};                 // (C, fan_in), of the centred variance
-  Kept weight{};               // (C, fan_in)
+  Kept dmean{};                       // (mean_rows, fan_in)
+  Kept dvar{};                        // (C, fan_in), of the centred variance
+  Kept weight{};                      // (C, fan_in)
 };
 
 /// Newest first, at most window - 1.
 using Window = std::vector<std::shared_ptr<const WindowEntry>>;
 
-/// What a running update takes: empty when there is none.
+/// What a running update takes.
 struct RunningValues {
+  bool given = false;                           // false: there is no update
   std::vector<double> mean{}, var{}, biased{};  // (C): mean, variance with Bessel where asked for, biased variance
 };
 
@@ -74,9 +75,9 @@ struct BatchSoFar {
   double count = 0;                   // sum of their numbers of values
   std::vector<double> mean{}, var{};  // (C)
   std::vector<double> center{};       // (C) the fixed point about which dsquare is taken
-  Kept dmean{};                // (mean_rows, fan_in)
-  Kept dsquare{};              // (C, fan_in): of the mean of (x - center)^2
-  Kept theta{};                // (C, fan_in)
+  Kept dmean{};                       // (mean_rows, fan_in)
+  Kept dsquare{};                     // (C, fan_in): of the mean of (x - center)^2
+  Kept theta{};                       // (C, fan_in)
   RunningValues running{};            // what the running statistics take if the batch ends here
 };
 
@@ -102,19 +103,22 @@ class History {
   bool in_burn_in() const noexcept { return batches_ < options_.burn_in; }
   /// True when this call's derivatives will be kept.
   bool wants_derivatives() const noexcept;
-  /// Throws invalid_argument when weights of this shape cannot follow those of earlier calls.
-  void check(const WeightShape& shape) const;
+  /// Throws invalid_argument when these weights cannot follow those of earlier calls: another shape, or other values in
+  /// the middle of a batch.
+  void check(const DerivativeSource& source) const;
+  /// Of everything that the ranks of a group hold alike; ranks that differ here would normalize differently.
+  std::uint64_t hash() const noexcept;
 
   /// This rank's share of the products <derivative, weights now - weights then>: 2 numbers per channel and entry used,
   /// appended to the message (section 4, option B).
   void lanes(const DerivativeSource& source, std::vector<double>& payload) const;
 
   struct Step {
-    Statistics use{};            // what this call normalizes with
-    RunningValues running{};     // not empty: the running statistics move
-    BatchSoFar batch{};          // the batch after this call
+    Statistics use{};                // what this call normalizes with
+    RunningValues running{};         // given: the running statistics move
+    BatchSoFar batch{};              // the batch after this call
     std::optional<Window> window{};  // the window after this call, where it changes
-    bool completes_batch = false;  // one that was not empty
+    bool completes_batch = false;    // one that was not empty
     std::optional<WeightShape> shape{};
     Norm::PastStatistics past{};
   };

@@ -5,11 +5,13 @@
 #include <cstring>
 #include <span>
 
+#include "names.hpp"
+
 namespace allnorm {
 
 namespace {
 
-enum class Format : std::uint8_t { integer, real, boolean, choice, hash };
+enum class Format : std::uint8_t { integer, real, momentum, boolean, choice, hash };
 
 struct FieldSpec {
   Field field;
@@ -21,44 +23,38 @@ struct FieldSpec {
 constexpr std::string_view directions[] = {"forward", "backward", "gradients", "agreement", "split"};
 constexpr std::string_view kinds[] = {"the batch_norm family", "layer_norm", "group_norm"};
 constexpr std::string_view dtypes[] = {"f64", "f32", "f16", "bf16"};
-constexpr std::string_view variants[] = {"paper", "var"};
-constexpr std::string_view weightings[] = {"uniform", "count"};
-constexpr std::string_view running_updates[] = {"last", "every"};
-constexpr std::string_view guards[] = {"clamp", "drop"};
-constexpr std::string_view sources[] = {"current", "window"};
-
 constexpr FieldSpec fields[] = {
     {Field::magic, "magic", Format::hash},
     {Field::wire_version, "wire version", Format::integer},
     {Field::direction, "direction", Format::choice, directions},
     {Field::kind, "kind", Format::choice, kinds},
     {Field::call, "call number", Format::integer},
-    {Field::payload, "payload length", Format::integer},
     {Field::ranks, "group size", Format::integer},
     {Field::channels, "number of channels", Format::integer},
     {Field::dtype, "dtype", Format::choice, dtypes},
     {Field::eps, "eps", Format::real},
-    {Field::momentum, "momentum", Format::real},
+    {Field::momentum, "momentum", Format::momentum},
     {Field::unbiased, "unbiased_running_var", Format::boolean},
-    {Field::training, "training", Format::boolean},
     {Field::renorm, "renorm", Format::boolean},
-    {Field::variant, "variant", Format::choice, variants},
+    {Field::variant, "variant", Format::choice, names::variants},
     {Field::r_max, "r_max", Format::real},
     {Field::d_max, "d_max", Format::real},
     {Field::minibatches, "minibatches", Format::integer},
     {Field::minibatch, "mini-batch of the batch", Format::integer},
-    {Field::weighting, "weighting", Format::choice, weightings},
-    {Field::running, "running", Format::choice, running_updates},
+    {Field::weighting, "weighting", Format::choice, names::weightings},
+    {Field::running, "running", Format::choice, names::running_updates},
     {Field::window, "window", Format::integer},
     {Field::entries, "iterations in the window", Format::integer},
     {Field::burn_in, "burn_in", Format::integer},
     {Field::fill_in_burn_in, "fill_in_burn_in", Format::boolean},
     {Field::compensate, "compensate", Format::boolean},
-    {Field::guard, "guard", Format::choice, guards},
-    {Field::running_source, "running_source", Format::choice, sources},
-    {Field::pivot_hash, "the pivot (mean of the last call)", Format::hash},
-    {Field::running_hash, "the running statistics", Format::hash},
+    {Field::guard, "guard", Format::choice, names::guards},
+    {Field::running_source, "running_source", Format::choice, names::running_sources},
     {Field::weight_hash, "conv_weight", Format::hash},
+    {Field::running_hash, "the running state", Format::hash},
+    {Field::history_hash, "the state of window and batch", Format::hash},
+    {Field::pivot_hash, "the pivot (the mean of the last call)", Format::hash},
+    {Field::payload, "payload length", Format::integer},
 };
 static_assert(std::size(fields) == static_cast<std::size_t>(Field::count));
 
@@ -70,11 +66,18 @@ std::string real_text(double value) {
 
 std::string value_text(const FieldSpec& spec, std::uint64_t word) {
   switch (spec.format) {
-    case Format::integer: return std::to_string(static_cast<std::int64_t>(word));
-    case Format::real: return real_text(std::bit_cast<double>(word));
-    case Format::boolean: return word ? "true" : "false";
-    case Format::choice: return word < spec.choices.size() ? std::string(spec.choices[word]) : std::to_string(word);
-    case Format::hash: break;
+    case Format::integer:
+      return std::to_string(static_cast<std::int64_t>(word));
+    case Format::real:
+      return real_text(std::bit_cast<double>(word));
+    case Format::momentum:
+      return std::bit_cast<double>(word) < 0 ? "cumulative" : real_text(std::bit_cast<double>(word));
+    case Format::boolean:
+      return word ? "true" : "false";
+    case Format::choice:
+      return word < spec.choices.size() ? std::string(spec.choices[word]) : std::to_string(word);
+    case Format::hash:
+      break;
   }
   char text[24];
   const auto end = std::to_chars(text, text + sizeof text, word, 16).ptr;
@@ -113,10 +116,11 @@ std::string differences(const Header& first, int first_rank, const Header& other
   std::string text;
   for (const auto& spec : fields) {
     if (!differs(spec.field)) continue;
-    if (spec.field == Field::payload && !text.empty()) continue;  // a consequence of what was named
+    const bool consequence = spec.field == Field::payload || spec.format == Format::hash;
+    if (consequence && !text.empty()) continue;  // of what was named already
     if (!text.empty()) text += "; ";
     if (spec.format == Format::hash)
-      text += std::string(spec.name) + " differs, must be" + on_first;
+      text += std::string(spec.name) + " differs, must be the same" + on_first;
     else
       text += std::string(spec.name) + " is " + value_text(spec, other.get(spec.field)) + ", must be " +
               value_text(spec, first.get(spec.field)) + on_first;

@@ -12,19 +12,26 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
   const ConstTensorView& x = in.input;
   expect(x.given(), Code::invalid_argument, "the Saved of a forward call is empty, must come from forward or replay");
   const Plan plan = plan_for(layer_, x.shape, x.order);
-  const Shape parameters = parameter_shape(layer_, x.shape);
-  expect_like(dy, x, "grad_output");
-  if (out.input.given()) expect_like(out.input, x, "grad_input");
-  if (out.residual.given()) {
-    expect_like(out.residual, x, "grad_residual");
-    expect(in.residual.given(), Code::invalid_argument, "grad_residual is asked for, must not be where forward had no residual");
+  try {  // everything that can be wrong on this rank alone
+    const Shape parameters = parameter_shape(layer_, x.shape);
+    expect_like(dy, x, "grad_output");
+    if (out.input.given()) expect_like(out.input, x, "grad_input");
+    if (out.residual.given()) {
+      expect_like(out.residual, x, "grad_residual");
+      expect(in.residual.given(), Code::invalid_argument,
+             "grad_residual is asked for, must not be where forward had no residual");
+    }
+    expect_parameter(out.weight, parameters, x.device, "grad_weight");
+    expect_parameter(out.bias, parameters, x.device, "grad_bias");
+  } catch (const Error& error) {
+    if (saved.training_) group_->decline(error);
+    throw;
   }
-  expect_parameter(out.weight, parameters, "grad_weight");
-  expect_parameter(out.bias, parameters, "grad_bias");
 
   const Frame& frame = saved.frame_;
   const std::size_t groups = frame.mean.size();
-  const Values gamma = read_parameter(in.weight, plan.parameters, 1), beta = read_parameter(in.bias, plan.parameters, 0);
+  const Values gamma = read_parameter(in.weight, plan.parameters, 1),
+               beta = read_parameter(in.bias, plan.parameters, 0);
   Values sums(2 * groups);  // s1 (G), s2 (G)
   Values dgamma(index(plan.parameters)), dbeta(index(plan.parameters));
 
@@ -46,14 +53,11 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     rows.sum_gx = sums.data() + groups;
     rows.dweight = dgamma.data();
     rows.dbias = dbeta.data();
-    const Values zero(groups);
-    rows.shift = zero.data();
     queue.ops().moments_grad_rows(rows, queue);
     if (out.weight.given() || out.bias.given()) queue.ops().affine_grad_rows(rows, queue);
   } else {
     fine = fine_coefficients(plan, frame, gamma, beta);
-    gate = {layer_.options.activation, saved.mask_.data(), fine.scale.data(),
-            fine.shift.data()};
+    gate = {layer_.options.activation, saved.mask_.data(), fine.scale.data(), fine.shift.data()};
     const std::size_t size = fine.center.size();
     Values sum_g(size), sum_gx(size);
     queue.ops().moments_grad(
@@ -95,8 +99,8 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
       rows.offset = offset.data();
       queue.ops().apply_grad_rows(rows, queue);
     } else {
-      queue.ops().apply_grad({x.data, dy.data, out.input.data, out.residual.data, x.dtype, plan.fine, fine.center.data(),
-                              gate, gain.data(), slope.data(), offset.data()},
+      queue.ops().apply_grad({x.data, dy.data, out.input.data, out.residual.data, x.dtype, plan.fine,
+                              fine.center.data(), gate, gain.data(), slope.data(), offset.data()},
                              queue);
     }
   }

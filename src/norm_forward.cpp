@@ -41,15 +41,6 @@ void expect_like(const ConstTensorView& view, const ConstTensorView& input, cons
          [&] { return std::string(name) + " has no data"; });
 }
 
-void expect_parameter(const ConstTensorView& view, const Shape& shape, const char* name) {
-  if (!view.given()) return;
-  expect(view.shape == shape, Code::invalid_input, [&] {
-    return std::string(name) + " has shape " + shape_of(view) + ", must have " + to_string(shape);
-  });
-  expect(view.data != nullptr || view.elements() == 0, Code::invalid_argument,
-         [&] { return std::string(name) + " has no data"; });
-}
-
 formulas::Correction correction_of(const Frame& frame, std::size_t g) noexcept {
   return frame.r.empty() ? formulas::Correction{} : formulas::Correction{frame.r[g], frame.d[g]};
 }
@@ -100,8 +91,8 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   expect(!(in.residual.given() && plan.rows), Code::invalid_argument,
          [&] { return "residual is given, must not be for " + std::string(layer_.row->name); });
   const Shape parameters = parameter_shape(layer_, x.shape);
-  expect_parameter(in.weight, parameters, "weight");
-  expect_parameter(in.bias, parameters, "bias");
+  expect_parameter(in.weight, parameters, x.device, "weight");
+  expect_parameter(in.bias, parameters, x.device, "bias");
   return plan;
 }
 
@@ -121,7 +112,6 @@ Header NormImpl::header(const ForwardInputs& in, const Plan& plan, Direction dir
   if (!has_running()) return h;
   put(Field::momentum, o.cumulative ? -1.0 : o.momentum);
   put(Field::unbiased, o.unbiased_running_var);
-  put(Field::training, o.training);
   put(Field::renorm, o.renorm);
   put(Field::variant, o.variant);
   put(Field::r_max, bounds().first);
@@ -137,46 +127,45 @@ Header NormImpl::header(const ForwardInputs& in, const Plan& plan, Direction dir
   put(Field::running_source, o.running_source);
   if (direction != Direction::forward) return h;  // what follows may have moved on since
   put(Field::minibatch, history_.minibatch());
-  put(Field::entries, history_.entries());
+  put(Field::entries, history_.entries_used());
+  put(Field::history_hash, history_.hash());
   put(Field::pivot_hash, hash_of(running_.pivot.data(), running_.pivot.size()));
-  put(Field::running_hash, hash_of(running_.spread.data(), running_.spread.size(),
-                                   hash_of(running_.mean.data(), running_.mean.size())));
+  put(Field::running_hash,
+      hash_of(running_.spread.data(), running_.spread.size(), hash_of(running_.mean.data(), running_.mean.size())));
   return h;
 }
 
 // ---- moments -------------------------------------------------------------------------------------------------------
 
-// Of this rank's values; var holds M2, the sum of squared deviations.
-Statistics NormImpl::local_moments(const ForwardInputs& in, const Plan& plan, Queue& queue) const {
+NormImpl::LocalMoments NormImpl::local_moments(const ForwardInputs& in, const Plan& plan, Queue& queue) const {
   const auto groups = index(plan.norm.groups());
-  Statistics local{static_cast<double>(plan.norm.group_size()), Values(groups), Values(groups), {}};
-  queue.ops().moments({in.input.data, in.input.dtype, plan.norm, local.mean.data(), local.var.data()}, queue);
+  LocalMoments local{static_cast<double>(plan.norm.group_size()), Values(groups), Values(groups)};
+  queue.ops().moments({in.input.data, in.input.dtype, plan.norm, local.mean.data(), local.m2.data()}, queue);
   return local;
 }
 
 // ---- exchange ------------------------------------------------------------------------------------------------------
 
 // Of the whole group's values. Payload: count, sums about the pivot (G), squares about it (G), the history's lanes.
-Statistics NormImpl::exchanged(const Statistics& local, const ForwardInputs& in, const Plan& plan,
+Statistics NormImpl::exchanged(const LocalMoments& local, const ForwardInputs& in, const Plan& plan,
                                const DerivativeSource* source, Values& lanes, Queue& queue) const {
   const std::size_t groups = local.mean.size();
   Statistics all{local.count, Values(groups), Values(groups), Values(groups, 1.0)};
   if (group_->size() == 1) {  // a lone rank keeps its centred sums
     all.mean = local.mean;
-    for (std::size_t g = 0; g < groups; ++g) all.var[g] = local.count > 0 ? local.var[g] / local.count : 0;
+    for (std::size_t g = 0; g < groups; ++g) all.var[g] = local.count > 0 ? local.m2[g] / local.count : 0;
     if (source) history_.lanes(*source, lanes);
     return all;
   }
   const auto pivot = [&](std::size_t g) { return running_.pivot.empty() ? 0.0 : running_.pivot[g]; };
   Message message{header(in, plan, Direction::forward, calls_), {}, 0, {}};
-  if (source)
-    message.header.set(Field::weight_hash, hash_of(source->theta.data(), source->theta.size()));
+  if (source) message.header.set(Field::weight_hash, hash_of(source->theta.data(), source->theta.size()));
   Values& payload = message.payload;
-  payload.reserve(1 + 2 * groups);
+  payload.reserve((1 + 2 * groups) + 2 * groups * static_cast<std::size_t>(source ? history_.entries_used() : 0));
   payload.resize(1 + 2 * groups);
   payload[0] = local.count;
   for (std::size_t g = 0; g < groups; ++g) {
-    const auto sums = formulas::shift(local.count, local.mean[g], local.var[g], pivot(g));
+    const auto sums = formulas::shift(local.count, local.mean[g], local.m2[g], pivot(g));
     payload[1 + g] = sums.sum;
     payload[1 + groups + g] = sums.squares;
   }
@@ -196,7 +185,8 @@ Statistics NormImpl::exchanged(const Statistics& local, const ForwardInputs& in,
 // ---- history -------------------------------------------------------------------------------------------------------
 
 void NormImpl::advance_running(const RunningValues& values, Next& next, Queue& queue) const {
-  if (values.mean.empty()) return;
+  if (!values.given) return;
+  next.moves = true;
   next.mean = Buffer<double>(running_.mean.size(), queue);
   next.spread = Buffer<double>(running_.spread.size(), queue);
   advance(running_, values, layer_.options, layer_.keeps_std(), next.mean, next.spread);
@@ -207,7 +197,11 @@ NormImpl::Next NormImpl::history(const Statistics& current, const Values& lanes,
   Next next;
   next.counts = current.count > 0;
   next.history = history_.fold(current, lanes, source);
-  if (next.counts) next.pivot = current.mean;
+  if (next.counts) {  // a pivot that is not finite would spoil every later sum, so such a channel keeps the old one
+    next.pivot = current.mean;
+    for (std::size_t c = 0; c < next.pivot.size(); ++c)
+      if (!std::isfinite(next.pivot[c])) next.pivot[c] = running_.pivot[c];
+  }
   advance_running(next.history.running, next, queue);
   return next;
 }
@@ -218,7 +212,7 @@ void NormImpl::commit(Next&& next) noexcept {
     running_.pivot = std::move(next.pivot);
     ++running_.calls;
   }
-  if (next.mean.empty() && next.spread.empty()) return;
+  if (!next.moves) return;
   running_.mean = std::move(next.mean);
   running_.spread = std::move(next.spread);
   ++running_.tracked;
@@ -239,18 +233,24 @@ void NormImpl::begin_batch(Queue& queue) {
 Frame NormImpl::corrected(const Statistics& use, double count, Queue& queue) const {
   const NormOptions& o = layer_.options;
   const std::size_t groups = use.mean.size();
-  Frame frame{copy(use.mean, queue), copy(use.var, queue), Buffer<double>(groups, queue), {}, {},
-              copy(use.share, queue), count};
-  for (std::size_t g = 0; g < groups; ++g) frame.rstd[g] = 1 / std::sqrt(use.var[g] + o.eps);
+  Frame frame{copy(use.mean, queue),
+              copy(use.var, queue),
+              Buffer<double>(groups, queue),
+              {},
+              {},
+              copy(use.share, queue),
+              count};
+  for (std::size_t g = 0; g < groups; ++g)  // without any value there is nothing to scale, and eps may be 0
+    frame.rstd[g] = use.count == 0 && has_running() ? 0 : 1 / std::sqrt(use.var[g] + o.eps);
   if (!o.renorm || !has_running()) return frame;
   frame.r = Buffer<double>(groups, queue);
   frame.d = Buffer<double>(groups, queue);
   const auto [r_max, d_max] = bounds();
   for (std::size_t c = 0; c < groups; ++c) {
-    const auto correction =
-        use.count == 0 ? formulas::Correction{} :
-        formulas::renorm({use.mean[c], use.var[c]}, o.eps, running_.mean[c],
-                         running_sigma(running_, c, o.eps, layer_.keeps_std()), r_max, d_max);
+    const auto correction = use.count == 0
+                                ? formulas::Correction{}
+                                : formulas::renorm({use.mean[c], use.var[c]}, o.eps, running_.mean[c],
+                                                   running_sigma(running_, c, o.eps, layer_.keeps_std()), r_max, d_max);
     frame.r[c] = correction.r;
     frame.d[c] = correction.d;
   }
@@ -260,8 +260,13 @@ Frame NormImpl::corrected(const Statistics& use, double count, Queue& queue) con
 Frame NormImpl::inference_frame(Queue& queue) const {
   const std::size_t C = running_.mean.size();
   const double eps = layer_.options.eps;
-  Frame frame{copy(running_.mean, queue), copy(running_.spread, queue), Buffer<double>(C, queue), {}, {},
-              filled(C, 0, queue), 0};
+  Frame frame{copy(running_.mean, queue),
+              copy(running_.spread, queue),
+              Buffer<double>(C, queue),
+              {},
+              {},
+              filled(C, 0, queue),
+              0};
   for (std::size_t c = 0; c < C; ++c) {
     const double sigma = running_sigma(running_, c, eps, layer_.keeps_std());
     frame.rstd[c] = 1 / sigma;
@@ -279,9 +284,9 @@ Frame NormImpl::inference_frame(Queue& queue) const {
 void NormImpl::apply(const ForwardInputs& in, const Plan& plan, const Frame& frame, const TensorView& output,
                      Buffer<std::uint8_t>& mask, Queue& queue) const {
   const ConstTensorView& x = in.input;
-  const Values gamma = read_parameter(in.weight, plan.parameters, 1), beta = read_parameter(in.bias, plan.parameters, 0);
+  const Values gamma = read_parameter(in.weight, plan.parameters, 1),
+               beta = read_parameter(in.bias, plan.parameters, 0);
   if (plan.rows) {
-    const Values zero(frame.mean.size());
     RowsArgs rows{};
     rows.x = x.data;
     rows.y = output.data;
@@ -292,7 +297,6 @@ void NormImpl::apply(const ForwardInputs& in, const Plan& plan, const Frame& fra
     rows.bias = in.bias.given() ? beta.data() : nullptr;
     rows.center = frame.mean.data();
     rows.scale = frame.rstd.data();
-    rows.shift = zero.data();
     queue.ops().apply_rows(rows, queue);
     return;
   }
@@ -309,24 +313,33 @@ void NormImpl::apply(const ForwardInputs& in, const Plan& plan, const Frame& fra
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& queue) {
-  const Plan plan = check(inputs, output, queue);
+  const bool inference = has_running() && !layer_.options.training;
+  Plan plan;
+  std::optional<DerivativeSource> source;
+  LocalMoments local;
+  try {  // everything that can be wrong on this rank alone
+    plan = check(inputs, output, queue);
+    if (has_running() && !inference && layer_.options.window > 1 && layer_.options.compensate) {
+      source = derivative_source(inputs, layer_.options.convolution, queue);
+      history_.check(*source);
+    }
+    if (!inference) local = local_moments(inputs, plan, queue);
+  } catch (const Error& error) {
+    if (!inference) group_->decline(error);
+    throw;
+  }
+
   Saved saved;
   saved.inputs_ = inputs;
   saved.call_ = calls_;
-  saved.training_ = layer_.options.training;
-  if (has_running() && !layer_.options.training) {
+  saved.training_ = !inference;
+  if (inference) {
     saved.frame_ = inference_frame(queue);
     apply(inputs, plan, saved.frame_, output, saved.mask_, queue);
     return saved;
   }
 
-  std::optional<DerivativeSource> source;
-  if (has_running() && layer_.options.window > 1 && layer_.options.compensate) {
-    source = derivative_source(inputs, layer_.options.convolution, queue);
-    history_.check(source->shape);
-  }
   Values lanes;
-  const Statistics local = local_moments(inputs, plan, queue);
   const Statistics current = exchanged(local, inputs, plan, source ? &*source : nullptr, lanes, queue);
 
   std::optional<Next> next;
@@ -346,23 +359,29 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
 Saved NormImpl::replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue) {
   const Plan plan = check(inputs, output, queue);
   const Frame& from = earlier.frame_;
-  expect(from.mean.size() == index(plan.norm.groups()), Code::invalid_argument, [&] {
-    return "the replayed input has " + std::to_string(plan.norm.groups()) + " groups, must have " +
-           std::to_string(from.mean.size()) + " as in the earlier call";
+  expect(inputs.input.shape == earlier.inputs_.input.shape, Code::invalid_argument, [&] {
+    return "the replayed input has shape " + shape_of(inputs.input) + ", must have " + shape_of(earlier.inputs_.input) +
+           " as in the earlier call";
   });
   Saved saved;
   saved.inputs_ = inputs;
   saved.call_ = earlier.call_;
   saved.training_ = earlier.training_;
-  saved.frame_ = {copy(from.mean, queue), copy(from.var, queue), copy(from.rstd, queue), copy(from.r, queue),
-                  copy(from.d, queue),    copy(from.share, queue), from.count};
+  saved.frame_ = {copy(from.mean, queue),
+                  copy(from.var, queue),
+                  copy(from.rstd, queue),
+                  copy(from.r, queue),
+                  copy(from.d, queue),
+                  copy(from.share, queue),
+                  from.count};
   apply(inputs, plan, saved.frame_, output, saved.mask_, queue);
   return saved;
 }
 
 void NormImpl::infer(const ForwardInputs& inputs, TensorView output, Queue& queue) {
   expect(has_running(), Code::unsupported, [&] {
-    return std::string(layer_.row->name) + " has no running statistics and is the same in inference, must be called with forward";
+    return std::string(layer_.row->name) +
+           " has no running statistics and is the same in inference, must be called with forward";
   });
   const Plan plan = check(inputs, output, queue);
   Buffer<std::uint8_t> unused;

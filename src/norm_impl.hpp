@@ -21,9 +21,6 @@ inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size
 
 /// Throws unless `view` has the shape, dtype, order and device of the input.
 void expect_like(const ConstTensorView& view, const ConstTensorView& input, const char* name);
-/// Throws unless `view` is not given or has this shape.
-void expect_parameter(const ConstTensorView& view, const Shape& shape, const char* name);
-
 /// r and d of one group of a frame.
 formulas::Correction correction_of(const Frame& frame, std::size_t group) noexcept;
 
@@ -65,16 +62,23 @@ class NormImpl {
   // What a training call will leave behind; nothing of it shows before commit().
   struct Next {
     History::Step history{};
+    bool moves = false;               // the running statistics do
     Buffer<double> mean{}, spread{};  // (C) running statistics, where they move
     Values pivot{};                   // (C)
     bool counts = false;              // the call had values
   };
 
+  // Of this rank's values, per group.
+  struct LocalMoments {
+    double count = 0;
+    Values mean{}, m2{};  // (G); m2: sum of squared deviations
+  };
+
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
   Header header(const ForwardInputs& inputs, const Plan& plan, Direction direction, std::uint64_t call) const;
 
-  Statistics local_moments(const ForwardInputs& inputs, const Plan& plan, Queue& queue) const;
-  Statistics exchanged(const Statistics& local, const ForwardInputs& inputs, const Plan& plan,
+  LocalMoments local_moments(const ForwardInputs& inputs, const Plan& plan, Queue& queue) const;
+  Statistics exchanged(const LocalMoments& local, const ForwardInputs& inputs, const Plan& plan,
                        const DerivativeSource* source, Values& lanes, Queue& queue) const;
   Next history(const Statistics& current, const Values& lanes, const DerivativeSource* source, Queue& queue) const;
   Frame corrected(const Statistics& use, double count, Queue& queue) const;

@@ -26,15 +26,16 @@ void save_ramp(State& state, const char* name, const Ramp& ramp) {
 
 Ramp load_ramp(const State& state, const char* name) {
   const StateEntry* entry = state.find(name);
-  if (!entry) return {};
   expect(entry->shape.rank() == 2 && entry->shape[1] == 2, Code::invalid_input, [&] {
     return "state " + std::string(name) + " has shape " + to_string(entry->shape) + ", must have (points,2)";
   });
-  const Values points = state_reader::doubles(state, name, entry->shape);
+  const Values points = state_reader::finite(state, name, entry->shape);
   Ramp ramp;
   for (std::size_t i = 0; i < points.size(); i += 2) {
-    expect(points[i] >= 0 && points[i] < 0x1p62, Code::invalid_input,
-           [&] { return "state " + std::string(name) + " has a point at call " + std::to_string(points[i]) + ", must be from 0 to 2^62"; });
+    expect(points[i] >= 0 && points[i] < 0x1p62, Code::invalid_input, [&] {
+      return "state " + std::string(name) + " has a point at call " + std::to_string(points[i]) +
+             ", must be from 0 to 2^62";
+    });
     ramp.emplace_back(static_cast<std::int64_t>(points[i]), points[i + 1]);
   }
   return ramp;
@@ -59,13 +60,18 @@ State NormImpl::save() const {
 
 void NormImpl::load(const State& state, const LoadOptions& options) {
   using state_reader::integer;
-  expect(has_running(), Code::invalid_input,
+  expect(has_running() || state.entries.empty(), Code::invalid_input,
          [&] { return std::string(layer_.row->name) + " has no state, must be loaded with none"; });
+  if (!has_running()) return;
   Layer layer = layer_;
   bool drop = false;
   const auto ours = std::find_if(state.entries.begin(), state.entries.end(),
                                  [](const StateEntry& e) { return e.name.starts_with(layer_prefix); });
-  if (ours != state.entries.end()) {  // otherwise a framework's: running statistics alone
+  const bool framework = std::none_of(state.entries.begin(), state.entries.end(),
+                                      [](const StateEntry& e) { return e.name.starts_with("allnorm."); });
+  if (!framework) {  // otherwise running statistics alone
+    expect(ours != state.entries.end(), Code::invalid_input,
+           [&] { return "state " + std::string(layer_prefix) + std::string(layer_.row->name) + " is missing"; });
     const std::string of = ours->name.substr(layer_prefix.size());
     expect(of == layer_.row->name, Code::invalid_input,
            [&] { return "state is of layer " + of + ", must be of " + std::string(layer_.row->name); });
@@ -91,8 +97,9 @@ void NormImpl::load(const State& state, const LoadOptions& options) {
       });
       drop = true;
     }
-    layer.options.r_max_ramp = load_ramp(state, "allnorm.r_max_ramp");
-    layer.options.d_max_ramp = load_ramp(state, "allnorm.d_max_ramp");
+    for (const auto& [ramp, name] : {std::pair{&layer.options.r_max_ramp, "allnorm.r_max_ramp"},
+                                     {&layer.options.d_max_ramp, "allnorm.d_max_ramp"}})
+      if (state.find(name)) *ramp = load_ramp(state, name);
     try {
       layer.check();
     } catch (const Error& error) {
@@ -104,6 +111,7 @@ void NormImpl::load(const State& state, const LoadOptions& options) {
   allnorm::load(running_, layer_.keeps_std(), state);  // the last that can throw
   layer_ = std::move(layer);
   history_ = std::move(history);
+  past_ = {};
 }
 
 }  // namespace allnorm

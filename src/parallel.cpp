@@ -1,27 +1,41 @@
 #include "parallel.hpp"
 
+#include <string>
+#include <system_error>
 #include <utility>
+
+#include "allnorm/error.hpp"
 
 namespace allnorm {
 
 Queue::Impl::Impl(int threads) {
-  for (int i = 1; i < threads; ++i)
-    workers_.emplace_back([this] {
-      std::unique_lock lock(mutex_);
-      while (!stop_) {
-        work(lock);
-        wake_.wait(lock, [this] { return stop_ || next_ < tasks_; });
-      }
-    });
+  const auto loop = [this] {
+    std::unique_lock lock(mutex_);
+    while (!stop_) {
+      work(lock);
+      wake_.wait(lock, [this] { return stop_ || next_ < tasks_; });
+    }
+  };
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back(loop);
+  } catch (const std::system_error&) {
+    const std::size_t started = workers_.size() + 1;
+    stop();
+    fail(Code::device, "threads is " + std::to_string(threads) + ", must be at most the " + std::to_string(started) +
+                           " that this process can start");
+  }
 }
 
-Queue::Impl::~Impl() {
+Queue::Impl::~Impl() { stop(); }
+
+void Queue::Impl::stop() noexcept {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
   wake_.notify_all();
   for (auto& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 // Takes tasks until none is left. The lock is held on entry and on return, not while a task runs.

@@ -16,6 +16,7 @@ namespace allnorm {
 /// `threads` - 1 workers that wait for the next batch of tasks.
 class Queue::Impl {
  public:
+  /// Throws device where the threads cannot be started.
   explicit Impl(int threads);
   ~Impl();
   Impl(const Impl&) = delete;
@@ -28,6 +29,7 @@ class Queue::Impl {
 
  private:
   void work(std::unique_lock<std::mutex>& lock);
+  void stop() noexcept;
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;

@@ -9,7 +9,10 @@
 
 namespace allnorm {
 
-/// The values of an f32 or f64 view. Throws unsupported for other dtypes.
+/// Throws unless `view` is not given, or is f32 or f64 data of this shape on this device: whatever read_parameter and
+/// write_parameter need, to be checked before ranks exchange anything.
+void expect_parameter(const ConstTensorView& view, const Shape& shape, Device device, const char* name);
+/// The values of such a view.
 std::vector<double> read_parameter(const ConstTensorView& view);
 /// The same, or `size` times `otherwise` when the view is not given.
 std::vector<double> read_parameter(const ConstTensorView& view, std::int64_t size, double otherwise);

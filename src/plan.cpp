@@ -20,7 +20,9 @@ int normalized_axes(const Layer& layer, const Shape& shape) {
   const auto axes = std::min(wanted.size(), static_cast<std::size_t>(shape.rank()));
   const bool fits = axes == wanted.size() && std::equal(wanted.begin(), wanted.end(), shape.end() - axes);
   expect(fits, Code::invalid_argument, [&] {
-    return "attribute normalized_shape is " + to_string(Shape(wanted)) + ", must be the trailing axes of input, whose shape is " +
+    std::string text;
+    for (const auto extent : wanted) text += (text.empty() ? "" : ",") + std::to_string(extent);
+    return "attribute normalized_shape is (" + text + "), must be the trailing axes of input, whose shape is " +
            to_string(shape);
   });
   return static_cast<int>(axes);
@@ -46,14 +48,15 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
     case Reduction::group_and_space: {
       expect_channels(shape);
       const std::int64_t C = shape[1], G = layer.options.groups;
-      expect(C % G == 0 && C >= G, Code::invalid_argument, [&] {
-        return "attribute groups is " + std::to_string(G) + ", must divide the number of channels, " + std::to_string(C);
+      expect(C % G == 0, Code::invalid_argument, [&] {
+        return "attribute groups is " + std::to_string(G) + ", must divide the number of channels, " +
+               std::to_string(C);
       });
       plan.norm = per_sample_block(shape, order, G);
       plan.fine = per_sample_block(shape, order, C);
       plan.parameters = C;
-      plan.to_norm = {C / G, std::max<std::int64_t>(1, shape[0] * G)};
-      plan.to_affine = {1, C};
+      plan.to_norm = {std::max<std::int64_t>(1, C / G), std::max<std::int64_t>(1, shape[0] * G)};
+      plan.to_affine = {1, std::max<std::int64_t>(1, C)};
       break;
     }
     case Reduction::trailing_axes: {

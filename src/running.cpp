@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "kernels/formulas.hpp"
@@ -39,15 +40,11 @@ void save(const Running& running, bool keeps_std, State& state) {
 void load(Running& running, bool keeps_std, const State& state) {
   using namespace state_reader;
   const Shape shape{static_cast<std::int64_t>(running.mean.size())};
-  const auto mean = doubles(state, "running_mean", shape);
-  const auto spread = doubles(state, spread_name(keeps_std), shape);
-  for (std::size_t c = 0; c < spread.size(); ++c)
-    expect(keeps_std ? spread[c] > 0 : spread[c] >= 0, Code::invalid_input, [&] {
-      return "state " + std::string(spread_name(keeps_std)) + " has " + std::to_string(spread[c]) + " at channel " +
-             std::to_string(c) + ", must be " + (keeps_std ? "positive" : "at least 0");
-    });
+  const auto mean = finite(state, "running_mean", shape);
+  const double least = keeps_std ? std::numeric_limits<double>::min() : 0;
+  const auto spread = finite(state, spread_name(keeps_std), shape, least);
   const std::int64_t tracked = state.find("num_batches_tracked") ? integer(state, "num_batches_tracked", 0) : 0;
-  auto pivot = state.find("allnorm.pivot") ? doubles(state, "allnorm.pivot", shape) : std::vector<double>(mean.size());
+  auto pivot = state.find("allnorm.pivot") ? finite(state, "allnorm.pivot", shape) : std::vector<double>(mean.size());
   const std::int64_t calls = state.find("allnorm.calls") ? integer(state, "allnorm.calls", 0) : tracked;
 
   std::copy(mean.begin(), mean.end(), running.mean.begin());

@@ -21,7 +21,8 @@ Message message(std::string_view name, std::uint64_t call, std::vector<double> p
 
 // A value of rank r at place i whose sum over ranks depends on the order of adding.
 double awkward(int rank, std::size_t i) {
-  return std::ldexp(1.0 + 0.37 * rank + 0.011 * static_cast<double>(i), (rank * 29 + static_cast<int>(i) * 7) % 60 - 30);
+  return std::ldexp(1.0 + 0.37 * rank + 0.011 * static_cast<double>(i),
+                    (rank * 29 + static_cast<int>(i) * 7) % 60 - 30);
 }
 
 }  // namespace
@@ -32,13 +33,15 @@ void sums_are_exact(const World& world, Queue& queue) {
   for (const std::size_t size : {0u, 1u, 7u, 5000u}) {
     std::vector<double> payload(size);
     for (std::size_t i = 0; i < size; ++i) payload[i] = static_cast<double>(i + 1) * (r + 1);
-    const auto sum = world->exchange(message("sums", call++, payload, r == K - 1 ? std::uint64_t{flag_nonfinite} : 0), queue);
+    const auto sum =
+        world->exchange(message("sums", call++, payload, r == K - 1 ? std::uint64_t{flag_nonfinite} : 0), queue);
     ASSERT_EQ(sum.payload.size(), size);
     for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(sum.payload[i], static_cast<double>(i + 1) * K * (K + 1) / 2);
     EXPECT_EQ(sum.flags, flag_nonfinite);
     if (!sum.rank_flags.empty()) {
       ASSERT_EQ(sum.rank_flags.size(), static_cast<std::size_t>(K));
-      for (int k = 0; k < K; ++k) EXPECT_EQ(sum.rank_flags[static_cast<std::size_t>(k)], k == K - 1 ? std::uint64_t{flag_nonfinite} : 0);
+      for (int k = 0; k < K; ++k)
+        EXPECT_EQ(sum.rank_flags[static_cast<std::size_t>(k)], k == K - 1 ? std::uint64_t{flag_nonfinite} : 0);
     }
   }
   EXPECT_EQ(world->traffic().exchanges, 4u);
@@ -57,12 +60,22 @@ void sums_are_in_rank_order(const World& world, Queue& queue) {
 
 void exchanges_overlap(const World& world, Queue& queue) {
   const double K = world->size();
+  const auto half = world->split(world->rank() % 2, queue);
   std::vector<Pending> pending;
-  for (std::uint64_t i = 0; i < 5; ++i)
-    pending.push_back(world->start_exchange(message("overlap", i, {static_cast<double>(i) + 1}), queue));
-  int looks = 0;
-  while (!pending[4].poll() && looks < 1000000) ++looks;  // progress without waiting
-  for (const std::size_t i : {3u, 0u, 4u, 2u, 1u}) EXPECT_EQ(pending[i].wait().payload[0], K * (static_cast<double>(i) + 1));
+  for (std::uint64_t i = 0; i < 5; ++i) {  // every other one too large to leave before it is asked for
+    const std::size_t size = i % 2 == 0 ? 200000 : 1;
+    pending.push_back(
+        world->start_exchange(message("overlap", i, std::vector<double>(size, static_cast<double>(i) + 1)), queue));
+  }
+  EXPECT_EQ(half->exchange(message("half", 0, {1.0}), queue).payload[0], half->size());  // another group in between
+  pending[4].poll();
+  for (const std::size_t i : {3u, 0u, 4u, 2u, 1u}) {
+    const auto sum = pending[i].wait().payload;
+    EXPECT_EQ(sum.front(), K * (static_cast<double>(i) + 1));
+    EXPECT_EQ(sum.back(), sum.front());
+  }
+  EXPECT_EQ(harness::error_of([&] { pending[0].wait(); }),
+            "invalid argument: a Pending is empty, must be of an exchange that was not waited for yet");
 }
 
 void splits_are_independent(const World& world, Queue& queue) {
@@ -90,6 +103,21 @@ void splits_are_independent(const World& world, Queue& queue) {
   EXPECT_EQ(sync_group(world, Sync{Sync::world}, queue), world);
 }
 
+void a_rank_may_decline(const World& world, Queue& queue) {
+  const int K = world->size(), r = world->rank();
+  if (K == 1) return;
+  for (int odd = 0; odd < K; ++odd) {
+    const auto call = static_cast<std::uint64_t>(odd);
+    if (r == odd) {
+      world->decline(Error(Code::invalid_input, "weight is wrong"));
+    } else {
+      EXPECT_EQ(harness::error_of([&] { world->exchange(message("bn", call, {1.0}), queue); }),
+                "aborted: rank " + std::to_string(odd) + " failed: weight is wrong");
+    }
+    EXPECT_EQ(world->exchange(message("bn", call, {1.0}), queue).payload[0], K);  // the group goes on
+  }
+}
+
 void mismatches_are_named(const World& world, Queue& queue) {
   const int K = world->size(), r = world->rank();
   if (K == 1) return;
@@ -103,8 +131,9 @@ void mismatches_are_named(const World& world, Queue& queue) {
   eps.header.set(Field::eps, 1e-5);
   other.header.set(Field::eps, 1e-3);
   other.header.set(Field::window, std::uint64_t{4});
-  EXPECT_EQ(told(eps, other), who + ": bn, call 3, forward: eps is 0.001, must be 1e-05 as on rank 0; "
-                                    "window is 4, must be 0 as on rank 0");
+  EXPECT_EQ(told(eps, other), who +
+                                  ": bn, call 3, forward: eps is 0.001, must be 1e-05 as on rank 0; "
+                                  "window is 4, must be 0 as on rank 0");
   EXPECT_EQ(told(message("bn", 4, {1.0}), message("bn", 4, {1.0, 2.0})),
             who + ": bn, call 4, forward: payload length is 2, must be 1 as on rank 0");
   EXPECT_EQ(told(message("layer1", 5, {1.0}), message("layer2", 5, {1.0})),
@@ -117,7 +146,8 @@ void mismatches_are_named(const World& world, Queue& queue) {
             who + " is at bn, call 8, backward, must be at bn, call 8, forward as on rank 0");
   Message hash = message("bn", 9, {});
   hash.header.set(Field::weight_hash, std::uint64_t{7});
-  EXPECT_EQ(told(message("bn", 9, {}), hash), who + ": bn, call 9, forward: conv_weight differs, must be as on rank 0");
+  EXPECT_EQ(told(message("bn", 9, {}), hash),
+            who + ": bn, call 9, forward: conv_weight differs, must be the same as on rank 0");
   EXPECT_EQ(world->exchange(message("bn", 10, {1.0}), queue).payload[0], K);  // the group is still usable
 }
 

@@ -9,10 +9,12 @@ namespace exchange_cases {
 void sums_are_exact(const harness::World& world, allnorm::Queue& queue);
 /// Sums of numbers of very different size have the bits of adding in rank order.
 void sums_are_in_rank_order(const harness::World& world, allnorm::Queue& queue);
-/// Several exchanges in flight, asked for in another order than they were started, come out right.
+/// Several exchanges in flight, large and small, of two groups, asked for in another order, come out right.
 void exchanges_overlap(const harness::World& world, allnorm::Queue& queue);
 /// Halves, then pairs within them; every subgroup adds its own and the world still works.
 void splits_are_independent(const harness::World& world, allnorm::Queue& queue);
+/// A rank that cannot take part says so and why, to every peer, and the group goes on.
+void a_rank_may_decline(const harness::World& world, allnorm::Queue& queue);
 /// Every rank is told which rank differs, and how, for fields, lengths, names, directions and calls.
 void mismatches_are_named(const harness::World& world, allnorm::Queue& queue);
 

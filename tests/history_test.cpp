@@ -1,6 +1,7 @@
 // Cross-Iteration BN and CmBN by themselves: what the Taylor term does, what a saved state holds, who may load it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -73,13 +74,15 @@ TEST(Taylor, TheVariancesErrorFallsWithTheSquareOfTheChange) {
   EXPECT_GT(taylor_errors(0.001).stale_var / fine, 10);  // the uncompensated error falls only linearly
 }
 
-// ---- derivatives from a framework --------------------------------------------------------------------------------------
+// ---- derivatives from a framework
+// --------------------------------------------------------------------------------------
 
 TEST(SuppliedDerivatives, GiveTheSameAsTheConvolution) {
   Random random(12);
   const reference::Conv conv{{1}, {1}, {1}, 2};
   Queue queue = Queue::cpu();
-  const Layer layer = Layer("cross_iteration_batch_norm").set("conv_padding", "1").set("conv_groups", "2").set("window", "3");
+  const Layer layer =
+      Layer("cross_iteration_batch_norm").set("conv_padding", "1").set("conv_groups", "2").set("window", "3");
   Norm wired(layer, 4, nullptr, queue), supplied(layer, 4, nullptr, queue);
   Array weight = cases::normal(random, {4, 3, 3}, 0, 0.5);
   for (int step = 0; step < 4; ++step) {
@@ -103,7 +106,8 @@ TEST(SuppliedDerivatives, GiveTheSameAsTheConvolution) {
   }
 }
 
-// ---- CmBN --------------------------------------------------------------------------------------------------------------
+// ---- CmBN
+// --------------------------------------------------------------------------------------------------------------
 
 TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
   Random random(13);
@@ -122,19 +126,25 @@ TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
   }
   const Doubles last(expected.y[0].v.end() - static_cast<std::ptrdiff_t>(y.size()), expected.y[0].v.end());
   EXPECT_LE(cases::relative_error(y, last), 1e-14);
-  EXPECT_LE(cases::relative_error({norm.running_spread().begin(), norm.running_spread().end()}, oracle.state.running_var), 1e-14);
+  EXPECT_LE(
+      cases::relative_error({norm.running_spread().begin(), norm.running_spread().end()}, oracle.state.running_var),
+      1e-14);
 }
 
-// ---- state -------------------------------------------------------------------------------------------------------------
+// ---- state
+// -------------------------------------------------------------------------------------------------------------
 
 // A window in the middle of a batch, on each of `ranks` ranks.
-std::vector<State> saved_states(int ranks, std::string_view text = "cross_iteration_batch_norm:minibatches=2:window=3") {
+std::vector<State> saved_states(int ranks,
+                                std::string_view text = "cross_iteration_batch_norm:minibatches=2:window=3") {
   std::vector<State> states(static_cast<std::size_t>(ranks));
   harness::run(ranks, [&](const harness::World& world, Queue& queue) {
     Random random(14);
     Norm norm(parse_layer(text), 3, world, queue);
+    Array weight;
     for (int step = 0; step < 5; ++step) {
-      const Array input = cases::normal(random, {2, 2}), weight = cases::normal(random, {3, 2});
+      if (step % 2 == 0) weight = cases::normal(random, {3, 2});  // a batch is two calls
+      const Array input = cases::normal(random, {2, 2});
       const Array x = reference::convolve(input, weight, {});
       Doubles y(x.v.size());
       ForwardInputs in;
@@ -173,8 +183,9 @@ TEST(State, IsRefusedByAnotherLayer) {
             "invalid input: state allnorm.batch.mean has shape (3,), must have (4,)");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:variant=paper:renorm=true"),
             "invalid input: state running_std is missing");
-  EXPECT_NE(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:compensate=false").find("compensate=false"),
-            std::string::npos);
+  EXPECT_NE(
+      loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:compensate=false").find("compensate=false"),
+      std::string::npos);
   Queue queue = Queue::cpu();
   Norm rows(Layer("layer_norm"), 3, nullptr, queue);
   EXPECT_EQ(error_of([&] { rows.load(state); }), "invalid input: layer_norm has no state, must be loaded with none");
@@ -182,8 +193,9 @@ TEST(State, IsRefusedByAnotherLayer) {
 
 TEST(State, OfAnotherNumberOfRanksLosesItsWindowOnRequestOnly) {
   const auto states = saved_states(2);
-  EXPECT_EQ(loading(states[1]), "invalid input: state is of rank 1 of 2, must be of rank 0 of 1: its window holds that rank's "
-                                "share of sums over all ranks; it can be loaded without its window");
+  EXPECT_EQ(loading(states[1]),
+            "invalid input: state is of rank 1 of 2, must be of rank 0 of 1: its window holds that rank's "
+            "share of sums over all ranks; it can be loaded without its window");
   LoadOptions drop;
   drop.drop_window = true;
   EXPECT_EQ(loading(states[1], "cross_iteration_batch_norm:minibatches=2:window=3", 3, drop), "");
@@ -202,7 +214,7 @@ TEST(State, DamagedIsRefusedWhole) {
     needed += !loading(damaged).empty();
   }
   EXPECT_GE(needed, static_cast<int>(state.entries.size()) - 8);  // some have a meaning when they are absent
-  for (std::size_t i = 0; i < state.entries.size(); ++i) {  // any entry shorter than its shape says
+  for (std::size_t i = 0; i < state.entries.size(); ++i) {        // any entry shorter than its shape says
     State damaged = state;
     damaged.entries[i].data.pop_back();
     EXPECT_EQ(loading(damaged).substr(0, 20), "invalid input: state") << state.entries[i].name;
@@ -213,7 +225,77 @@ TEST(State, DamagedIsRefusedWhole) {
       const double value = -1;
       std::memcpy(entry.data.data(), &value, sizeof value);
     }
-  EXPECT_EQ(loading(negative), "invalid input: state running_var has -1.000000 at channel 0, must be at least 0");
+  EXPECT_EQ(loading(negative), "invalid input: state running_var has -1.000000 at 0, must be finite and at least 0");
+}
+
+// Every number that a state holds, made impossible.
+TEST(State, WithImpossibleValuesIsRefused) {
+  const State state = saved_states(1)[0];
+  const auto with = [&](const std::string& name, auto value) {
+    State damaged = state;
+    bool found = false;
+    for (StateEntry& entry : damaged.entries)
+      if (entry.name == name) {
+        std::memcpy(entry.data.data(), &value, sizeof value);
+        found = true;
+      }
+    EXPECT_TRUE(found) << name;
+    return loading(damaged);
+  };
+  const double nan = std::nan("");
+  for (const char* name :
+       {"running_mean", "running_var", "allnorm.pivot", "allnorm.batch.sums", "allnorm.batch.mean", "allnorm.batch.var",
+        "allnorm.batch.center", "allnorm.batch.running.mean", "allnorm.batch.running.var", "allnorm.window.0.count",
+        "allnorm.window.0.mean", "allnorm.window.0.var"})
+    EXPECT_NE(with(name, nan).find(std::string("state ") + name + " has "), std::string::npos) << name;
+  for (const char* name :
+       {"running_var", "allnorm.batch.sums", "allnorm.batch.var", "allnorm.window.0.count", "allnorm.window.0.var"})
+    EXPECT_NE(with(name, -4.0).find("must be finite and"), std::string::npos) << name;
+  for (const char* name :
+       {"num_batches_tracked", "allnorm.calls", "allnorm.batches", "allnorm.batch.done", "allnorm.window.entries",
+        "allnorm.weight.fan_in", "allnorm.weight.mean_rows", "allnorm.ranks"}) {
+    EXPECT_NE(with(name, std::int64_t{-1}), "") << name;
+    EXPECT_NE(with(name, INT64_MAX), "") << name;
+  }
+  EXPECT_NE(with("allnorm.weight.fan_in", std::int64_t{1} << 40), "");
+  State anonymous = state;  // ours, but of no layer: not a framework's either
+  anonymous.entries.erase(std::remove_if(anonymous.entries.begin(), anonymous.entries.end(),
+                                         [](const StateEntry& e) { return e.name.starts_with("allnorm.layer."); }),
+                          anonymous.entries.end());
+  EXPECT_EQ(loading(anonymous), "invalid input: state allnorm.layer.cross_iteration_batch_norm is missing");
+  State huge = state;
+  huge.entries.push_back({"allnorm.r_max_ramp", StateType::f64, Shape{std::int64_t{1} << 60, 2}, {}, false});
+  EXPECT_NE(loading(huge).find("state allnorm.r_max_ramp has 0 bytes"), std::string::npos);
+}
+
+TEST(State, OfALayerWithoutOneIsEmpty) {
+  Queue queue = Queue::cpu();
+  Norm rows(Layer("layer_norm"), 3, nullptr, queue);
+  rows.load(rows.save());
+  EXPECT_TRUE(rows.save().entries.empty());
+}
+
+TEST(Cmbn, WeightsMayNotChangeWithinABatch) {
+  Random random(15);
+  Queue queue = Queue::cpu();
+  Norm norm(parse_layer("cross_iteration_batch_norm:minibatches=2"), 3, nullptr, queue);
+  const Array input = cases::normal(random, {2, 2});
+  Array weight = cases::normal(random, {3, 2});
+  Doubles y(6);
+  const auto forward = [&] {
+    const Array x = reference::convolve(input, weight, {});
+    ForwardInputs in;
+    in.input = view(x.v.data(), shape_of(x.shape));
+    in.conv_input = view(input.v.data(), shape_of(input.shape));
+    in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+    return error_of([&] { norm.forward(in, view(y.data(), shape_of(x.shape)), queue); });
+  };
+  EXPECT_EQ(forward(), "");
+  weight.v[1] += 1e-9;
+  EXPECT_EQ(forward(),
+            "invalid argument: conv_weight has changed within a batch of mini-batches, must be the same until the "
+            "batch ends");
+  weight.v[1] -= 1e-9;
 }
 
 TEST(State, OfAFrameworkGivesTheRunningStatistics) {

@@ -46,7 +46,6 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
                           .bias = affine ? bias.data() : nullptr,
                           .center = k.center.data(),
                           .scale = k.scale.data(),
-                          .shift = k.shift.data(),
                           .gain = k.gain.data(),
                           .slope = k.slope.data(),
                           .offset = k.offset.data(),
@@ -67,8 +66,8 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
           const std::int64_t i = r * columns + j;
           const double w = affine ? weight[j] : 1.0, b = affine ? bias[j] : 0.0, centred = x[i] - k.center[r],
                        g = w * dy[i];
-          const double product = centred * k.scale[r], z = product + k.shift[r];
-          const double z_size = 2 * std::abs(product) + std::abs(k.center[r] * k.scale[r]) + std::abs(k.shift[r]);
+          const double z = centred * k.scale[r];
+          const double z_size = 2 * std::abs(z) + std::abs(k.center[r] * k.scale[r]);
           ASSERT_NEAR(y[i], z * w + b,
                       4 * u * (z_size * std::abs(w) + std::abs(b)) + store_unit<T> * std::abs(z * w + b) + floor);
           const double want = g * k.gain[r] + centred * k.slope[r] + k.offset[r];
@@ -142,7 +141,6 @@ TYPED_TEST(KernelsRows, BitsDoNotDependOnTheNumberOfThreads) {
                                    .columns = columns,
                                    .center = rows.center.data(),
                                    .scale = rows.scale.data(),
-                                   .shift = rows.shift.data(),
                                    .dweight = r.dweight.data(),
                                    .dbias = r.dbias.data()},
                                   some);

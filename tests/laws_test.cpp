@@ -40,7 +40,8 @@ void expect_nearest(float x, Half (*narrow)(float)) {
   const double error = std::abs(static_cast<double>(to_float(got)) - static_cast<double>(x));
   for (const int step : {-1, 1}) {
     const Half neighbour{static_cast<std::uint16_t>(got.bits + step)};
-    if (!std::isfinite(to_float(neighbour)) || std::signbit(to_float(neighbour)) != std::signbit(to_float(got))) continue;
+    if (!std::isfinite(to_float(neighbour)) || std::signbit(to_float(neighbour)) != std::signbit(to_float(got)))
+      continue;
     const double other = std::abs(static_cast<double>(to_float(neighbour)) - static_cast<double>(x));
     RC_ASSERT(error <= other);
     if (error == other) RC_ASSERT(got.bits % 2 == 0);
@@ -84,7 +85,8 @@ RC_GTEST_PROP(APlan, RefinesTheNormsPartition, (bool last)) {
   }
 }
 
-RC_GTEST_PROP(ShiftedSums, OfWholeNumbersAddExactlyAboutAnyPivot, (const std::vector<std::int8_t>& values, std::int8_t pivot)) {
+RC_GTEST_PROP(ShiftedSums, OfWholeNumbersAddExactlyAboutAnyPivot,
+              (const std::vector<std::int8_t>& values, std::int8_t pivot)) {
   RC_PRE(!values.empty());
   const auto cut = values.size() / 3;
   double sum = 0, squares = 0;
@@ -123,7 +125,8 @@ RC_GTEST_PROP(Cmbn, WithEqualWeightsTheOrderOfMiniBatchesDoesNotMatter, (const s
 
 RC_GTEST_PROP(TheWindow, OfEqualEntriesIsTheEntry, (std::int16_t mean, std::uint8_t entries)) {
   const formulas::Moments one{static_cast<double>(mean), 2.0};
-  const auto average = formulas::window(one, 3, entries, Guard::drop, [&](int) { return one; }, [](int) { return 3.0; });
+  const auto average = formulas::window(
+      one, 3, entries, Guard::drop, [&](int) { return one; }, [](int) { return 3.0; });
   RC_ASSERT(std::abs(average.moments.mean - one.mean) <= 1e-12 * 32768);
   RC_ASSERT(std::abs(average.moments.var - 2) <= 1e-9);
   RC_ASSERT(average.count == 3.0 * (entries + 1));

@@ -25,7 +25,8 @@ Doubles permuted(const Doubles& from, const std::vector<std::int64_t>& shape, bo
   for (std::int64_t n = 0; n < N; ++n)
     for (std::int64_t c = 0; c < C; ++c)
       for (std::int64_t s = 0; s < S; ++s) {
-        const auto first = static_cast<std::size_t>((n * C + c) * S + s), last = static_cast<std::size_t>((n * S + s) * C + c);
+        const auto first = static_cast<std::size_t>((n * C + c) * S + s),
+                   last = static_cast<std::size_t>((n * S + s) * C + c);
         to[to_last ? last : first] = from[to_last ? first : last];
       }
   return to;
@@ -40,7 +41,8 @@ struct Step {
   Ranks dy;
 };
 
-Step make_step(const Composition& c, const Layer& layer, bool conv, const Array& weight, int step, int ranks, Random& random) {
+Step make_step(const Composition& c, const Layer& layer, bool conv, const Array& weight, int step, int ranks,
+               Random& random) {
   Step made;
   const std::int64_t samples = step == c.empty_step ? 0 : random.integer(1, 3 * ranks);
   std::vector<std::int64_t> counts = cases::split(random, samples, ranks);
@@ -111,14 +113,46 @@ reference::BatchOptions options_of(const Layer& layer) {
   return r;
 }
 
-Trace check(const Composition& c, const harness::World& world, Queue& queue, double tolerance) {
+namespace {
+
+// Values as the type holds them.
+template <class T>
+Array rounded(Array array) {
+  for (double& v : array.v) v = static_cast<double>(load(store<T>(static_cast<compute_t<T>>(v))));
+  return array;
+}
+template <class T>
+std::vector<T> typed(const Doubles& values) {
+  std::vector<T> made(values.size());
+  for (std::size_t i = 0; i < made.size(); ++i) made[i] = store<T>(static_cast<compute_t<T>>(values[i]));
+  return made;
+}
+template <class T>
+Doubles plain(const std::vector<T>& values) {
+  Doubles made(values.size());
+  for (std::size_t i = 0; i < made.size(); ++i) made[i] = static_cast<double>(load(values[i]));
+  return made;
+}
+
+template <class T>
+Trace check_as(const Composition& c, const harness::World& world, Queue& queue) {
+  using Parameter = compute_t<T>;
+  // What is computed in double from T's values is right to 1e-12 where nothing was rounded on the way; through a
+  // convolution's derivatives kept in f32 to a few roundings of f32. Maps over x round their coefficients and steps in
+  // f32, and their result once to T.
+  const double unit = std::is_same_v<T, double>  ? 0
+                      : std::is_same_v<T, float> ? 0x1p-24
+                      : std::is_same_v<T, f16>   ? 0x1p-11
+                                                 : 0x1p-8;
+  const double map_tolerance = unit == 0 ? 1e-12 : 2 * unit + 16 * 0x1p-24;
   Random random(c.seed);  // the same on every rank: each makes all data and keeps its part
   const int ranks = world->size();
   const auto rank = static_cast<std::size_t>(world->rank());
   const Layer layer = layer_of(c);
   reference::Layer oracle = reference::make_layer(c.channels, options_of(layer));
-  oracle.gamma = cases::gammas(random, c.channels);
-  oracle.beta = cases::betas(random, c.channels);
+  oracle.gamma = rounded<Parameter>({{c.channels}, cases::gammas(random, c.channels)}).v;
+  oracle.beta = rounded<Parameter>({{c.channels}, cases::betas(random, c.channels)}).v;
+  const std::vector<Parameter> gamma = typed<Parameter>(oracle.gamma), beta = typed<Parameter>(oracle.beta);
 
   std::optional<Norm> norm(std::in_place, layer, c.channels, world, queue);
   for (std::size_t i = 0; i < norm->running_mean().size(); ++i) {
@@ -129,9 +163,10 @@ Trace check(const Composition& c, const harness::World& world, Queue& queue, dou
   }
 
   const bool conv = layer.options.window > 1 && layer.options.compensate;
+  const double small_tolerance = unit == 0 || !conv ? 1e-12 : 64 * 0x1p-24;
   cases::Extents weight_shape{c.channels, 2};
   weight_shape.insert(weight_shape.end(), c.kernel.begin(), c.kernel.end());
-  Array weight = cases::normal(random, weight_shape, 0, 0.4);
+  Array weight = rounded<Parameter>(cases::normal(random, weight_shape, 0, 0.4));
   const Shape channel_shape{c.channels};
 
   Trace trace;
@@ -147,27 +182,32 @@ Trace check(const Composition& c, const harness::World& world, Queue& queue, dou
       norm.emplace(layer, c.channels, world, queue);
       norm->load(state);
     }
-    const Step s = make_step(c, layer, conv, weight, step, ranks, random);
+    Step s = make_step(c, layer, conv, weight, step, ranks, random);
+    for (Ranks* arrays : {&s.inputs.x, &s.inputs.residual, &s.inputs.conv_input, &s.dy})
+      for (Array& array : *arrays) array = rounded<T>(array);
     const auto expected = reference::forward(oracle, s.inputs);
     const auto gradients = reference::backward(oracle, s.inputs, expected, s.dy);
 
     const auto& extents = s.inputs.x[rank].shape;
     const Shape shape = shape_of(extents);
-    const Doubles x = to_order(s.inputs.x[rank], c.order), dy = to_order(s.dy[rank], c.order);
-    Doubles y(x.size()), dx(x.size()), dresidual(x.size()), residual, conv_input;
+    const std::vector<T> x = typed<T>(to_order(s.inputs.x[rank], c.order)),
+                         dy = typed<T>(to_order(s.dy[rank], c.order));
+    std::vector<T> y(x.size()), dx(x.size()), dresidual(x.size()), residual, conv_input;
+    std::vector<Parameter> theta;
     Doubles dgamma(oracle.gamma.size()), dbeta(oracle.gamma.size());
     ForwardInputs in;
     in.input = view(x.data(), shape, c.order);
-    in.weight = view(oracle.gamma.data(), channel_shape);
-    in.bias = view(oracle.beta.data(), channel_shape);
+    in.weight = view(gamma.data(), channel_shape);
+    in.bias = view(beta.data(), channel_shape);
     if (c.residual) {
-      residual = to_order(s.inputs.residual[rank], c.order);
+      residual = typed<T>(to_order(s.inputs.residual[rank], c.order));
       in.residual = view(residual.data(), shape, c.order);
     }
     if (conv) {
-      conv_input = to_order(s.inputs.conv_input[rank], c.order);
+      conv_input = typed<T>(to_order(s.inputs.conv_input[rank], c.order));
+      theta = typed<Parameter>(weight.v);
       in.conv_input = view(conv_input.data(), shape_of(s.inputs.conv_input[rank].shape), c.order);
-      in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
+      in.conv_weight = view(theta.data(), shape_of(weight.shape));
     }
     const Saved saved = norm->forward(in, view(y.data(), shape, c.order), queue);
     BackwardOutputs out;
@@ -177,12 +217,14 @@ Trace check(const Composition& c, const harness::World& world, Queue& queue, dou
     out.bias = view(dbeta.data(), channel_shape);
     norm->backward(saved, view(dy.data(), shape, c.order), out, queue);
 
-    // Relative to the largest value, or to the largest term of the sums that make it: with one or two values per channel
-    // the terms of dx cancel, and what is left is rounding.
-    const auto near = [&](const char* what, const Doubles& got, const Doubles& want, double term = 0) {
+    // Relative to the largest value, or to the largest term of the sums that make it: with one or two values per
+    // channel the terms of dx cancel, and what is left is rounding.
+    const auto near = [&](const char* what, double tolerance, const Doubles& got, const Doubles& want,
+                          double term = 0) {
       double largest = term, error = got.size() == want.size() ? 0 : 1e300;
       for (const double v : want) largest = std::max(largest, std::abs(v));
-      for (std::size_t i = 0; i < std::min(got.size(), want.size()); ++i) error = std::max(error, std::abs(got[i] - want[i]));
+      for (std::size_t i = 0; i < std::min(got.size(), want.size()); ++i)
+        error = std::max(error, std::abs(got[i] - want[i]));
       EXPECT_LE(error, tolerance * largest) << what << ", step " << step << ", rank " << rank << " of " << ranks;
       trace.push_back(got);
     };
@@ -190,31 +232,44 @@ Trace check(const Composition& c, const harness::World& world, Queue& queue, dou
     for (std::size_t i = 0; i < oracle.gamma.size(); ++i)
       dx_term = std::max(dx_term, std::abs(oracle.gamma[i] * expected.r[i] * expected.inv[i]));
     double largest_dy = 0;
-    for (const double v : dy) largest_dy = std::max(largest_dy, std::abs(v));
-    near("output", from_order(y, extents, c.order).v, expected.y[rank].v);
-    near("grad_input", from_order(dx, extents, c.order).v, gradients.dx[rank].v, dx_term * largest_dy);
-    if (c.residual) near("grad_residual", from_order(dresidual, extents, c.order).v, gradients.dresidual[rank].v);
+    for (const double v : s.dy[rank].v) largest_dy = std::max(largest_dy, std::abs(v));
+    near("output", map_tolerance + small_tolerance, from_order(plain(y), extents, c.order).v, expected.y[rank].v);
+    near("grad_input", map_tolerance + small_tolerance, from_order(plain(dx), extents, c.order).v, gradients.dx[rank].v,
+         dx_term * largest_dy);
+    if (c.residual)
+      near("grad_residual", map_tolerance, from_order(plain(dresidual), extents, c.order).v,
+           gradients.dresidual[rank].v);
     // dgamma sums dy * (x - mean) / sigma: with one value per channel x - mean is the rounding of x.
     double largest_x = 0, scale = 0;
-    for (const double v : x) largest_x = std::max(largest_x, std::abs(v));
+    for (const double v : s.inputs.x[rank].v) largest_x = std::max(largest_x, std::abs(v));
     for (std::size_t i = 0; i < oracle.gamma.size(); ++i) scale = std::max(scale, expected.r[i] * expected.inv[i]);
-    near("grad_weight", dgamma, gradients.dgamma[rank], scale * largest_x * largest_dy);
-    near("grad_bias", dbeta, gradients.dbeta[rank]);
-    near("mean", values(saved.frame().mean), expected.mean);
-    near("var", values(saved.frame().var), expected.var);
+    near("grad_weight", small_tolerance, dgamma, gradients.dgamma[rank], scale * largest_x * largest_dy);
+    near("grad_bias", small_tolerance, dbeta, gradients.dbeta[rank]);
+    near("mean", small_tolerance, values(saved.frame().mean), expected.mean);
+    near("var", small_tolerance, values(saved.frame().var), expected.var);
     if (layer.options.renorm) {
-      near("r", values(saved.frame().r), expected.r);
-      near("d", values(saved.frame().d), expected.d);
+      near("r", small_tolerance, values(saved.frame().r), expected.r);
+      near("d", small_tolerance, values(saved.frame().d), expected.d);
     }
-    near("running_mean", values(norm->running_mean()), oracle.state.running_mean);
-    near("running spread", values(norm->running_spread()),
+    near("running_mean", small_tolerance, values(norm->running_mean()), oracle.state.running_mean);
+    near("running spread", small_tolerance, values(norm->running_spread()),
          layer.keeps_std() ? oracle.state.running_std : oracle.state.running_var);
     EXPECT_EQ(norm->batches_tracked(), oracle.state.num_batches_tracked) << "step " << step;
 
-    if (++minibatch % layer.options.minibatches == 0 || step + 1 == c.short_batch_step)  // weights move between batches only
+    if (++minibatch % layer.options.minibatches == 0 ||
+        step + 1 == c.short_batch_step)  // weights move between batches only
+    {
       for (double& w : weight.v) w += 0.05 * random.normal();
+      weight = rounded<Parameter>(weight);
+    }
   }
   return trace;
+}
+
+}  // namespace
+
+Trace check(const Composition& c, const harness::World& world, Queue& queue) {
+  return visit(c.dtype, [&]<class T>(std::type_identity<T>) { return check_as<T>(c, world, queue); });
 }
 
 std::vector<std::pair<std::string, Composition>> compositions() {
@@ -277,13 +332,17 @@ std::vector<std::pair<std::string, Composition>> compositions() {
   c.empty_step = 3;
   c.order = last;
   add("WindowDropGroupsStride", c);
-  c = with("cross_iteration_batch_norm", {{"window", "3"}, {"burn_in", "2"}, {"fill_in_burn_in", "true"},
-                                          {"running_source", "window"}, {"conv_dilation", "2"}});
+  c = with("cross_iteration_batch_norm", {{"window", "3"},
+                                          {"burn_in", "2"},
+                                          {"fill_in_burn_in", "true"},
+                                          {"running_source", "window"},
+                                          {"conv_dilation", "2"}});
   c.space = {5};
   c.kernel = {3};
   c.steps = 6;
   add("Window1dBurnInFilled", c);
-  c = with("cross_iteration_batch_norm", {{"window", "3"}, {"burn_in", "2"}, {"running_source", "window"}, {"guard", "drop"}});
+  c = with("cross_iteration_batch_norm",
+           {{"window", "3"}, {"burn_in", "2"}, {"running_source", "window"}, {"guard", "drop"}});
   c.space = {2, 2, 3};
   c.kernel = {2, 1, 2};
   c.steps = 6;
@@ -301,15 +360,28 @@ std::vector<std::pair<std::string, Composition>> compositions() {
   c.steps = 9;
   c.empty_step = 3;
   add("WindowOfCmbn", c);
-  c = with("batch_norm", {{"window", "3"}, {"minibatches", "3"}, {"weighting", "count"}, {"running", "every"}, {"renorm", "true"},
-                          {"variant", "var"}, {"r_max", "1.3"}, {"d_max", "0.3"}, {"activation", "relu"}, {"burn_in", "1"},
+  c = with("batch_norm", {{"window", "3"},
+                          {"minibatches", "3"},
+                          {"weighting", "count"},
+                          {"running", "every"},
+                          {"renorm", "true"},
+                          {"variant", "var"},
+                          {"r_max", "1.3"},
+                          {"d_max", "0.3"},
+                          {"activation", "relu"},
+                          {"burn_in", "1"},
                           {"fill_in_burn_in", "true"}});
   c.steps = 12;
   c.residual = true;
   c.short_batch_step = 8;
   add("Everything", c);
-  c = with("batch_renorm", {{"window", "3"}, {"guard", "drop"}, {"conv_groups", "3"}, {"r_max", "1.1"}, {"d_max", "0.2"},
-                            {"momentum", "0.3"}, {"running_source", "window"}});
+  c = with("batch_renorm", {{"window", "3"},
+                            {"guard", "drop"},
+                            {"conv_groups", "3"},
+                            {"r_max", "1.1"},
+                            {"d_max", "0.2"},
+                            {"momentum", "0.3"},
+                            {"running_source", "window"}});
   c.steps = 6;
   add("RenormOfWindow", c);
   c = with("batch_renorm", {{"minibatches", "2"}, {"weighting", "count"}, {"r_max", "1.1"}, {"d_max", "0.2"}});

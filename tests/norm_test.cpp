@@ -52,7 +52,8 @@ struct Call {
   Norm norm;
 };
 
-// ---- edges -----------------------------------------------------------------------------------------------------------
+// ---- edges
+// -----------------------------------------------------------------------------------------------------------
 
 TEST(BatchNorm, AConstantChannelBecomesItsBias) {
   Call call("batch_norm");
@@ -70,8 +71,10 @@ TEST(BatchNorm, OneValuePerChannelGivesItsBiasAndNoGradient) {
   const Saved saved = call.forward();
   call.backward(saved);
   EXPECT_EQ(call.y, Doubles(3, 0.0));
-  for (std::size_t c = 0; c < 3; ++c) EXPECT_LE(std::abs(call.dx[c]), 1e-15 * saved.frame().rstd[c] * std::abs(call.dy.v[c]) * 4);
-  for (const double v : call.norm.running_spread()) EXPECT_EQ(v, 0.9);  // Bessel's factor of one value is 1: 0.9*1 + 0.1*0
+  for (std::size_t c = 0; c < 3; ++c)
+    EXPECT_LE(std::abs(call.dx[c]), 1e-15 * saved.frame().rstd[c] * std::abs(call.dy.v[c]) * 4);
+  for (const double v : call.norm.running_spread())
+    EXPECT_EQ(v, 0.9);  // Bessel's factor of one value is 1: 0.9*1 + 0.1*0
 }
 
 TEST(BatchNorm, AnEmptyCallChangesNothing) {
@@ -183,6 +186,34 @@ TEST(Norm, ReplayGivesTheSameAndChangesNothing) {
   EXPECT_EQ(call.dx, dx);
 }
 
+TEST(Norm, ReplayKeepsTheResidualsGate) {
+  Call call("batch_norm:activation=relu");
+  ForwardInputs in = call.inputs();
+  in.residual = view(call.dy.v.data(), call.shape());
+  const TensorView y = view(call.y.data(), call.shape());
+  const Saved saved = call.norm.forward(in, y, call.queue), again = call.norm.replay(saved, in, y, call.queue);
+  Doubles first(call.y.size()), second(call.y.size());
+  BackwardOutputs out;
+  out.residual = view(first.data(), call.shape());
+  call.norm.backward(saved, view(call.x.v.data(), call.shape()), out, call.queue);
+  out.residual = view(second.data(), call.shape());
+  call.norm.backward(again, view(call.x.v.data(), call.shape()), out, call.queue);
+  EXPECT_EQ(first, second);
+  EXPECT_NE(error_of([&] {
+              ForwardInputs other = in;
+              other.input.shape = other.residual.shape = Shape{5, 4, 3};
+              call.norm.replay(saved, other, view(call.y.data(), Shape{5, 4, 3}), call.queue);
+            }).find("the replayed input has shape (5,4,3), must have (3,4,5)"),
+            std::string::npos);
+}
+
+TEST(Norm, InInferenceOneNanDoesNotSpread) {
+  Call call("batch_norm:training=false");
+  call.dy.v[7] = std::nan("");
+  call.backward(call.forward());
+  for (std::size_t i = 0; i < call.dx.size(); ++i) EXPECT_EQ(std::isnan(call.dx[i]), i == 7);
+}
+
 TEST(Norm, MayWriteOverItsInput) {
   Call call("batch_norm:activation=relu");
   call.forward();
@@ -206,7 +237,8 @@ TEST(Norm, InferenceUsesTheRunningStatisticsAlone) {
   EXPECT_EQ(call.norm.batches_tracked(), 1);
 }
 
-// ---- layer_norm and group_norm -----------------------------------------------------------------------------------------
+// ---- layer_norm and group_norm
+// -----------------------------------------------------------------------------------------
 
 class WithinSamples : public testing::TestWithParam<DType> {};
 
@@ -214,7 +246,10 @@ TEST_P(WithinSamples, EqualTheOracle) {
   // One rounding of the input is not counted (the oracle reads the rounded values); output and dx are rounded once, and
   // computed with a few roundings of their type before that.
   const DType dtype = GetParam();
-  const double eps = dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
+  const double eps = dtype == DType::f64   ? 0x1p-53
+                     : dtype == DType::f32 ? 0x1p-24
+                     : dtype == DType::f16 ? 0x1p-11
+                                           : 0x1p-8;
   const double tolerance = (dtype == DType::f64 ? 1000 : 8) * eps;
   visit(dtype, [&]<class T>(std::type_identity<T>) {
     for (const auto& size : cases::sizes()) {
@@ -230,7 +265,8 @@ TEST_P(WithinSamples, EqualTheOracle) {
             for (double& v : a.v) v = static_cast<double>(load(store<T>(static_cast<compute_t<T>>(v))));
             return a;
           };
-          const Array x = rounded(cases::channelwise(random, extents, 0.5, 1)), dy = rounded(cases::normal(random, extents));
+          const Array x = rounded(cases::channelwise(random, extents, 0.5, 1)),
+                      dy = rounded(cases::normal(random, extents));
           Layer layer(text);
           if (!rows) layer.set("groups", std::to_string(G));
           const Shape shape = shape_of(extents);
@@ -256,7 +292,8 @@ TEST_P(WithinSamples, EqualTheOracle) {
           std::vector<T> y(tx.size()), dx(tx.size());
           Doubles dgamma(gamma.size()), dbeta(beta.size());
           Queue queue = Queue::cpu(2);
-          const Shape parameter = rows ? Shape(std::span(shape.begin() + 1, static_cast<std::size_t>(shape.rank() - 1))) : Shape{C};
+          const Shape parameter =
+              rows ? Shape(std::span(shape.begin() + 1, static_cast<std::size_t>(shape.rank() - 1))) : Shape{C};
           Norm norm(layer, C, nullptr, queue);
           ForwardInputs in;
           in.input = view(tx.data(), shape, order);
@@ -282,7 +319,8 @@ TEST_P(WithinSamples, EqualTheOracle) {
           };
           near("output", plain(y), expected.y.v, tolerance, 1);
           near("grad_input", plain(dx), gradients.dx.v, tolerance, term);
-          near("grad_weight", dgamma, gradients.dgamma, std::max(tolerance, 1e-12) , std::sqrt(static_cast<double>(x.v.size()) + 1) * 4);
+          near("grad_weight", dgamma, gradients.dgamma, std::max(tolerance, 1e-12),
+               std::sqrt(static_cast<double>(x.v.size()) + 1) * 4);
           near("grad_bias", dbeta, gradients.dbeta, 1e-12, 1);
           near("mean", {saved.frame().mean.begin(), saved.frame().mean.end()}, expected.mean, 1e-12, 1);
           near("rstd", {saved.frame().rstd.begin(), saved.frame().rstd.end()}, expected.rstd, 1e-11, 0);
@@ -294,7 +332,8 @@ TEST_P(WithinSamples, EqualTheOracle) {
 INSTANTIATE_TEST_SUITE_P(Types, WithinSamples, testing::Values(DType::f64, DType::f32, DType::f16, DType::bf16),
                          [](const auto& dtype) { return std::string(to_string(dtype.param)); });
 
-// ---- bad input -------------------------------------------------------------------------------------------------------
+// ---- bad input
+// -------------------------------------------------------------------------------------------------------
 
 TEST(BadInput, IsNamed) {
   Call call("batch_norm");
@@ -323,8 +362,9 @@ TEST(BadInput, IsNamed) {
   EXPECT_EQ(error_of([&] { group.forward(); }),
             "invalid argument: attribute groups is 3, must divide the number of channels, 4");
   Call rows("layer_norm:normalized_shape=4,4");
-  EXPECT_EQ(error_of([&] { rows.forward(); }), "invalid argument: attribute normalized_shape is (4,4), must be the trailing "
-                                               "axes of input, whose shape is (3,4,5)");
+  EXPECT_EQ(error_of([&] { rows.forward(); }),
+            "invalid argument: attribute normalized_shape is (4,4), must be the trailing "
+            "axes of input, whose shape is (3,4,5)");
 }
 
 TEST(BadInput, ConvolutionsThatDoNotFitAreNamed) {
@@ -358,8 +398,9 @@ TEST(BadInput, WeightsOfAnotherShapeThanBefore) {
     return error_of([&] { call.norm.forward(in, view(call.y.data(), call.shape()), call.queue); });
   };
   EXPECT_EQ(forward(conv_input, weight), "");
-  EXPECT_EQ(forward(wider, more), "invalid argument: conv_weight has 4 x 54 weights (channels x fan-in), must have 4 x 27 as in "
-                                  "the window's earlier calls");
+  EXPECT_EQ(forward(wider, more),
+            "invalid argument: conv_weight has 4 x 54 weights (channels x fan-in), must have 4 x 27 as in "
+            "the window's earlier calls");
 }
 
 }  // namespace

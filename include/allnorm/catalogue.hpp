@@ -20,13 +20,13 @@ enum class Reduction : std::uint8_t {
 
 /// How a tensor is shaped, converted and cut over ranks.
 enum class TensorRole : std::uint8_t {
-  activation,      ///< shaped like the input, in its order and dtype
-  channel,         ///< a parameter of shape (C)
-  normalized,      ///< a parameter of shape normalized_shape
-  channel_state,   ///< running statistics (C)
-  counter_state,   ///< one integer
-  conv_input,      ///< (N, Ci, space), in the input's order and dtype
-  conv_weight,     ///< (C, Ci/groups, k...)
+  activation,     ///< shaped like the input, in its order and dtype
+  channel,        ///< a parameter of shape (C)
+  normalized,     ///< a parameter of shape normalized_shape
+  channel_state,  ///< running statistics (C)
+  counter_state,  ///< one integer
+  conv_input,     ///< (N, Ci, space), in the input's order and dtype
+  conv_weight,    ///< (C, Ci/groups, k...)
 };
 
 struct TensorSpec {
@@ -61,10 +61,10 @@ struct Row {
   std::string_view summary;  ///< one line
   std::string_view source;   ///< paper
   Reduction reduction;
-  std::span<const TensorSpec> tensors;      ///< optional ones, besides input and grad_output
+  std::span<const TensorSpec> tensors;  ///< optional ones, besides input and grad_output
   std::span<const Attribute> attributes;
-  std::span<const Default> defaults;        ///< where they differ from NormOptions{}
-  std::span<const OutputSpec> outputs;      ///< besides output and grad_input
+  std::span<const Default> defaults;    ///< where they differ from NormOptions{}
+  std::span<const OutputSpec> outputs;  ///< besides output and grad_input
 };
 
 /// All rows, in the order of the documentation.

@@ -15,10 +15,10 @@ namespace allnorm {
 
 /// How ranks wait for each other.
 struct Patience {
-  double timeout = 120;         ///< seconds until a missing rank is an Error{timeout}
-  double first_timeout = 600;   ///< the same for the first exchange of a communicator: ranks start at different times
-  int gather_limit = 32;        ///< up to this many ranks messages are gathered and added in rank order; beyond, along a
-                                ///< fixed binary tree
+  double timeout = 120;        ///< seconds until a missing rank is an Error{timeout}
+  double first_timeout = 600;  ///< the same for the first exchange of a communicator: ranks start at different times
+  int gather_limit = 32;       ///< up to this many ranks messages are gathered and added in rank order; beyond, along a
+                               ///< fixed binary tree
   std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
   std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
 };
@@ -29,8 +29,8 @@ class Pending {
   class Impl {
    public:
     virtual ~Impl() = default;
-    virtual bool poll() = 0;     ///< makes progress, never blocks; true when done. Throws as wait() does.
-    virtual Message take() = 0;  ///< the result, after poll() returned true; once
+    virtual bool poll() = 0;     ///< makes progress, never blocks; true when done. Throws timeout and aborted.
+    virtual Message take() = 0;  ///< the result, after poll() returned true; once. Throws mismatch.
     virtual void relax() = 0;    ///< gives way to other ranks
   };
 
@@ -39,9 +39,9 @@ class Pending {
 
   /// Makes progress without blocking; true when the result is there. MPI moves messages only inside calls: call this
   /// between blocks of other work to overlap the two.
-  bool poll() { return impl_->poll(); }
-  /// Waits for every rank's message and returns the sum. Throws mismatch when headers differ, timeout when a rank is
-  /// late (both name it), aborted when another rank failed.
+  bool poll();
+  /// Waits for every rank's message and returns the sum; once. Throws mismatch when headers differ, timeout when a rank
+  /// is late (both name it), aborted when another rank failed or declined.
   Message wait();
 
  private:
@@ -60,11 +60,16 @@ class Communicator {
   virtual std::string_view transport() const noexcept = 0;
   /// Sends `message` to the group and returns at once.
   virtual Pending start_exchange(Message message, Queue& queue) = 0;
-  /// The subgroup of all ranks that give the same color, in rank order. Collective.
+  /// The subgroup of all ranks that give the same color, in rank order. Collective. |color| is at most 2^53.
   virtual std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) = 0;
-  /// Tells the peers, where the transport can, that this rank failed; their waits throw aborted.
+  /// Takes this rank's part in the next exchange only to say that it cannot: the peers' wait throws aborted with this
+  /// rank and the error. Does not wait. The group is still usable afterwards.
+  virtual void decline(const Error& error) noexcept = 0;
+  /// Tells the peers of every group, where the transport can (threads), that this rank is gone; all their waits throw
+  /// aborted.
   virtual void abort(const Error& error) noexcept = 0;
-  /// Numbers of exchanges and of payload bytes sent so far by this rank through this communicator.
+  /// Numbers of this rank's exchanges through this communicator and of the payload bytes in its messages, each counted
+  /// once however many peers it goes to.
   struct Traffic {
     std::uint64_t exchanges = 0, bytes = 0;
   };

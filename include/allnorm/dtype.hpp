@@ -57,9 +57,7 @@ constexpr T store(compute_t<T> value) noexcept {
     return to_bf16(value);
 }
 
-constexpr std::size_t size_of(DType dtype) noexcept {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
+constexpr std::size_t size_of(DType dtype) noexcept { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 /// "f64", "f32", "f16" or "bf16".
 std::string_view to_string(DType dtype) noexcept;
 /// The inverse of to_string. Throws invalid_argument for anything else.
@@ -69,20 +67,30 @@ DType parse_dtype(std::string_view name);
 template <class F>
 decltype(auto) visit(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f64: return f(std::type_identity<double>{});
-    case DType::f32: return f(std::type_identity<float>{});
-    case DType::f16: return f(std::type_identity<f16>{});
-    case DType::bf16: break;
+    case DType::f64:
+      return f(std::type_identity<double>{});
+    case DType::f32:
+      return f(std::type_identity<float>{});
+    case DType::f16:
+      return f(std::type_identity<f16>{});
+    case DType::bf16:
+      break;
   }
   return f(std::type_identity<bf16>{});
 }
 
 template <class T>
 constexpr DType dtype_of() noexcept {
-  if constexpr (std::is_same_v<T, double>) return DType::f64;
-  else if constexpr (std::is_same_v<T, float>) return DType::f32;
-  else if constexpr (std::is_same_v<T, f16>) return DType::f16;
-  else { static_assert(std::is_same_v<T, bf16>); return DType::bf16; }
+  if constexpr (std::is_same_v<T, double>)
+    return DType::f64;
+  else if constexpr (std::is_same_v<T, float>)
+    return DType::f32;
+  else if constexpr (std::is_same_v<T, f16>)
+    return DType::f16;
+  else {
+    static_assert(std::is_same_v<T, bf16>);
+    return DType::bf16;
+  }
 }
 
 }  // namespace allnorm

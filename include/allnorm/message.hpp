@@ -12,15 +12,18 @@ namespace allnorm {
 
 /// The fields that every rank of an exchange must agree on, each in its own place, so that the ones that differ can be
 /// named. src/message.cpp has the table of their names and formats.
+// clang-format off
 enum class Field : std::uint8_t {
-  magic, wire_version, direction, kind, call, payload,           // which exchange this is
-  ranks, channels, dtype, eps, momentum, unbiased, training,     // of every layer
+  magic, wire_version, direction, kind, call,                    // which exchange this is
+  ranks, channels, dtype, eps, momentum, unbiased,               // of every layer
   renorm, variant, r_max, d_max,                                 // Batch Renormalization
   minibatches, minibatch, weighting, running,                    // CmBN
   window, entries, burn_in, fill_in_burn_in, compensate, guard, running_source,  // Cross-Iteration BN
-  pivot_hash, running_hash, weight_hash,
+  weight_hash, running_hash, history_hash, pivot_hash,           // what must have the same bits
+  payload,
   count
 };
+// clang-format on
 
 enum class Direction : std::uint8_t { forward, backward, gradients, agreement, split };
 
@@ -48,7 +51,8 @@ std::string describe(const Header& header);
 /// Where the two belong to different exchanges, only what says so is listed.
 std::string differences(const Header& first, int first_rank, const Header& other);
 
-/// Per-rank bits that are not summed: the result has their union, and `Message::rank_flags` each rank's own.
+/// Bits of a rank's own, for callers, that are not summed: the result has their union, `Message::rank_flags` each
+/// rank's.
 enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2 };
 
 /// Header, payload (summed over the ranks) and flags.

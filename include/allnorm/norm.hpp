@@ -41,13 +41,13 @@ struct BackwardOutputs {
 /// The statistics that a call normalized with, one value per group G (channels for batch_norm, (N,G) for group_norm,
 /// leading axes for layer_norm). y = gamma * ((x - mean) * rstd * r + d) + beta.
 struct Frame {
-  Buffer<double> mean{};  ///< (G)
-  Buffer<double> var{};   ///< (G) biased, without eps
-  Buffer<double> rstd{};  ///< (G)
-  Buffer<double> r{};     ///< (G) with renorm, otherwise empty (1)
-  Buffer<double> d{};     ///< (G) with renorm, otherwise empty (0)
-  Buffer<double> share{}; ///< (G) d mean / d (this call's mean): 1 for BN, 1/n in a window, 0 in inference
-  double count = 0;       ///< values per group of this call, over all ranks
+  Buffer<double> mean{};   ///< (G)
+  Buffer<double> var{};    ///< (G) biased, without eps
+  Buffer<double> rstd{};   ///< (G)
+  Buffer<double> r{};      ///< (G) with renorm, otherwise empty (1)
+  Buffer<double> d{};      ///< (G) with renorm, otherwise empty (0)
+  Buffer<double> share{};  ///< (G) d mean / d (this call's mean): 1 for BN, 1/n in a window, 0 in inference
+  double count = 0;        ///< values per group of this call, over all ranks
 };
 
 /// What forward leaves for backward. It borrows the tensors of the call: keep them until backward is done. Several may
@@ -79,9 +79,9 @@ struct LoadOptions {
 /// docs/equations.md has the formulas as implemented.
 class Norm {
  public:
-  /// `channels` is C; layers without per-channel state (layer_norm) ignore it. `group`: the ranks that hold parts of the
-  /// same groups; null means self(). `name` appears in error messages and must be the same on all ranks.
-  /// Throws invalid_argument for options out of range, unsupported for exchange on a layer that has none yet.
+  /// `channels` is C; layers without per-channel state (layer_norm) ignore it. `group`: the ranks that hold parts of
+  /// the same groups; null means self(). `name` appears in error messages and must be the same on all ranks. Throws
+  /// invalid_argument for options out of range.
   Norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
        std::string name = {});
   Norm(Norm&&) noexcept;
@@ -90,7 +90,9 @@ class Norm {
 
   /// output = the layer's y for inputs.input, shaped and typed like it; may be the input itself when no backward
   /// follows. In training, exchanges with the group and then advances the state; with training=false uses the running
-  /// statistics. Throws invalid_argument (shapes, missing tensors), mismatch, timeout, aborted.
+  /// statistics. Throws invalid_argument and invalid_input (its peers then throw aborted with this rank's reason),
+  /// mismatch, timeout, aborted. A group must be in one mode: a rank in inference sends nothing, and its peers time
+  /// out.
   Saved forward(const ForwardInputs& inputs, TensorView output, Queue& queue);
   /// The same output again from an earlier call's statistics: no exchange, no change of state (activation
   /// checkpointing).

@@ -17,7 +17,8 @@ struct Activation {
 };
 
 enum class RenormVariant : std::uint8_t {
-  paper,  ///< the moving average is of sigma = sqrt(var + eps), kept as running_std (Batch Renormalization, algorithm 1)
+  paper,  ///< the moving average is of sigma = sqrt(var + eps), kept as running_std (Batch Renormalization, algorithm
+          ///< 1)
   var,    ///< the moving average is of the variance, kept as PyTorch keeps it
 };
 enum class Weighting : std::uint8_t { uniform, count };

@@ -33,19 +33,23 @@ class MpiLinks final : public Links {
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
 
+  // Messages that never left or never came, after an error: MPI still holds their memory, and freeing the communicator
+  // is collective. Both are left to MPI_Finalize.
   ~MpiLinks() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
     if (finalized) return;
-    for (auto& sending : sendings_) {  // only after an error: a peer that never received
-      MPI_Cancel(&sending.request);
-      MPI_Request_free(&sending.request);
+    bool idle = receivings_.empty();
+    try {
+      progress();
+      idle = idle && sendings_.empty();
+    } catch (const Error&) {
+      idle = false;
     }
-    for (auto& [key, receiving] : receivings_) {
-      MPI_Cancel(&receiving.request);
-      MPI_Request_free(&receiving.request);
-    }
-    MPI_Comm_free(&comm_);
+    if (idle)
+      MPI_Comm_free(&comm_);
+    else
+      new Remains{std::move(sendings_), std::move(receivings_)};  // never deleted
   }
 
   int rank() const noexcept override { return rank_; }
@@ -56,7 +60,7 @@ class MpiLinks final : public Links {
     expect(bytes->size() <= INT_MAX, Code::unsupported,
            [&] { return "a message has " + std::to_string(bytes->size()) + " bytes, MPI takes at most 2^31-1"; });
     for (const int rank : to) {
-      Sending sending{MPI_REQUEST_NULL, bytes};
+      Sending sending{MPI_REQUEST_NULL, tag, bytes};
       check(MPI_Isend(bytes->data(), static_cast<int>(bytes->size()), MPI_BYTE, rank, mpi_tag(tag), comm_,
                       &sending.request),
             "MPI_Isend");
@@ -86,13 +90,11 @@ class MpiLinks final : public Links {
     return bytes;
   }
 
-  bool flushed() override {
-    for (auto sending = sendings_.begin(); sending != sendings_.end();) {
-      int done = 0;
-      check(MPI_Test(&sending->request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-      sending = done ? sendings_.erase(sending) : std::next(sending);
-    }
-    return sendings_.empty();
+  bool flushed(std::uint64_t tag) override {
+    progress();
+    for (const Sending& sending : sendings_)
+      if (sending.tag == tag) return false;
+    return true;
   }
 
   void relax(int) override { std::this_thread::yield(); }
@@ -101,6 +103,7 @@ class MpiLinks final : public Links {
  private:
   struct Sending {
     MPI_Request request;
+    std::uint64_t tag;
     std::shared_ptr<const Bytes> bytes;
   };
   struct Receiving {
@@ -108,16 +111,32 @@ class MpiLinks final : public Links {
     Bytes bytes;
   };
 
+  using Receivings = std::map<std::pair<int, std::uint64_t>, Receiving>;  // by rank and tag
+  struct Remains {
+    std::list<Sending> sendings;
+    Receivings receivings;
+  };
+
+  void progress() {
+    for (auto sending = sendings_.begin(); sending != sendings_.end();) {
+      int done = 0;
+      check(MPI_Test(&sending->request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+      sending = done ? sendings_.erase(sending) : std::next(sending);
+    }
+  }
+
   // 11 bits of context and 15 of sequence: below any MPI's largest tag (Open MPI 2^31-1, MPICH 2^28-1). Messages of one
-  // pair arrive in order, and no rank is more than a few exchanges ahead, so wrapping is harmless.
-  static int mpi_tag(std::uint64_t tag) noexcept {
-    return static_cast<int>((tag >> 32 & 0x7ffu) << 15 | (tag & 0x7fffu));
+  // pair arrive in order, and no rank is more than a few exchanges ahead, so a wrapping sequence is harmless.
+  static int mpi_tag(std::uint64_t tag) {
+    const std::uint64_t context = tag >> 32;
+    expect(context < 2048, Code::unsupported, "there are over 2047 subgroups, must be fewer with MPI");
+    return static_cast<int>(context << 15 | (tag & 0x7fffu));
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::list<Sending> sendings_;
-  std::map<std::pair<int, std::uint64_t>, Receiving> receivings_;
+  Receivings receivings_;
 };
 
 }  // namespace

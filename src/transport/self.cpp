@@ -12,7 +12,7 @@ class SelfLinks final : public Links {
   std::string_view transport() const noexcept override { return "self"; }
   void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
   std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return nullptr; }
-  bool flushed() override { return true; }
+  bool flushed(std::uint64_t) override { return true; }
   void relax(int) override {}
   void abort(const Error&) noexcept override {}
 };

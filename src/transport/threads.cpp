@@ -23,6 +23,7 @@ struct Mailbox {
   std::mutex mutex;
   std::condition_variable arrived;
   std::list<Letter> letters;
+  std::uint64_t arrivals = 0;  // letters so far
 };
 
 // What the ranks share.
@@ -49,6 +50,7 @@ class ThreadLinks final : public Links {
       {
         const std::lock_guard lock(box.mutex);
         box.letters.push_back({rank_, tag, bytes});
+        ++box.arrivals;
       }
       box.arrived.notify_one();
     }
@@ -74,7 +76,7 @@ class ThreadLinks final : public Links {
     return nullptr;
   }
 
-  bool flushed() override { return true; }
+  bool flushed(std::uint64_t) override { return true; }
 
   // The first looks only give way to ranks that have work; then sleep until something arrives.
   void relax(int looks) override {
@@ -83,7 +85,8 @@ class ThreadLinks final : public Links {
       return;
     }
     std::unique_lock lock(own().mutex);
-    if (own().letters.empty()) own().arrived.wait_for(lock, std::chrono::milliseconds(1));
+    if (seen_ == own().arrivals) own().arrived.wait_for(lock, std::chrono::milliseconds(1));
+    seen_ = own().arrivals;
   }
 
   void abort(const Error& error) noexcept override {
@@ -101,12 +104,14 @@ class ThreadLinks final : public Links {
 
   std::shared_ptr<Hub> hub_;
   int rank_;
+  std::uint64_t seen_ = 0;  // arrivals at the last look
 };
 
 }  // namespace
 
 std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Patience& patience) {
-  expect(ranks >= 1, Code::invalid_argument, [&] { return "ranks is " + std::to_string(ranks) + ", must be at least 1"; });
+  expect(ranks >= 1, Code::invalid_argument,
+         [&] { return "ranks is " + std::to_string(ranks) + ", must be at least 1"; });
   const auto hub = std::make_shared<Hub>(ranks);
   std::vector<std::shared_ptr<Communicator>> communicators;
   for (int rank = 0; rank < ranks; ++rank)

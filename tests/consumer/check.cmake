@@ -13,4 +13,10 @@ run(${CMAKE_COMMAND} -S "${CMAKE_CURRENT_LIST_DIR}" -B "${work_dir}/build" -G "$
   "-DCMAKE_CXX_COMPILER=${compiler}" "-DCMAKE_CXX_FLAGS=${flags}" "-DCMAKE_PREFIX_PATH=${prefix}"
   -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
 run(${CMAKE_COMMAND} --build "${work_dir}/build" --config "${config}")
-run("${work_dir}/build/consumer")
+execute_process(COMMAND "${work_dir}/build/consumer" OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+message("${output}")
+foreach(line IN ITEMS "rank 0: mean 2.5, variance 2.25, y -1.000" "rank 1: mean 2.5, variance 2.25, y 1.000")
+  if(NOT output MATCHES "${line}")
+    message(FATAL_ERROR "consumer printed the lines above, must have printed: ${line}")
+  endif()
+endforeach()

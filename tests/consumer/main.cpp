@@ -1,21 +1,21 @@
-// Batch Normalization with ReLU, forward and backward, on one rank; the README's example.
+// Cross-GPU BN on two ranks, here threads of this process: each has one value of one channel, both normalize with the
+// mean and variance of the two.
 #include <allnorm/norm.hpp>
 #include <cstdio>
+#include <thread>
 #include <vector>
 
 int main() {
-  using namespace allnorm;
-  Queue queue = Queue::cpu();
-  const Shape shape{2, 3, 4, 4};  // (N, C, H, W)
-  std::vector<float> x(96), y(96), dy(96, 1.0f), dx(96);
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 7);
-
-  Norm norm(Layer("batch_norm").set("activation", "relu"), 3, self(), queue);
-  ForwardInputs in;
-  in.input = view(x.data(), shape);
-  const Saved saved = norm.forward(in, view(y.data(), shape), queue);
-  BackwardOutputs out;
-  out.input = view(dx.data(), shape);
-  norm.backward(saved, view(dy.data(), shape), out, queue);
-  std::printf("channel 0: mean %.4f, var %.4f, y[0] %.4f\n", saved.frame().mean[0], saved.frame().var[0], y[0]);
+  const auto ranks = allnorm::threads(2);
+  const auto train = [&ranks](std::size_t rank) {
+    allnorm::Queue queue = allnorm::Queue::cpu();
+    allnorm::Norm norm(allnorm::Layer("batch_norm"), 1, ranks[rank], queue);
+    float x = rank == 0 ? 1.0f : 4.0f, y = 0.0f;  // (N, C) = (1, 1)
+    const allnorm::Saved saved = norm.forward({.input = allnorm::view(&x, {1, 1})}, allnorm::view(&y, {1, 1}), queue);
+    std::printf("rank %zu: mean %g, variance %g, y %.3f\n", rank, saved.frame().mean[0], saved.frame().var[0],
+                double{y});
+  };
+  std::thread other(train, 1);
+  train(0);
+  other.join();
 }

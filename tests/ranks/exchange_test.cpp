@@ -22,7 +22,8 @@ struct Group {
   int gather_limit;
 };
 std::string name_of(const testing::TestParamInfo<Group>& info) {
-  return std::to_string(info.param.ranks) + (info.param.ranks <= info.param.gather_limit ? "RanksGathered" : "RanksInATree");
+  return std::to_string(info.param.ranks) +
+         (info.param.ranks <= info.param.gather_limit ? "RanksGathered" : "RanksInATree");
 }
 
 class Exchange : public testing::TestWithParam<Group> {
@@ -36,11 +37,12 @@ class Exchange : public testing::TestWithParam<Group> {
 
 TEST_P(Exchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
 TEST_P(Exchange, ExchangesOverlap) { run(exchange_cases::exchanges_overlap); }
+TEST_P(Exchange, ARankMayDecline) { run(exchange_cases::a_rank_may_decline); }
 TEST_P(Exchange, SplitsAreIndependent) { run(exchange_cases::splits_are_independent); }
 
 INSTANTIATE_TEST_SUITE_P(Groups, Exchange,
-                         testing::Values(Group{1, 32}, Group{2, 32}, Group{3, 32}, Group{4, 32}, Group{2, 1}, Group{3, 1},
-                                         Group{5, 1}, Group{8, 2}),
+                         testing::Values(Group{1, 32}, Group{2, 32}, Group{3, 32}, Group{4, 32}, Group{2, 1},
+                                         Group{3, 1}, Group{5, 1}, Group{8, 2}),
                          name_of);
 
 TEST(GatheredExchange, SumsAreInRankOrder) {
@@ -80,7 +82,8 @@ TEST(TreeExchange, MismatchesReachEveryRank) {
           message.payload.push_back(2.0);
         }
         const std::string error = error_of([&] { world->exchange(std::move(message), queue); });
-        if (error.starts_with("mismatch: rank 5: bn, call 0, forward: ") && error.find("eps is 0.001") != error.npos) ++told;
+        if (error.starts_with("mismatch: rank 5: bn, call 0, forward: ") && error.find("eps is 0.001") != error.npos)
+          ++told;
       },
       patience);
   EXPECT_EQ(told, 7);
@@ -99,6 +102,36 @@ TEST(LateRank, IsNamedAfterTheDeadline) {
         patience);
   });
   EXPECT_EQ(error, "timeout: bn, call 5, forward: rank 2 is missing, not done after 0.2 s");
+}
+
+TEST(LateRank, InATreeIsNamedByItsNeighbours) {
+  Patience patience;
+  patience.gather_limit = 1;
+  patience.first_timeout = 0.2;
+  std::mutex mutex;
+  std::vector<std::string> told(7);
+  harness::run(
+      7,
+      [&](const World& world, Queue& queue) {
+        if (world->rank() == 5) return;  // a leaf below rank 4
+        const std::string error = error_of([&] {
+          world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+        });
+        const std::lock_guard lock(mutex);
+        told[static_cast<std::size_t>(world->rank())] = error;
+      },
+      patience);
+  EXPECT_EQ(told[4],
+            "timeout: bn, call 0, forward: rank 5, or a rank that it waits for, is missing, not done after 0.2 s");
+  for (const std::size_t rank : {0u, 1u, 2u, 3u, 6u})
+    EXPECT_NE(told[rank].find("or a rank that it waits for, is missing"), std::string::npos);
+}
+
+TEST(Split, RefusesAColorThatADoubleCannotHold) {
+  harness::run(2, [](const World& world, Queue& queue) {
+    EXPECT_EQ(error_of([&] { world->split((std::int64_t{1} << 53) + 1, queue); }),
+              "invalid argument: the color of a split is 9007199254740993, must be from -2^53 to 2^53");
+  });
 }
 
 TEST(LateRank, TheFirstExchangeHasItsOwnDeadline) {
@@ -152,7 +185,9 @@ TEST(FailedRank, ItsPeersSayWhichAndWhy) {
   const auto worlds = threads(2);
   worlds[1]->abort(Error(Code::invalid_input, "file x is broken"));
   Queue queue = Queue::cpu();
-  EXPECT_EQ(error_of([&] { worlds[0]->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue); }),
+  EXPECT_EQ(error_of([&] {
+              worlds[0]->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+            }),
             "aborted: rank 1 failed: file x is broken");
 }
 

@@ -38,7 +38,8 @@ Outcome run(const Layer& layer, const Array& x, const Array& dy, const harness::
 
 RC_GTEST_PROP(SyncBatchNorm, IsBatchNormOfTheConcatenatedBatch, (std::uint32_t seed, bool relu)) {
   const int ranks = *rc::gen::inRange(1, 7);
-  auto counts = *rc::gen::container<std::vector<std::int64_t>>(static_cast<std::size_t>(ranks), rc::gen::inRange<std::int64_t>(0, 4));
+  auto counts = *rc::gen::container<std::vector<std::int64_t>>(static_cast<std::size_t>(ranks),
+                                                               rc::gen::inRange<std::int64_t>(0, 4));
   ++counts[seed % counts.size()];  // at least one sample in all
   const std::int64_t N = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
   cases::Random random(seed);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "norm_cases.hpp"
@@ -22,9 +23,20 @@ TEST_P(Compositions, EqualTheOracleOnAnyNumberOfRanks) {
     }
 }
 
-TEST_P(Compositions, ResumeToTheSameBits) {
+TEST_P(Compositions, EqualTheOracleInEveryType) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    Composition c = GetParam().second;
+    c.dtype = dtype;
+    harness::run(2, [&](const harness::World& world, Queue& queue) { norm_cases::check(c, world, queue); });
+  }
+}
+
+class Resumed : public testing::TestWithParam<std::tuple<std::pair<std::string, Composition>, DType>> {};
+
+TEST_P(Resumed, CompositionsGoOnToTheSameBits) {
   for (const int ranks : {1, 3}) {
-    const Composition whole = GetParam().second;
+    Composition whole = std::get<0>(GetParam()).second;
+    whole.dtype = std::get<1>(GetParam());
     std::vector<norm_cases::Trace> traces(static_cast<std::size_t>(ranks));
     harness::run(ranks, [&](const harness::World& world, Queue& queue) {
       traces[static_cast<std::size_t>(world->rank())] = norm_cases::check(whole, world, queue);
@@ -33,7 +45,8 @@ TEST_P(Compositions, ResumeToTheSameBits) {
       Composition resumed = whole;
       resumed.resume_step = step;
       harness::run(ranks, [&](const harness::World& world, Queue& queue) {
-        EXPECT_EQ(norm_cases::check(resumed, world, queue), traces[static_cast<std::size_t>(world->rank())]) << "step " << step;
+        EXPECT_EQ(norm_cases::check(resumed, world, queue), traces[static_cast<std::size_t>(world->rank())])
+            << "step " << step;
       });
     }
   }
@@ -41,5 +54,13 @@ TEST_P(Compositions, ResumeToTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(Family, Compositions, testing::ValuesIn(norm_cases::compositions()),
                          [](const auto& composition) { return composition.param.first; });
+
+INSTANTIATE_TEST_SUITE_P(Family, Resumed,
+                         testing::Combine(testing::ValuesIn(norm_cases::compositions()),
+                                          testing::Values(DType::f64, DType::f32)),
+                         [](const auto& resumed) {
+                           return std::get<0>(resumed.param).first + "_" +
+                                  std::string(to_string(std::get<1>(resumed.param)));
+                         });
 
 }  // namespace

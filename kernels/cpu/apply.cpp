@@ -1,0 +1,155 @@
+// y = activation((x - center) * scale + shift + residual), and the sign of y as bits.
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/apply.cpp"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/gate-inl.hpp"
+#include "kernels/cpu/grid.hpp"
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/vectors-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace allnorm::cpu::HWY_NAMESPACE {
+
+/// The tensors, the activation, and whether y is streamed: not where it overwrites what was just read.
+template <class T>
+struct ApplyTensors {
+  const T* x;
+  const T* residual;
+  T* y;
+  Below<WideTag<T>> low;
+  bool streams;
+
+  explicit ApplyTensors(const ApplyArgs& args)
+      : x(static_cast<const T*>(args.x)),
+        residual(static_cast<const T*>(args.residual)),
+        y(static_cast<T*>(args.y)),
+        low(below(WideTag<T>(), args.activation)),
+        streams(args.y != args.x && args.y != args.residual &&
+                args.partition.elements() * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
+  const T* streamed(std::int64_t offset) const { return streams ? y + offset : nullptr; }
+};
+
+/// One vector at memory offset i, or its first n values.
+template <class T, bool active, bool with_residual, Access access, class V>
+HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V scale, V shift) {
+  const WideTag<T> d;
+  auto z = affine_of(hn::Sub(get<access>(d, t.x + i, n), center), scale, shift);
+  if constexpr (with_residual) z = hn::Add(z, get<access>(d, t.residual + i, n));
+  if constexpr (active) z = activate(d, z, t.low);
+  put<access>(d, z, t.y + i, n);
+}
+
+template <class T, bool active, bool with_residual>
+void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
+  const WideTag<T> d;
+  const ApplyTensors<T> t(args);
+  const auto piece = [&](std::int64_t group, std::int64_t offset, std::int64_t length) {
+    const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], args.shift[group]);
+    const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+    for_vectors(d, length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+      apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, scale, shift);
+    });
+  };
+  grid.for_pieces(queue, piece, [&] {
+    if (t.streams) flush_streams();
+  });
+}
+
+template <class T, bool active, bool with_residual>
+void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queue) {
+  using C = compute_t<T>;
+  const WideTag<T> d;
+  const ApplyTensors<T> t(args);
+  for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
+    const auto unit = grid.unit(u);
+    alignas(64) C center[tile_columns], scale[tile_columns], shift[tile_columns];
+    for (std::int64_t j = 0; j < unit.columns; ++j) {
+      const std::int64_t group = grid.group(unit.matrix, unit.column + j);
+      const auto a = affine<C>(args.center[group], args.scale[group], args.shift[group]);
+      center[j] = a.center, scale[j] = a.scale, shift[j] = a.shift;
+    }
+    for (std::int64_t row = 0; row < unit.rows; ++row) {
+      const std::int64_t offset = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+        apply_vector<T, active, with_residual, access()>(t, offset + j, n, get<access()>(d, center + j, n),
+                                                         get<access()>(d, scale + j, n),
+                                                         get<access()>(d, shift + j, n));
+      });
+    }
+    if (t.streams) flush_streams();
+  });
+}
+
+template <class T, bool active, bool with_residual>
+void apply_partition(const ApplyArgs& args, Queue& queue) {
+  const Partition p = canonical(args.partition);
+  if (by_columns(p))
+    apply_by_columns<T, active, with_residual>(args, ColumnGrid(p), queue);
+  else
+    apply_by_runs<T, active, with_residual>(args, MapGrid(p), queue);
+}
+
+void apply_target(const ApplyArgs& args, Queue& queue) {
+  if (args.partition.elements() == 0) return;
+  const bool active = args.activation.kind != ActivationKind::identity;
+  visit(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (args.residual != nullptr)
+      active ? apply_partition<T, true, true>(args, queue) : apply_partition<T, false, true>(args, queue);
+    else
+      active ? apply_partition<T, true, false>(args, queue) : apply_partition<T, false, false>(args, queue);
+  });
+}
+
+/// The lanes of `y` that pass the gate, as bits: NaN passes, as it does where the sign is recomputed.
+template <class D>
+HWY_INLINE std::uint64_t sign_bits(D d, Vec<D> y) {
+  std::uint8_t bits[8] = {};
+  hn::StoreMaskBits(d, hn::Not(hn::Le(y, hn::Zero(d))), bits);
+  std::uint64_t word = 0;
+  std::memcpy(&word, bits, 8);
+  return word & ((std::uint64_t{1} << lanes(d)) - 1);
+}
+
+template <class T>
+void sign_mask_of(const SignMaskArgs& args, Queue& queue) {
+  const WideTag<T> d;
+  const std::int64_t n = lanes(d);
+  const T* y = static_cast<const T*>(args.y);
+  for_tasks(queue, ceil_div(args.elements, task_values), [&](std::int64_t task) {
+    const std::int64_t end = min_of(args.elements, (task + 1) * task_values);
+    for (std::int64_t i = task * task_values; i < end; i += 8) {  // n is a power of two: below or a multiple of 8
+      std::uint64_t word = 0;
+      std::int64_t count = 0;
+      while (count < max_of(8, n) && i + count < end) {
+        const std::int64_t some = min_of(n, end - i - count);
+        auto bits = sign_bits(d, read_some(d, y + i + count, some));
+        if (some < n) bits &= (std::uint64_t{1} << some) - 1;
+        word |= bits << count;
+        count += some;
+      }
+      std::memcpy(args.mask + i / 8, &word, static_cast<std::size_t>(ceil_div(count, 8)));
+      i += max_of(8, n) - 8;
+    }
+  });
+}
+
+void sign_mask_target(const SignMaskArgs& args, Queue& queue) {
+  visit(args.dtype, [&](auto type) { sign_mask_of<typename decltype(type)::type>(args, queue); });
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace allnorm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace allnorm::cpu {
+HWY_EXPORT(apply_target);
+HWY_EXPORT(sign_mask_target);
+void apply(const ApplyArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(apply_target)(args, queue); }
+void sign_mask(const SignMaskArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(sign_mask_target)(args, queue); }
+}  // namespace allnorm::cpu
+#endif

@@ -1,0 +1,131 @@
+// dx = g * gain + (x - center) * slope + offset, and dresidual = g, g being dy behind the activation's gate.
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/apply_grad.cpp"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/gate-inl.hpp"
+#include "kernels/cpu/grid.hpp"
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/vectors-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace allnorm::cpu::HWY_NAMESPACE {
+
+/// The coefficients of `width` adjacent columns, or of one group (width 1).
+template <class C>
+struct GradCoefficients {
+  C center, gate_scale, gate_shift, gain, slope, offset;
+};
+template <GateKind kind, class C>
+HWY_INLINE GradCoefficients<C> coefficients(const ApplyGradArgs& args, std::int64_t group) {
+  const auto gate = gate_affine<kind, C>(args.center[group], args.gate, group);
+  const auto map = affine<C>(args.center[group], args.slope[group], args.offset[group]);
+  return {gate.center, gate.scale, gate.shift, static_cast<C>(args.gain[group]), map.scale, map.shift};
+}
+
+/// The tensors at the same place, and the gate's parts.
+template <class T>
+struct GradTensors {
+  const T* x;
+  const T* dy;
+  T* dx;
+  T* dresidual;
+  Below<WideTag<T>> low;
+  MaskBits mask;
+  bool streams;  // dx (or dresidual alone): not where it overwrites what was just read
+
+  explicit GradTensors(const ApplyGradArgs& args)
+      : x(static_cast<const T*>(args.x)),
+        dy(static_cast<const T*>(args.dy)),
+        dx(static_cast<T*>(args.dx)),
+        dresidual(static_cast<T*>(args.dresidual)),
+        low(below(WideTag<T>(), args.gate.activation)),
+        mask{args.gate.mask, ceil_div(args.partition.elements(), 8)},
+        streams((args.dx == nullptr || args.dresidual == nullptr) && args.dx != args.dy && args.dx != args.x &&
+                args.dresidual != args.dy && args.dresidual != args.x &&
+                args.partition.elements() * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
+  const T* streamed(std::int64_t offset) const { return streams ? (dx != nullptr ? dx : dresidual) + offset : nullptr; }
+};
+
+/// One vector at memory offset i, or its first n values.
+template <class T, GateKind kind, Access access, class V>
+HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V gate_scale,
+                            V gate_shift, V gain, V slope, V offset) {
+  const WideTag<T> d;
+  const auto centred = hn::Sub(get<access>(d, t.x + i, n), center);
+  const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), centred, gate_scale, gate_shift, t.low, t.mask, i, n);
+  if (t.dx != nullptr) put<access>(d, hn::MulAdd(g, gain, hn::MulAdd(centred, slope, offset)), t.dx + i, n);
+  if (t.dresidual != nullptr) put<access>(d, g, t.dresidual + i, n);
+}
+
+template <class T, GateKind kind>
+void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& queue) {
+  using C = compute_t<T>;
+  const WideTag<T> d;
+  const GradTensors<T> t(args);
+  const auto piece = [&](std::int64_t group, std::int64_t first, std::int64_t length) {
+    const auto k = coefficients<kind, C>(args, group);
+    const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
+    const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
+    const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
+    for_vectors(d, length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+      grad_vector<T, kind, access()>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset);
+    });
+  };
+  grid.for_pieces(queue, piece, [&] {
+    if (t.streams) flush_streams();
+  });
+}
+
+template <class T, GateKind kind>
+void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Queue& queue) {
+  using C = compute_t<T>;
+  const WideTag<T> d;
+  const GradTensors<T> t(args);
+  for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
+    const auto unit = grid.unit(u);
+    alignas(64) C center[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
+    alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
+    for (std::int64_t j = 0; j < unit.columns; ++j) {
+      const auto k = coefficients<kind, C>(args, grid.group(unit.matrix, unit.column + j));
+      center[j] = k.center, gate_scale[j] = k.gate_scale, gate_shift[j] = k.gate_shift;
+      gain[j] = k.gain, slope[j] = k.slope, offset[j] = k.offset;
+    }
+    for (std::int64_t row = 0; row < unit.rows; ++row) {
+      const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+        const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
+        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain), at(slope),
+                                       at(offset));
+      });
+    }
+    if (t.streams) flush_streams();
+  });
+}
+
+void apply_grad_target(const ApplyGradArgs& args, Queue& queue) {
+  const Partition p = canonical(args.partition);
+  if (p.elements() == 0) return;
+  visit(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    visit_gate(kind_of(args.gate), [&](auto kind) {
+      if (by_columns(p))
+        apply_grad_by_columns<T, kind()>(args, ColumnGrid(p), queue);
+      else
+        apply_grad_by_runs<T, kind()>(args, MapGrid(p), queue);
+    });
+  });
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace allnorm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace allnorm::cpu {
+HWY_EXPORT(apply_grad_target);
+void apply_grad(const ApplyGradArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(apply_grad_target)(args, queue); }
+}  // namespace allnorm::cpu
+#endif

@@ -1,0 +1,95 @@
+// The affine map, the activation and its gate, each in one place: forward and backward must agree on the sign of z to
+// the last bit. Compiled once per Highway target.
+#if defined(ALLNORM_KERNELS_CPU_GATE_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef ALLNORM_KERNELS_CPU_GATE_INL
+#undef ALLNORM_KERNELS_CPU_GATE_INL
+#else
+#define ALLNORM_KERNELS_CPU_GATE_INL
+#endif
+
+#include <cstring>
+
+#include "kernels/cpu/grid.hpp"
+#include "kernels/cpu/vectors-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace allnorm::cpu::HWY_NAMESPACE {
+
+/// z from the centred x.
+template <class V>
+HWY_INLINE V affine_of(V centred, V scale, V shift) {
+  return hn::MulAdd(centred, scale, shift);
+}
+
+/// What an activation does to z <= 0, and its gradient to dy there: times slope for leaky_relu, exactly 0 for relu,
+/// even where the factor is infinite. NaN counts as above 0, so it passes.
+template <class D>
+struct Below {
+  hn::TFromD<D> slope;
+  hwy::MakeUnsigned<hn::TFromD<D>> keep;  // all bits set or none: whether the product counts
+};
+template <class D>
+HWY_INLINE Below<D> below(D, const Activation& activation) {
+  using Bits = hwy::MakeUnsigned<hn::TFromD<D>>;
+  if (activation.kind != ActivationKind::leaky_relu) return {0, 0};
+  return {static_cast<hn::TFromD<D>>(activation.slope), static_cast<Bits>(~Bits{0})};
+}
+template <class D>
+HWY_INLINE Vec<D> times_slope(D d, Vec<D> value, const Below<D>& low) {
+  const hn::RebindToUnsigned<D> du;
+  return hn::And(hn::Mul(value, hn::Set(d, low.slope)), hn::BitCast(d, hn::Set(du, low.keep)));
+}
+
+template <class D>
+HWY_INLINE Vec<D> activate(D d, Vec<D> z, const Below<D>& low) {
+  return hn::IfThenElse(hn::Le(z, hn::Zero(d)), times_slope(d, z, low), z);
+}
+
+/// The mask of a sign_mask as the kernels read it.
+struct MaskBits {
+  const std::uint8_t* data;  // (bytes)
+  std::int64_t bytes;
+};
+
+/// Lanes 0 .. n-1: bit i, i + 1, ... of the mask; n <= 57.
+template <class D>
+HWY_INLINE hn::Mask<D> mask_at(D d, const MaskBits& mask, std::int64_t i, std::int64_t n) {
+  const std::int64_t first = i / 8, shift = i % 8;
+  std::uint64_t word = 0;
+  if (first + 8 <= mask.bytes)
+    std::memcpy(&word, mask.data + first, 8);
+  else
+    for (std::int64_t b = 0; b * 8 < shift + n; ++b)
+      word |= static_cast<std::uint64_t>(mask.data[first + b]) << (8 * b);
+  word >>= shift;
+  std::uint8_t bits[8];
+  std::memcpy(bits, &word, 8);
+  return hn::LoadMaskBits(d, bits);
+}
+
+/// g: dy behind the gate of `n` elements from memory offset i on.
+template <GateKind kind, class D>
+HWY_INLINE Vec<D> gated(D d, Vec<D> dy, Vec<D> centred, Vec<D> scale, Vec<D> shift, const Below<D>& low,
+                        const MaskBits& mask, std::int64_t i, std::int64_t n) {
+  if constexpr (kind == GateKind::open)
+    return dy;
+  else if constexpr (kind == GateKind::sign)
+    return hn::IfThenElse(hn::Le(affine_of(centred, scale, shift), hn::Zero(d)), times_slope(d, dy, low), dy);
+  else
+    return hn::IfThenElse(mask_at(d, mask, i, n), dy, times_slope(d, dy, low));
+}
+
+/// scale and shift of the gate of one group; nothing is read unless the gate needs it.
+template <GateKind kind, class C>
+HWY_INLINE Affine<C> gate_affine(double center, const Gate& gate, std::int64_t group) {
+  if constexpr (kind == GateKind::sign)
+    return affine<C>(center, gate.scale[group], gate.shift[group]);
+  else
+    return {static_cast<C>(center), C{0}, C{0}};
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace allnorm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,46 @@
+// The CPU backend's table.
+#include "kernels/ops.hpp"
+
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/ops.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <string>
+
+#include "kernels/cpu/kernels.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace allnorm::cpu::HWY_NAMESPACE {
+const char* target_name() { return hwy::TargetName(HWY_TARGET); }
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace allnorm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace allnorm {
+namespace cpu {
+HWY_EXPORT(target_name);
+static std::string backend_name() { return std::string("cpu (") + HWY_DYNAMIC_DISPATCH(target_name)() + ")"; }
+}  // namespace cpu
+
+const Ops& cpu_ops() {
+  static const std::string name = cpu::backend_name();
+  static const Ops ops{.name = name.c_str(),
+                       .moments = cpu::moments,
+                       .apply = cpu::apply,
+                       .sign_mask = cpu::sign_mask,
+                       .moments_grad = cpu::moments_grad,
+                       .apply_grad = cpu::apply_grad,
+                       .apply_rows = cpu::apply_rows,
+                       .moments_grad_rows = cpu::moments_grad_rows,
+                       .affine_grad_rows = cpu::affine_grad_rows,
+                       .apply_grad_rows = cpu::apply_grad_rows,
+                       .patch_sums = cpu::patch_sums};
+  return ops;
+}
+
+}  // namespace allnorm
+#endif
