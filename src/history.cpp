@@ -18,11 +18,18 @@ std::size_t mean_row(const WeightShape& shape, std::int64_t c) noexcept {
   return index(c * shape.mean_rows / shape.channels);
 }
 
+// Sixteen partial sums: independent, so that the compiler can keep them in vectors.
 template <class T>
 double product(const T* derivative, const double* now, const T* then, std::size_t size) noexcept {
+  constexpr std::size_t lanes = 16;
+  double sums[lanes] = {};
+  std::size_t i = 0;
+  for (; i + lanes <= size; i += lanes)
+    for (std::size_t j = 0; j < lanes; ++j)
+      sums[j] += static_cast<double>(derivative[i + j]) * (now[i + j] - static_cast<double>(then[i + j]));
+  for (; i < size; ++i) sums[0] += static_cast<double>(derivative[i]) * (now[i] - static_cast<double>(then[i]));
   double sum = 0;
-  for (std::size_t i = 0; i < size; ++i)
-    sum += static_cast<double>(derivative[i]) * (now[i] - static_cast<double>(then[i]));
+  for (const double part : sums) sum += part;
   return sum;
 }
 
@@ -53,8 +60,7 @@ void History::check(const DerivativeSource& source) const {
            std::to_string(shape_->fan_in) + " as in the window's earlier calls";
   });
   if (batch_.theta.empty()) return;
-  Kept now(source.theta.size(), batch_.theta.narrow.empty());
-  for (std::size_t i = 0; i < source.theta.size(); ++i) now.set(i, source.theta[i]);
+  const Kept now(source.theta, batch_.theta.narrow.empty());
   expect(now.narrow == batch_.theta.narrow && now.wide == batch_.theta.wide, Code::invalid_argument,
          "conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
 }
@@ -135,13 +141,18 @@ void History::add_derivatives(const DerivativeSource& source, const Statistics& 
     batch.center = current.mean;
     batch.dmean = Kept(rows * fan_in, source.wide);
     batch.dsquare = Kept(C * fan_in, source.wide);
-    batch.theta = Kept(C * fan_in, source.wide);
-    for (std::size_t i = 0; i < C * fan_in; ++i) batch.theta.set(i, source.theta[i]);
+    batch.theta = Kept(source.theta, source.wide);
   }
   std::vector<double> patch_sum(rows * fan_in), products(C * fan_in);
   source.sums(batch.center, patch_sum, products);
   const auto move = [f](Kept& kept, const std::vector<double>& values, double scale) {
-    for (std::size_t i = 0; i < values.size(); ++i) kept.set(i, kept[i] + f * (values[i] * scale - kept[i]));
+    kept.visit([&](auto& to) {
+      using T = typename std::decay_t<decltype(to)>::value_type;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const double before = static_cast<double>(to[i]);
+        to[i] = static_cast<T>(before + f * (values[i] * scale - before));
+      }
+    });
   };
   move(batch.dmean, patch_sum, 1 / current.count);
   move(batch.dsquare, products, 2 / current.count);
@@ -207,13 +218,20 @@ void History::close_batch(Step& step) const {
   if (!batch.dmean.empty()) {
     const WeightShape shape = step.shape ? *step.shape : *shape_;
     const auto fan_in = index(shape.fan_in);
-    for (std::int64_t c = 0; c < channels_; ++c) {
-      const double twice = 2 * (batch.mean[index(c)] - batch.center[index(c)]);
-      const std::size_t at = index(c) * fan_in, row = mean_row(shape, c) * fan_in;
-      if (twice != 0)
-        for (std::size_t i = 0; i < fan_in; ++i)
-          batch.dsquare.set(at + i, batch.dsquare[at + i] - twice * batch.dmean[row + i]);
-    }
+    const auto centre = [&](auto& dsquare, const auto& dmean) {
+      using T = typename std::decay_t<decltype(dsquare)>::value_type;
+      for (std::int64_t c = 0; c < channels_; ++c) {
+        const double twice = 2 * (batch.mean[index(c)] - batch.center[index(c)]);
+        const std::size_t at = index(c) * fan_in, row = mean_row(shape, c) * fan_in;
+        for (std::size_t i = 0; twice != 0 && i < fan_in; ++i)
+          dsquare[at + i] =
+              static_cast<T>(static_cast<double>(dsquare[at + i]) - twice * static_cast<double>(dmean[row + i]));
+      }
+    };
+    if (batch.dsquare.wide.empty())
+      centre(batch.dsquare.narrow, batch.dmean.narrow);
+    else
+      centre(batch.dsquare.wide, batch.dmean.wide);
     entry.dmean = std::move(batch.dmean);
     entry.dvar = std::move(batch.dsquare);
     entry.weight = std::move(batch.theta);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "allnorm/device.hpp"
@@ -33,14 +34,21 @@ struct Kept {
 
   Kept() = default;
   Kept(std::size_t size, bool as_f64) : narrow(as_f64 ? 0 : size), wide(as_f64 ? size : 0) {}
+  Kept(const std::vector<double>& values, bool as_f64) : Kept(values.size(), as_f64) {
+    visit([&values](auto& kept) {
+      for (std::size_t i = 0; i < values.size(); ++i)
+        kept[i] = static_cast<typename std::decay_t<decltype(kept)>::value_type>(values[i]);
+    });
+  }
   bool empty() const noexcept { return narrow.empty() && wide.empty(); }
   std::size_t bytes() const noexcept { return narrow.size() * sizeof(float) + wide.size() * sizeof(double); }
-  double operator[](std::size_t i) const noexcept { return wide.empty() ? static_cast<double>(narrow[i]) : wide[i]; }
-  void set(std::size_t i, double value) noexcept {
+  /// Calls f with the vector that is in use.
+  template <class F>
+  void visit(F&& f) {
     if (wide.empty())
-      narrow[i] = static_cast<float>(value);
+      f(narrow);
     else
-      wide[i] = value;
+      f(wide);
   }
 };
 
