@@ -21,6 +21,11 @@ inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size
 
 /// Throws unless `view` has the shape, dtype, order and device of the input.
 void expect_like(const ConstTensorView& view, const ConstTensorView& input, const char* name);
+/// Copies in memory of the queue's device.
+Buffer<double> copy(const Values& values, Queue& queue);
+Buffer<double> copy(const Buffer<double>& values, Queue& queue);
+Buffer<double> filled(std::size_t size, double value, Queue& queue);
+
 /// r and d of one group of a frame.
 formulas::Correction correction_of(const Frame& frame, std::size_t group) noexcept;
 
