@@ -152,8 +152,8 @@ class Page {
         "EOD\nset style fill solid 0.85\nset boxwidth 0.62\nunset key\nset yrange [0:*]\nset ylabel 'test error, %'\n" +
         "set xtics rotate by -18 noenhanced\nset xrange [-0.6:" + std::to_string(results_.size()) +
         "-0.4]\nset rmargin 12\n" +
-        "plot $errors using 1:2:4:xtic(5) with boxes lc rgb variable, '' using 1:2:3 with yerrorbars lc '#222222' pt "
-        "-1 lw 1.5, "
+        "plot $errors using 1:2:4:xtic(5) with boxes lc rgb variable, '' using 1:($2-$3):(0):(2*$3) with vectors heads "
+        "size graph 0.006,90 lc '#222222' lw 1.5, "
         "'' using 1:($2+$3):(sprintf('%.1f',$2)) with labels offset 0,0.8 tc '#222222'";
     return figure("errors", script, 400,
                   "Test error in percent with running statistics, lower is better. Bars: mean over seeds; whiskers: "
