@@ -48,7 +48,7 @@ void expect_nearest(float x, Half (*narrow)(float)) {
   }
 }
 RC_GTEST_PROP(HalfPrecision, ConversionRoundsToNearestEven, (std::int32_t mantissa, std::uint8_t scale)) {
-  const float x = std::ldexp(static_cast<float>(mantissa % 4096), scale % 36 - 30);
+  const float x = std::ldexp(static_cast<float>(mantissa % 4096), scale % 34 - 30);
   expect_nearest<f16>(x, to_f16);
   expect_nearest<bf16>(x, to_bf16);
 }
