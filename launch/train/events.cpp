@@ -52,8 +52,9 @@ std::string fixed(double value, int digits) {
   return text.data();
 }
 
-bool about(const Json& event, const char* kind, const std::string& norm, std::int64_t batch) {
-  return event["event"] == kind && event["norm"] == norm && event["batch_per_rank"] == batch;
+bool about(const Json& event, const char* kind, const std::string& norm, const Job& job) {
+  return event["event"] == kind && event["norm"] == norm && event["batch_per_rank"] == job.batch &&
+         event["split"] == to_string(job.split);
 }
 
 double mean_of(const std::vector<double>& values) {
@@ -85,25 +86,30 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
   own["data_hash"] = hash_of_images(data);
   own["ranks"] = rank.size;
   own["threads"] = settings.ranks.threads;
-  own["batch_per_rank"] = settings.batches;
+  Json& batches = own["batch_per_rank"] = Json::array();
+  Json& splits = own["split"] = Json::array();
+  for (const Scene& scene : settings.scenes) {
+    batches.push_back(scene.batch);
+    splits.push_back(to_string(scene.split));
+  }
   own["accumulate"] = settings.accumulate > 0 ? Json(settings.accumulate) : Json("minibatches");
   own["epochs"] = settings.epochs;
   own["lr"] = settings.lr ? Json(*settings.lr) : Json("0.3 * images per update / 32");
   own["seeds"] = settings.seeds;
-  own["split"] = to_string(settings.split);
   Json& norms = own["norms"] = Json::array();
   for (const NormChoice& choice : settings.norms)
-    for (const std::int64_t batch : settings.batches) {
+    for (const Scene& scene : settings.scenes) {
       const std::int64_t calls = calls_per_update(settings, choice);
-      Images images(data, settings.split, rank.size, 0);
-      images.begin_epoch(0, batch, calls);
+      Images images(data, scene.split, rank.size, 0);
+      images.begin_epoch(0, scene.batch, calls);
       const std::int64_t updates = images.updates() * settings.epochs;
       if (updates == 0) continue;  // an error that comes with its run
       norms.push_back({{"norm", choice.label},
-                       {"batch_per_rank", batch},
+                       {"batch_per_rank", scene.batch},
+                       {"split", to_string(scene.split)},
                        {"calls_per_update", calls},
                        {"updates", updates},
-                       {"attributes", attributes_json(layer_of(choice, batch, calls, updates))}});
+                       {"attributes", attributes_json(layer_of(choice, scene.batch, calls, updates))}});
     }
   return event;
 }
@@ -111,6 +117,7 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome) {
   const Json about_run{{"norm", settings.norms[job.norm].label},
                        {"batch_per_rank", job.batch},
+                       {"split", to_string(job.split)},
                        {"seed", job.seed},
                        {"epoch", epoch + 1}};
   Json event{{"event", "epoch"}};
@@ -155,7 +162,7 @@ Json result_event(const Settings& settings, const Job& last, const Events& event
   std::vector<double> errors, own_errors, exchanges, bytes;
   double seconds = 0;
   for (const Json& event : events) {
-    if (!about(event, "epoch", label, last.batch)) continue;
+    if (!about(event, "epoch", label, last)) continue;
     seconds += event["seconds"].get<double>();
     if (event["epoch"] != settings.epochs) continue;
     errors.push_back(event["test_error"]);
@@ -166,7 +173,7 @@ Json result_event(const Settings& settings, const Job& last, const Events& event
   Json result{{"event", "result"},
               {"norm", label},
               {"batch_per_rank", last.batch},
-              {"split", to_string(settings.split)},
+              {"split", to_string(last.split)},
               {"seeds", settings.seeds}};
   result["test_error_mean"] = mean_of(errors);
   result["test_error_std"] = deviation_of(errors);
@@ -197,7 +204,8 @@ std::string table_of(const Events& events) {
     if (event["event"] != "result") continue;
     const Json& deviation = event["test_error_std"];
     table += row(event["norm"],
-                 {std::to_string(event["batch_per_rank"].get<std::int64_t>()),
+                 {std::to_string(event["batch_per_rank"].get<std::int64_t>()) +
+                      (event["split"] == "iid" ? "" : " " + event["split"].get<std::string>()),
                   fixed(event["test_error_mean"], 2) + " ± " + (deviation.is_null() ? "-" : fixed(deviation, 2)),
                   fixed(event["seconds"], 1), fixed(event["exchanges"], 1), fixed(event["exchange_bytes"], 0)});
   }

@@ -100,17 +100,35 @@ class Page {
     const auto seeds = settings_["seeds"].get<std::int64_t>();
     return escaped(settings_["data"].get<std::string>()) + " · " + settings_["ranks"].dump() + " ranks · " +
            batches_text() + " per rank · " + settings_["epochs"].dump() + " epochs · " + std::to_string(seeds) +
-           (seeds == 1 ? " seed" : " seeds") + " · split " + escaped(settings_["split"].get<std::string>());
+           (seeds == 1 ? " seed" : " seeds") + splits_text();
   }
   std::string batches_text() const {
     std::string text;
-    for (const Json& batch : settings_["batch_per_rank"]) text += (text.empty() ? "" : ", ") + batch.dump();
+    std::set<std::int64_t> batches;
+    for (const Json& batch : settings_["batch_per_rank"]) batches.insert(batch.get<std::int64_t>());
+    for (const std::int64_t batch : batches) text += (text.empty() ? "" : ", ") + std::to_string(batch);
     return text + (text == "1" ? " image" : " images");
+  }
+  std::string splits_text() const {
+    std::string text;
+    for (const Json& split : settings_["split"])
+      if (text.find(split.get<std::string>()) == text.npos)
+        text += (text.empty() ? " · split " : ", ") + escaped(split.get<std::string>());
+    return text;
+  }
+  /// Is this event about the same normalization, batch and split as the result?
+  static bool same_run(const Json& event, const Json& result) {
+    return event["norm"] == result["norm"] && same_scene(event, result);
+  }
+  static bool same_scene(const Json& a, const Json& b) {
+    return a["batch_per_rank"] == b["batch_per_rank"] && a["split"] == b["split"];
   }
   bool is_sweep() const { return settings_["batch_per_rank"].size() > 1; }
   std::string name_of(const Json& result) const {
     const std::string norm = result["norm"];
-    return is_sweep() ? norm + " ×" + result["batch_per_rank"].dump() : norm;
+    if (!is_sweep()) return norm;
+    return norm + " ×" + result["batch_per_rank"].dump() +
+           (result["split"] == "iid" ? "" : " " + result["split"].get<std::string>());
   }
   std::vector<std::string> norms() const {
     std::vector<std::string> names;
@@ -142,7 +160,8 @@ class Page {
         for (const Json& one : r["own_statistics_per_seed"]) sum += one.get<double>();
         own = number(sum / static_cast<double>(r["own_statistics_per_seed"].size()));
       }
-      rows.push_back({"<code>" + escaped(r["norm"].get<std::string>()) + "</code>", r["batch_per_rank"].dump(),
+      rows.push_back({"<code>" + escaped(r["norm"].get<std::string>()) + "</code>",
+                      r["batch_per_rank"].dump() + (r["split"] == "iid" ? "" : ", " + r["split"].get<std::string>()),
                       "<b>" + number(r["test_error_mean"]) + "</b> ± " + number(deviation), own,
                       number(r["seconds"], 1), number(r["exchanges"], 1),
                       number(r["exchange_bytes"].get<double>() / 1024, 1)});
@@ -155,10 +174,10 @@ class Page {
         "plot $errors using 1:2:4:xtic(5) with boxes lc rgb variable, '' using 1:($2-$3):(0):(2*$3) with vectors heads "
         "size graph 0.006,90 lc '#222222' lw 1.5, "
         "'' using 1:($2+$3):(sprintf('%.1f',$2)) with labels offset 0,0.8 tc '#222222'";
-    return figure("errors", script, 400,
-                  "Test error in percent with running statistics, lower is better. Bars: mean over seeds; whiskers: "
-                  "one standard "
-                  "deviation (none with a single seed).") +
+    const std::string caption =
+        "Test error in percent with running statistics, lower is better: mean and one standard "
+        "deviation over seeds (none with a single seed).";
+    return (is_sweep() ? "<p class=\"note\">" + caption + "</p>\n" : figure("errors", script, 400, caption)) +
            html_table({"normalization", "images per rank", "test error, %", "with own statistics, %", "seconds",
                        "exchanges per update", "KiB per update"},
                       rows) +
@@ -180,7 +199,7 @@ class Page {
     std::vector<Row> rows;
     for (const Json* a : results_)
       for (const Json* b : results_) {
-        if (a >= b || (*a)["batch_per_rank"] != (*b)["batch_per_rank"]) continue;
+        if (a >= b || !same_scene(*a, *b)) continue;
         const auto x = (*a)["per_seed"].get<std::vector<double>>(), y = (*b)["per_seed"].get<std::vector<double>>();
         double mean = 0, square = 0;
         const auto n = static_cast<double>(x.size());
@@ -205,7 +224,7 @@ class Page {
     for (std::size_t i = 0; i < all.size(); ++i) {
       data += block_name("sweep", i) + " << EOD\n";
       for (const Json* r : results_)
-        if ((*r)["norm"] == all[i])
+        if ((*r)["norm"] == all[i] && (*r)["split"] == "iid")
           data += (*r)["batch_per_rank"].dump() + " " + number((*r)["test_error_mean"], 6) + " " +
                   ((*r)["test_error_std"].is_null() ? "0" : number((*r)["test_error_std"], 6)) + "\n";
       data += "EOD\n";
@@ -225,10 +244,10 @@ class Page {
     std::string data, plot;
     for (std::size_t i = 0; i < results_.size(); ++i) {
       const Json& r = *results_[i];
+      if (!same_scene(r, *results_.front())) continue;  // of a sweep the first scene: the lines of all hide each other
       std::map<std::int64_t, std::pair<double, int>> by_epoch;
       for (const Json& e : events_)
-        if (e["event"] == "epoch" && e["norm"] == r["norm"] && e["batch_per_rank"] == r["batch_per_rank"] &&
-            e["loss"].is_number()) {
+        if (e["event"] == "epoch" && same_run(e, r) && e["loss"].is_number()) {
           auto& [sum, count] = by_epoch[e["epoch"].get<std::int64_t>()];
           sum += e["loss"].get<double>();
           ++count;
@@ -238,7 +257,7 @@ class Page {
         data += std::to_string(epoch) + " " + number(sum.first / sum.second, 8) + "\n";
       data += "EOD\n";
       plot += (i ? ", " : "plot ") + block_name("loss", i) + " using 1:2 with lines lw 2 lc '" +
-              std::string(series_colour(is_sweep() ? i : colour_of(r["norm"]))) + "' title " + plot_text(name_of(r));
+              std::string(series_colour(colour_of(r["norm"]))) + "' title " + plot_text(name_of(r));
     }
     return figure("loss", data + "set logscale y\nset xlabel 'epoch'\nset ylabel 'cross entropy (log)'\n" + plot, 420,
                   "Mean cross entropy of the augmented training images, each seen once with the weights of its update, "
@@ -252,9 +271,7 @@ class Page {
       const Json& r = *results_[i];
       std::map<std::pair<int, int>, std::array<double, 5>> sums;  // [layer, lag]: four distances and a count
       for (const Json& e : events_) {
-        if (e["event"] != "statistics" || !e.contains("past") || e["norm"] != r["norm"] ||
-            e["batch_per_rank"] != r["batch_per_rank"])
-          continue;
+        if (e["event"] != "statistics" || !e.contains("past") || !same_run(e, r)) continue;
         for (const Json& lag : e["past"]) {
           auto& sum = sums[{e["layer"].get<int>(), lag["lag"].get<int>()}];
           const std::array<const char*, 4> names{"stale_mean", "compensated_mean", "stale_var", "compensated_var"};
@@ -326,8 +343,7 @@ class Page {
     std::vector<Row> rows;
     for (const Json* r : results_)
       for (const Json& e : events_) {
-        if (e["event"] != "statistics" || e["seed"] != 0 || e["epoch"] != settings_["epochs"] ||
-            e["norm"] != (*r)["norm"] || e["batch_per_rank"] != (*r)["batch_per_rank"])
+        if (e["event"] != "statistics" || e["seed"] != 0 || e["epoch"] != settings_["epochs"] || !same_run(e, *r))
           continue;
         const bool renorm = e.contains("clipped");
         const auto pair = [&](const char* mean, const char* max) {

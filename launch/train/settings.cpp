@@ -23,7 +23,9 @@ constexpr std::string_view default_norms =
 constexpr std::string_view all_norms =
     "batch_norm,sync_batch_norm,batch_renorm,cross_iteration_batch_norm,cross_mini_batch_norm,group_norm,layer_norm";
 constexpr std::array<std::string_view, 3> split_names{"iid", "label", "domain"};
-constexpr std::array<std::int64_t, 4> sweep_batches{1, 2, 4, 16};
+constexpr std::array<Scene, 7> sweep_scenes{Scene{1, Split::iid},   Scene{2, Split::iid},  Scene{4, Split::iid},
+                                            Scene{8, Split::iid},   Scene{16, Split::iid}, Scene{2, Split::label},
+                                            Scene{2, Split::domain}};
 constexpr int demo_ranks = 4;
 
 /// The words of the command line before they are checked.
@@ -52,7 +54,7 @@ po::options_description describe_all(Settings& settings, Words& words) {
       "how images are dealt to the ranks: iid, label (each rank sees few classes) or domain (each rank sees another "
       "contrast and brightness)");
   add("preset", po::value(&settings.preset)->value_name("NAME"),
-      "demo: 4 ranks of one image; sweep: 4 ranks of 1, 2, 4 and 16 images");
+      "demo: 4 ranks of one image; sweep: 4 ranks of 1, 2, 4, 8 and 16 images, and 2 split by label and by domain");
   add("log", po::value(&settings.log)->value_name("F.jsonl"), "write events, one JSON object a line");
   add("report", po::value(&settings.report)->value_name("F.html"), "write one page with plots and tables");
   add("checkpoint", po::value(&settings.checkpoint)->value_name("F.safetensors"),
@@ -109,7 +111,6 @@ Settings parse(const Arguments& arguments) {
   const auto split = std::find(split_names.begin(), split_names.end(), words.split);
   expect(split != split_names.end(), Code::invalid_argument,
          [&] { return "--split is '" + words.split + "', must be iid, label or domain"; });
-  settings.split = static_cast<Split>(split - split_names.begin());
   expect(settings.preset.empty() || settings.preset == "demo" || settings.preset == "sweep", Code::invalid_argument,
          [&] { return "--preset is '" + settings.preset + "', must be demo or sweep"; });
   at_least_one(words.batch, "--batch-per-rank");
@@ -120,11 +121,13 @@ Settings parse(const Arguments& arguments) {
     expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument, "--lr must be above 0 and below 1e6");
     settings.lr = words.lr;
   }
-  settings.batches = {words.batch};
+  settings.scenes = {Scene{words.batch, static_cast<Split>(split - split_names.begin())}};
   if (settings.preset == "sweep") {
     expect(given["batch-per-rank"].defaulted(), Code::invalid_argument,
            "--batch-per-rank is given with --preset sweep, must be left to the preset");
-    settings.batches.assign(sweep_batches.begin(), sweep_batches.end());
+    expect(given["split"].defaulted(), Code::invalid_argument,
+           "--split is given with --preset sweep, must be left to the preset");
+    settings.scenes.assign(sweep_scenes.begin(), sweep_scenes.end());
   }
   if (!settings.preset.empty() && settings.ranks.ranks == 0 && !under_launcher()) settings.ranks.ranks = demo_ranks;
   for (const std::string& text : cut_list(words.norm == "all" ? all_norms : std::string_view(words.norm)))
@@ -153,10 +156,10 @@ void print_help(std::ostream& out) {
 
 std::vector<Job> jobs_of(const Settings& settings) {
   std::vector<Job> jobs;
-  for (const std::int64_t batch : settings.batches)
+  for (const Scene& scene : settings.scenes)
     for (std::size_t norm = 0; norm < settings.norms.size(); ++norm)
       for (std::int64_t seed = 0; seed < settings.seeds; ++seed)
-        jobs.push_back({norm, batch, static_cast<std::uint64_t>(seed)});
+        jobs.push_back({norm, scene.batch, scene.split, static_cast<std::uint64_t>(seed)});
   return jobs;
 }
 

@@ -24,16 +24,21 @@ struct NormChoice {
   bool sets(std::string_view attribute) const;
 };
 
+/// What one row of a table is about, besides its normalization.
+struct Scene {
+  std::int64_t batch = 1;  ///< images per rank and call
+  Split split = Split::iid;
+};
+
 struct Settings {
   RankOptions ranks;
   std::string data = "data/digits";
   std::vector<NormChoice> norms;
-  std::vector<std::int64_t> batches{1};  ///< images per rank and call; several with --preset sweep
-  std::int64_t accumulate = 0;           ///< calls per update; 0: the norm's minibatches
+  std::vector<Scene> scenes{Scene{}};  ///< several with --preset sweep
+  std::int64_t accumulate = 0;         ///< calls per update; 0: the norm's minibatches
   std::int64_t epochs = 20, seeds = 1;
   std::optional<double> lr;  ///< the peak; not given: learning_rate()
-  Split split = Split::iid;
-  std::string preset;  ///< "demo", "sweep" or empty
+  std::string preset;        ///< "demo", "sweep" or empty
   std::string log, report, checkpoint, resume;
 };
 
@@ -42,13 +47,14 @@ Settings parse(const Arguments& arguments);
 void print_help(std::ostream& out);
 std::string_view to_string(Split split) noexcept;
 
-/// One training: a normalization, a batch size, a seed.
+/// One training: a normalization, a scene, a seed.
 struct Job {
   std::size_t norm = 0;  ///< index into Settings::norms
   std::int64_t batch = 1;
+  Split split = Split::iid;
   std::uint64_t seed = 0;
 };
-/// All runs in the order in which they are made: batch sizes, in them norms, in them seeds.
+/// All runs in the order in which they are made: scenes, in them norms, in them seeds.
 std::vector<Job> jobs_of(const Settings& settings);
 
 /// Calls per update of a norm.

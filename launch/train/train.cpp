@@ -118,7 +118,7 @@ class Training {
   std::int64_t total_updates(std::size_t jobs, std::int64_t epochs) const {
     std::int64_t total = 0;
     for (std::size_t j = 0; j < jobs_.size() && j <= jobs; ++j) {
-      Images images(data_, settings_.split, rank_.size, 0);
+      Images images(data_, jobs_[j].split, rank_.size, 0);
       images.begin_epoch(0, jobs_[j].batch, calls_per_update(settings_, settings_.norms[jobs_[j].norm]));
       total += images.updates() * (j < jobs ? settings_.epochs : epochs);
     }
