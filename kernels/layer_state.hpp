@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include "allnorm/options.hpp"
 #include "kernels/formulas.hpp"
@@ -37,7 +36,7 @@ struct ParameterGrad {
 
 /// A Ramp in the device's memory.
 struct RampView {
-  const std::pair<std::int64_t, double>* points = nullptr;  // (count), ascending
+  const RampPoint* points = nullptr;  // (count), ascending
   std::int64_t count = 0;
 };
 

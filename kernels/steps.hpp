@@ -60,12 +60,12 @@ ALLNORM_HOST_DEVICE inline void write_sums(const Rules& rules, const LayerState&
 ALLNORM_HOST_DEVICE inline double ramp_value(const RampView& ramp, std::int64_t call, double constant) {
   if (ramp.count == 0) return constant;
   const auto* p = ramp.points;
-  if (call <= p[0].first) return p[0].second;
+  if (call <= p[0].call) return p[0].value;
   for (std::int64_t i = 1; i < ramp.count; ++i)
-    if (call <= p[i].first)
-      return p[i - 1].second + (p[i].second - p[i - 1].second) * static_cast<double>(call - p[i - 1].first) /
-                                   static_cast<double>(p[i].first - p[i - 1].first);
-  return p[ramp.count - 1].second;
+    if (call <= p[i].call)
+      return p[i - 1].value + (p[i].value - p[i - 1].value) * static_cast<double>(call - p[i - 1].call) /
+                                   static_cast<double>(p[i].call - p[i - 1].call);
+  return p[ramp.count - 1].value;
 }
 
 /// Parts of the three hashes of what the ranks of a group hold alike.

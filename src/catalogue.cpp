@@ -236,7 +236,7 @@ void Layer::check() const {
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;
     for (std::size_t i = 0; i < ramp->size(); ++i)
-      expect((*ramp)[i].second >= least && (i == 0 || (*ramp)[i - 1].first < (*ramp)[i].first), Code::invalid_argument,
+      expect((*ramp)[i].value >= least && (i == 0 || (*ramp)[i - 1].call < (*ramp)[i].call), Code::invalid_argument,
              [&] {
                return "point " + std::to_string(i) +
                       " of a renorm schedule is out of order or out of range: calls must "

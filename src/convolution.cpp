@@ -75,52 +75,46 @@ PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
 }
 
 // From a framework: sums for every channel, about 0.
-DerivativeSource supplied(const ForwardInputs& in) {
+DerivativeSource supplied(const ForwardInputs& in, const Queue& queue) {
   const Shape want{in.input.channels(),
                    in.conv_weight.shape.rank() > 0 ? in.conv_weight.shape.product(1, in.conv_weight.shape.rank()) : 0};
-  for (const auto& [view, name] : {std::pair{&in.patch_sum, "patch_sum"}, {&in.patch_product, "patch_product"}})
+  for (const auto& [view, name] : {std::pair{&in.patch_sum, "patch_sum"}, {&in.patch_product, "patch_product"}}) {
     expect(view->shape == want, Code::invalid_input, [&, v = view, n = name] {
       return std::string(n) + " has shape " + given(*v) + ", must have (channels, fan-in) = " + to_string(want);
     });
+    expect_floats(*view, name);
+    expect_memory(view->data, queue, name);
+  }
   DerivativeSource source;
   source.shape = {want[0], want[1], want[0]};
-  source.sums = [sum = read_parameter(in.patch_sum), product = read_parameter(in.patch_product), fan_in = want[1]](
-                    std::span<const double> center, std::span<double> patch_sum, std::span<double> products) {
-    for (std::size_t i = 0; i < sum.size(); ++i) {
-      patch_sum[i] = sum[i];
-      products[i] = product[i] - center[i / static_cast<std::size_t>(fan_in)] * sum[i];
-    }
-  };
+  source.supplied_sum = parameter(in.patch_sum, 0);
+  source.supplied_product = parameter(in.patch_product, 0);
   return source;
 }
 
 }  // namespace
 
-DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& convolution, Queue& queue) {
+DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& convolution, const Queue& queue) {
   expect(in.conv_weight.given(), Code::invalid_argument,
          "conv_weight is missing, must be given where window is over 1 and compensate=true");
   DerivativeSource source;
   if (in.patch_sum.given() || in.patch_product.given()) {
-    source = supplied(in);
+    source = supplied(in, queue);
   } else {
     expect(in.conv_input.given(), Code::invalid_argument,
            "conv_input is missing, must be given where window is over 1 and compensate=true");
-    const PatchSumsArgs args = geometry(in, convolution);
-    source.shape = {args.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()), args.groups};
-    source.sums = [args, &queue](std::span<const double> center, std::span<double> patch_sum,
-                                 std::span<double> product) {
-      PatchSumsArgs call = args;
-      call.center = center.data();
-      call.patch_sum = patch_sum.data();
-      call.product = product.data();
-      queue.ops().patch_sums(call, queue);
-    };
+    source.patch = geometry(in, convolution);
+    source.shape = {source.patch.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()),
+                    source.patch.groups};
   }
   expect(in.conv_weight.shape[0] == in.input.channels(), Code::invalid_input, [&] {
     return "conv_weight has shape " + given(in.conv_weight) + ", must begin with input's " +
            std::to_string(in.input.channels()) + " channels";
   });
-  source.theta = read_parameter(in.conv_weight);
+  expect_floats(in.conv_weight, "conv_weight");
+  expect_memory(in.conv_weight.data, queue, "conv_weight");
+  expect_memory(in.conv_input.data, queue, "conv_input");
+  source.theta = parameter(in.conv_weight, 0);
   source.wide = in.input.dtype == DType::f64 || in.conv_weight.dtype == DType::f64;
   return source;
 }

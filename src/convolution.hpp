@@ -1,15 +1,21 @@
-// The convolution (or linear layer) before a Cross-Iteration BN: does it fit the tensors, and what are the derivatives
-// of its output's statistics by its weights.
+// The convolution before a layer with a window: what its weights were, and how the derivatives by them are summed.
 #pragma once
 
 #include "allnorm/norm.hpp"
-#include "history.hpp"
+#include "kernels/ops.hpp"
+#include "layer_memory.hpp"
 
 namespace allnorm {
 
-/// Checks inputs.conv_input and conv_weight (or patch_sum and patch_product) against inputs.input and the options, and
-/// binds what computes the sums. Throws invalid_argument where something is missing or the geometry does not fit,
-/// invalid_input where the tensors disagree with each other. The source borrows the tensors and the queue.
-DerivativeSource derivative_source(const ForwardInputs& inputs, const Convolution& convolution, Queue& queue);
+struct DerivativeSource {
+  WeightShape shape{};
+  bool wide = false;                             // keep f64
+  Parameter theta{};                             // (C, fan_in)
+  PatchSumsArgs patch{};                         // from the convolution's input, or, where conv_input is null ...
+  Parameter supplied_sum{}, supplied_product{};  // (C, fan_in) ... from a framework, about 0
+};
+
+/// Checks everything that belongs to it in `in`; throws invalid_argument, invalid_input and device.
+DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& convolution, const Queue& queue);
 
 }  // namespace allnorm

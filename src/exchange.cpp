@@ -20,6 +20,38 @@ Message Pending::wait() {
   return std::exchange(impl_, nullptr)->take();
 }
 
+std::string verdict(const Header& first, int first_rank, const Header& other, int rank) {
+  const std::string text = differences(first, first_rank, other);
+  if (text.empty()) return {};
+  // "is at ..." reads on from the rank; everything else belongs to the call that all ranks are in
+  return "rank " + std::to_string(rank) + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
+}
+
+std::size_t Communicator::room(std::size_t, const Queue&) const { return 0; }
+
+// Through the host: on a CUDA queue the record is brought there and the sum taken back.
+Gathered Communicator::gather(const Record& record, Queue& queue) {
+  const std::size_t bytes = sizeof(RecordHead) + record.count * sizeof(double);
+  std::vector<std::byte> staged;
+  const std::byte* own = record.data;
+  if (queue.device().kind != DeviceKind::cpu) {
+    staged.resize(bytes);
+    copy_to_host(staged.data(), record.data, bytes, queue);
+    queue.wait();
+    own = staged.data();
+  }
+  RecordHead head;
+  std::memcpy(&head, own, sizeof head);
+  std::vector<double> payload(record.count);
+  if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
+  const Message sum = exchange({head.header, std::move(payload), head.flags, {}}, queue);
+  expect((sum.flags & flag_weights_changed) == 0, Code::invalid_argument,
+         "conv_weight has changed within a batch of mini-batches on a rank, must be the same until the batch ends");
+  std::byte* to = record.data + sizeof head;
+  copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
+  return {nullptr, 0, 0, reinterpret_cast<const double*>(to)};
+}
+
 namespace {
 
 double steady_seconds() {
@@ -114,13 +146,6 @@ struct Group {
   int size() const noexcept { return static_cast<int>(members.size()); }
   std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
 };
-
-std::string verdict(const Header& first, int first_rank, const Header& other, int rank) {
-  const std::string text = differences(first, first_rank, other);
-  if (text.empty()) return {};
-  // "is at ..." reads on from the rank; everything else belongs to the call that all ranks are in
-  return "rank " + std::to_string(rank) + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
-}
 
 // What both ways of exchanging share: the deadline, and the end.
 class Exchange : public Pending::Impl {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,10 @@ class Links {
   /// The smallest context number that no communicator over these links uses yet on this rank.
   std::uint64_t next_context = 1;
 };
+
+/// How `rank`'s header differs from `first_rank`'s: "rank 1: batch_norm, call 3, forward: eps is ..."; empty when
+/// equal.
+std::string verdict(const Header& first, int first_rank, const Header& other, int rank);
 
 /// The communicator of the ranks `members` (positions in `links`, ascending, this rank among them).
 std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members, std::uint64_t context,

@@ -30,18 +30,14 @@ const std::string& Norm::name() const noexcept { return impl_->name_; }
 Communicator& Norm::group() const noexcept { return *impl_->group_; }
 std::int64_t Norm::channels() const noexcept { return impl_->channels_; }
 
-State Norm::save() const { return impl_->save(); }
-void Norm::load(const State& state, const LoadOptions& options) { impl_->load(state, options); }
+State Norm::save(Queue& queue) const { return impl_->save(queue); }
+void Norm::load(const State& state, Queue& queue, const LoadOptions& options) { impl_->load(state, queue, options); }
 
-Buffer<double>& Norm::running_mean() noexcept { return impl_->running_.mean; }
-Buffer<double>& Norm::running_spread() noexcept { return impl_->running_.spread; }
-std::int64_t Norm::batches_tracked() const noexcept { return impl_->running_.tracked; }
-void Norm::set_batches_tracked(std::int64_t count) noexcept { impl_->running_.tracked = count; }
-const Norm::PastStatistics& Norm::past() const noexcept { return impl_->past_; }
-std::pair<double, double> Norm::renorm_bounds() const noexcept { return impl_->bounds(); }
-std::size_t Norm::state_bytes() const noexcept {
-  return (impl_->running_.mean.size() + impl_->running_.spread.size() + impl_->running_.pivot.size()) * sizeof(double) +
-         impl_->history_.bytes();
-}
+RunningStatistics Norm::running(Queue& queue) const { return impl_->memory_.running(queue); }
+void Norm::set_running(const RunningStatistics& running, Queue& queue) { impl_->memory_.set_running(running, queue); }
+bool Norm::has_running() const noexcept { return impl_->has_running(); }
+Norm::PastStatistics Norm::past(Queue& queue) const { return impl_->memory_.past(queue); }
+std::pair<double, double> Norm::renorm_bounds(Queue& queue) const { return impl_->renorm_bounds(queue); }
+std::size_t Norm::state_bytes() const noexcept { return impl_->memory_.bytes(); }
 
 }  // namespace allnorm

@@ -3,15 +3,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "allnorm/norm.hpp"
-#include "history.hpp"
-#include "kernels/formulas.hpp"
+#include "convolution.hpp"
+#include "kernels/ops.hpp"
+#include "layer_memory.hpp"
 #include "plan.hpp"
-#include "running.hpp"
 
 namespace allnorm {
 
@@ -19,21 +20,8 @@ using Values = std::vector<double>;
 
 inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
-/// Throws unless `view` has the shape, dtype, order and device of the input.
-void expect_like(const ConstTensorView& view, const ConstTensorView& input, const char* name);
-/// Copies in memory of the queue's device.
-Buffer<double> copy(const Values& values, Queue& queue);
-Buffer<double> copy(const Buffer<double>& values, Queue& queue);
-Buffer<double> filled(std::size_t size, double value, Queue& queue);
-
-/// r and d of one group of a frame.
-formulas::Correction correction_of(const Frame& frame, std::size_t group) noexcept;
-
-/// Per fine group F of a plan: y = (x - center) * scale + shift.
-struct FineCoefficients {
-  Values center{}, scale{}, shift{};  // (F)
-};
-FineCoefficients fine_coefficients(const Plan& plan, const Frame& frame, const Values& gamma, const Values& beta);
+/// Throws unless `view` has the shape, dtype, order and device of the input, and data that the queue can use.
+void expect_like(const ConstTensorView& view, const ConstTensorView& input, const Queue& queue, const char* name);
 
 class NormImpl {
  public:
@@ -45,53 +33,40 @@ class NormImpl {
   void backward(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs, Queue& queue);
   void infer(const ForwardInputs& inputs, TensorView output, Queue& queue);
   void begin_batch(Queue& queue);
-  State save() const;
-  void load(const State& state, const LoadOptions& options);
+  State save(Queue& queue) const;
+  void load(const State& state, Queue& queue, const LoadOptions& options);
+  std::pair<double, double> renorm_bounds(Queue& queue) const;
 
-  bool has_running() const noexcept { return layer_.row->reduction == Reduction::batch_and_space; }
-  std::pair<double, double> bounds() const noexcept {
-    return {ramp_value(layer_.options.r_max_ramp, running_.calls, layer_.options.r_max),
-            ramp_value(layer_.options.d_max_ramp, running_.calls, layer_.options.d_max)};
-  }
+  bool has_running() const noexcept { return memory_.persists(); }
 
   Layer layer_;
   std::int64_t channels_;
   std::shared_ptr<Communicator> group_;
   std::string name_;
-  Running running_;
-  History history_;
-  Norm::PastStatistics past_;
-  std::uint64_t calls_ = 0;  // training forward calls: the call number of messages
+  LayerMemory memory_;
 
  private:
-  // What a training call will leave behind; nothing of it shows before commit().
-  struct Next {
-    History::Step history{};
-    bool moves = false;               // the running statistics do
-    Buffer<double> mean{}, spread{};  // (C) running statistics, where they move
-    Values pivot{};                   // (C)
-    bool counts = false;              // the call had values
+  // What the halves of a forward call work with, between them and until the call is enqueued.
+  struct Call {
+    ForwardArgs args{};
+    std::optional<DerivativeSource> source{};
+    DerivativesArgs derivatives{};
+    Record record{};
+    Buffer<double> scratch{};
+    Buffer<std::byte> messages{};  // the record, and room for the group's
   };
 
-  // Of this rank's values, per group.
-  struct LocalMoments {
-    double count = 0;
-    Values mean{}, m2{};  // (G); m2: sum of squared deviations
-  };
-
+  // A call's frame as kernels see it, in saved.memory_; also told to saved.frame_.
+  static steps::FrameView lay_out(Saved& saved, std::int64_t groups, bool renorm);
+  static steps::FrameView frame_view(const Saved& saved);
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
-  Header header(const ForwardInputs& inputs, const Plan& plan, Direction direction, std::uint64_t call) const;
-
-  LocalMoments local_moments(const ForwardInputs& inputs, const Plan& plan, Queue& queue) const;
-  Statistics exchanged(const LocalMoments& local, const ForwardInputs& inputs, const Plan& plan,
-                       const DerivativeSource* source, Values& lanes, Queue& queue) const;
-  Next history(const Statistics& current, const Values& lanes, const DerivativeSource* source, Queue& queue) const;
-  Frame corrected(const Statistics& use, double count, Queue& queue) const;
-  Frame inference_frame(Queue& queue) const;
-  void apply(const ForwardInputs& inputs, const Plan& plan, const Frame& frame, const TensorView& output,
-             Buffer<std::uint8_t>& mask, Queue& queue) const;
-  void commit(Next&& next) noexcept;
-  void advance_running(const RunningValues& values, Next& next, Queue& queue) const;
+  Header header(DType dtype, std::int64_t groups, Direction direction) const;
+  void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
+                ForwardArgs& args, Queue& queue) const;
+  void derive(const ForwardInputs& inputs, Call& call, Queue& queue);
+  void make_record(Buffer<std::byte>& messages, Record& record, Header& header, std::int64_t count, Queue& queue) const;
+  Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
+            Queue& queue) const;
 };
 
 }  // namespace allnorm

@@ -36,17 +36,17 @@ Ramp load_ramp(const State& state, const char* name) {
       return "state " + std::string(name) + " has a point at call " + std::to_string(points[i]) +
              ", must be from 0 to 2^62";
     });
-    ramp.emplace_back(static_cast<std::int64_t>(points[i]), points[i + 1]);
+    ramp.push_back({static_cast<std::int64_t>(points[i]), points[i + 1]});
   }
   return ramp;
 }
 
 }  // namespace
 
-State NormImpl::save() const {
+State NormImpl::save(Queue& queue) const {
   State state;
   if (!has_running()) return state;
-  allnorm::save(running_, layer_.keeps_std(), state);
+  memory_.save(state, queue);
   state.add(std::string(layer_prefix) + std::string(layer_.row->name), state_version);
   state.add("allnorm.ranks", group_->size());
   state.add("allnorm.rank", group_->rank());
@@ -54,11 +54,10 @@ State NormImpl::save() const {
   state.add("allnorm.minibatches", layer_.options.minibatches);
   save_ramp(state, "allnorm.r_max_ramp", layer_.options.r_max_ramp);
   save_ramp(state, "allnorm.d_max_ramp", layer_.options.d_max_ramp);
-  history_.save(state);
   return state;
 }
 
-void NormImpl::load(const State& state, const LoadOptions& options) {
+void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options) {
   using state_reader::integer;
   expect(has_running() || state.entries.empty(), Code::invalid_input,
          [&] { return std::string(layer_.row->name) + " has no state, must be loaded with none"; });
@@ -89,7 +88,7 @@ void NormImpl::load(const State& state, const LoadOptions& options) {
     agree("window", layer_.options.window);
     agree("minibatches", layer_.options.minibatches);
     const std::int64_t ranks = integer(state, "allnorm.ranks", 1), rank = integer(state, "allnorm.rank", 0);
-    if (History::has_per_rank_parts(state) && (ranks != group_->size() || rank != group_->rank())) {
+    if (LayerMemory::has_per_rank_parts(state) && (ranks != group_->size() || rank != group_->rank())) {
       expect(options.drop_window, Code::invalid_input, [&] {
         return "state is of rank " + std::to_string(rank) + " of " + std::to_string(ranks) + ", must be of rank " +
                std::to_string(group_->rank()) + " of " + std::to_string(group_->size()) +
@@ -106,12 +105,10 @@ void NormImpl::load(const State& state, const LoadOptions& options) {
       fail(Code::invalid_input, "state: " + error.message());
     }
   }
-  History history(layer.options, channels_);
-  history.load(state, drop);
-  allnorm::load(running_, layer_.keeps_std(), state);  // the last that can throw
+  LayerMemory memory(layer, channels_, queue);
+  memory.load(state, drop, queue);
   layer_ = std::move(layer);
-  history_ = std::move(history);
-  past_ = {};
+  memory_ = std::move(memory);
 }
 
 }  // namespace allnorm

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -134,13 +135,17 @@ class Buffer {
   std::shared_ptr<Queue::Impl> owner_{};
 };
 
-/// The values of a buffer, on the host. Waits for the queue.
+/// Values in device memory, on the host. Waits for the queue.
 template <class T>
-std::vector<T> to_host(const Buffer<T>& buffer, Queue& queue) {
-  std::vector<T> values(buffer.size());
-  copy_to_host(values.data(), buffer.data(), buffer.size() * sizeof(T), queue);
+std::vector<T> to_host(std::span<const T> device, Queue& queue) {
+  std::vector<T> values(device.size());
+  copy_to_host(values.data(), device.data(), device.size_bytes(), queue);
   queue.wait();
   return values;
+}
+template <class T>
+std::vector<T> to_host(const Buffer<T>& buffer, Queue& queue) {
+  return to_host(std::span<const T>(buffer.data(), buffer.size()), queue);
 }
 /// A buffer with these values.
 template <class T>

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,15 +40,15 @@ struct BackwardOutputs {
 };
 
 /// The statistics that a call normalized with, one value per group G (channels for batch_norm, (N,G) for group_norm,
-/// leading axes for layer_norm). y = gamma * ((x - mean) * rstd * r + d) + beta.
+/// leading axes for layer_norm), in memory of the queue's device: to_host() brings them from a GPU.
+/// y = gamma * ((x - mean) * rstd * r + d) + beta.
 struct Frame {
-  Buffer<double> mean{};   ///< (G)
-  Buffer<double> var{};    ///< (G) biased, without eps
-  Buffer<double> rstd{};   ///< (G)
-  Buffer<double> r{};      ///< (G) with renorm, otherwise empty (1)
-  Buffer<double> d{};      ///< (G) with renorm, otherwise empty (0)
-  Buffer<double> share{};  ///< (G) d mean / d (this call's mean): 1 for BN, 1/n in a window, 0 in inference
-  double count = 0;        ///< values per group of this call, over all ranks
+  std::span<const double> mean{};   ///< (G)
+  std::span<const double> var{};    ///< (G) biased, without eps
+  std::span<const double> rstd{};   ///< (G)
+  std::span<const double> r{};      ///< (G) with renorm, otherwise empty (1)
+  std::span<const double> d{};      ///< (G) with renorm, otherwise empty (0)
+  std::span<const double> share{};  ///< (G) d mean / d (this call's mean): 1 for BN, 1/n in a window, 0 in inference
 };
 
 /// What forward leaves for backward. It borrows the tensors of the call: keep them until backward is done. Several may
@@ -63,16 +64,26 @@ class Saved {
   friend class NormImpl;
   ForwardInputs inputs_{};
   Frame frame_{};
+  Buffer<double> memory_{};      ///< the frame's
   Buffer<std::uint8_t> mask_{};  ///< 1 bit per element: activation let it pass; only with a residual
-  std::uint64_t call_ = 0;
   bool training_ = false;
+};
+
+/// Running statistics (C) of the batch_norm family, empty otherwise.
+struct RunningStatistics {
+  std::vector<double> mean{};
+  std::vector<double> spread{};  ///< the variance, or sigma where Layer::keeps_std()
+  std::int64_t tracked = 0;      ///< updates so far: PyTorch's num_batches_tracked
 };
 
 struct LoadOptions {
   bool drop_window = false;  ///< accept a state of another number of ranks, without its per-rank parts
 };
 
-/// One layer object. Calls are made by one thread at a time. A call that throws leaves the state as it was.
+/// One layer object. Calls are made by one thread at a time, all with queues of the device (on CUDA: of the stream) that
+/// the layer was made with. A call that throws leaves the state as it was. On CUDA, calls return when their work is
+/// enqueued: a disagreement between ranks leaves the state as it was, fills y or the gradients with NaN, and is thrown
+/// by the next call that takes part in the group's exchanges, or by Communicator::check() after Queue::wait().
 ///
 /// Sources: Ioffe & Szegedy 2015 (BN), Peng et al. 2018 (Cross-GPU BN), Ioffe 2017 (Batch Renormalization), Yao et al.
 /// 2021 (Cross-Iteration BN), Bochkovskiy et al. 2020 (CmBN), Ba et al. 2016 (LN), Wu & He 2018 (GN);
@@ -113,17 +124,19 @@ class Norm {
   Communicator& group() const noexcept;
   std::int64_t channels() const noexcept;
 
+  // What follows moves values between the host and the queue's device, and waits for the queue.
+
   /// The whole state. Loading checks everything before it changes anything: throws invalid_input for another layer,
   /// C, window, number of ranks (unless dropped), missing or malformed entries.
-  State save() const;
-  void load(const State& state, const LoadOptions& options = {});
+  State save(Queue& queue) const;
+  void load(const State& state, Queue& queue, const LoadOptions& options = {});
 
-  /// Running statistics (C) of the batch_norm family, empty otherwise; running_spread is the variance, or sigma where
-  /// Layer::keeps_std(). Writable, so that a caller can set or average them; ranks of a group must keep them equal.
-  Buffer<double>& running_mean() noexcept;
-  Buffer<double>& running_spread() noexcept;
-  std::int64_t batches_tracked() const noexcept;
-  void set_batches_tracked(std::int64_t count) noexcept;
+  /// The running statistics, to read, set or average; ranks of a group must keep them equal. Setting throws
+  /// invalid_argument for another number of channels.
+  RunningStatistics running(Queue& queue) const;
+  void set_running(const RunningStatistics& running, Queue& queue);
+  /// True for layers that have them: the batch_norm family.
+  bool has_running() const noexcept;
 
   /// Of the last training call with a window: past statistics as stored and as compensated, for reports. Row j (0 = the
   /// newest) holds C values.
@@ -131,9 +144,10 @@ class Norm {
     std::int64_t entries = 0;
     std::vector<double> stale_mean{}, stale_var{}, mean{}, var{};  ///< (entries, C)
   };
-  const PastStatistics& past() const noexcept;
+  PastStatistics past(Queue& queue) const;
   /// The r_max and d_max of the next training call.
-  std::pair<double, double> renorm_bounds() const noexcept;
+  std::pair<double, double> renorm_bounds(Queue& queue) const;
+
   /// Bytes that the state and the window hold.
   std::size_t state_bytes() const noexcept;
 

@@ -29,9 +29,14 @@ enum class Guard : std::uint8_t {
 };
 enum class RunningSource : std::uint8_t { current, window };
 
-/// A piecewise linear function of the number of training calls made: (call, value) points in ascending order of call,
-/// constant before the first and after the last. Empty: a constant given elsewhere.
-using Ramp = std::vector<std::pair<std::int64_t, double>>;
+/// A piecewise linear function of the number of training calls made: points in ascending order of call, constant before
+/// the first and after the last. Empty: a constant given elsewhere.
+struct RampPoint {
+  std::int64_t call = 0;
+  double value = 0;
+  friend bool operator==(const RampPoint&, const RampPoint&) = default;
+};
+using Ramp = std::vector<RampPoint>;
 /// The value of `ramp` at `call`; `constant` for an empty ramp.
 double ramp_value(const Ramp& ramp, std::int64_t call, double constant) noexcept;
 

@@ -15,5 +15,12 @@ void moments_grad_rows(const RowsArgs& args, Queue& queue);
 void affine_grad_rows(const RowsArgs& args, Queue& queue);
 void apply_grad_rows(const RowsArgs& args, Queue& queue);
 void patch_sums(const PatchSumsArgs& args, Queue& queue);
+void forward_local(const ForwardArgs& args, Queue& queue);
+void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);
+void backward_local(const BackwardArgs& args, Queue& queue);
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue);
+void lanes(const LanesArgs& args, Queue& queue);
+void derivatives(const DerivativesArgs& args, Queue& queue);
+void begin_batch(const Rules& rules, const LayerState& state, Queue& queue);
 
 }  // namespace allnorm::cpu

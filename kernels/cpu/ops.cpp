@@ -38,7 +38,14 @@ const Ops& cpu_ops() {
                        .moments_grad_rows = cpu::moments_grad_rows,
                        .affine_grad_rows = cpu::affine_grad_rows,
                        .apply_grad_rows = cpu::apply_grad_rows,
-                       .patch_sums = cpu::patch_sums};
+                       .patch_sums = cpu::patch_sums,
+                       .forward_local = cpu::forward_local,
+                       .forward_finish = cpu::forward_finish,
+                       .backward_local = cpu::backward_local,
+                       .backward_finish = cpu::backward_finish,
+                       .lanes = cpu::lanes,
+                       .derivatives = cpu::derivatives,
+                       .begin_batch = cpu::begin_batch};
   return ops;
 }
 

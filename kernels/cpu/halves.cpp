@@ -1,0 +1,239 @@
+// The halves of a layer's call on the CPU: the kernels, and loops over the steps between them.
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/grid.hpp"
+#include "kernels/cpu/kernels.hpp"
+
+namespace allnorm::cpu {
+
+namespace {
+
+using Values = std::vector<double>;
+
+std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
+
+Values values_of(const Parameter& parameter, std::int64_t size) {
+  Values values(index(size));
+  for (std::int64_t i = 0; i < size; ++i) values[index(i)] = parameter[i];
+  return values;
+}
+
+/// The rows' description that both directions share.
+template <class Args>
+RowsArgs rows_of(const Args& args, const Values& weight, const Values& bias) {
+  RowsArgs rows{};
+  rows.x = args.x;
+  rows.dtype = args.dtype;
+  rows.rows = args.norm.groups();
+  rows.columns = args.norm.group_size();
+  rows.weight = args.weight.data != nullptr ? weight.data() : nullptr;
+  rows.bias = args.bias.data != nullptr ? bias.data() : nullptr;
+  rows.center = args.frame.mean;
+  rows.scale = args.frame.rstd;
+  return rows;
+}
+
+/// Per fine group F: y = (x - center) * scale + shift.
+struct FineCoefficients {
+  Values center{}, scale{}, shift{};  // (F)
+
+  template <class Args>
+  explicit FineCoefficients(const Args& args)
+      : center(index(args.fine.groups())), scale(center.size()), shift(center.size()) {
+    for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
+      const auto frame = args.frame.get(args.to_norm(f));
+      const std::int64_t p = args.to_affine(f);
+      const auto k = formulas::apply(frame.rstd, frame.correction, args.weight[p], args.bias[p]);
+      center[index(f)] = frame.mean;
+      scale[index(f)] = k.scale;
+      shift[index(f)] = k.shift;
+    }
+  }
+};
+
+void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
+  const std::int64_t groups = args.norm.groups();
+  const steps::Layout layout{groups};
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const auto current = args.record == nullptr
+                             ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
+                             : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
+    const auto lane = [&](std::int64_t entry, bool of_variance) {
+      if (!args.rules.compensate) return 0.0;
+      return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
+    };
+    args.frame.set(g, steps::frame_of(args.rules, args.state, turn, g, current, lane, true));
+  }
+  *args.frame.scalars = {turn.count, turn.call};
+}
+
+void apply_frames(const ForwardArgs& args, Queue& queue) {
+  if (args.rows) {
+    const Values weight = values_of(args.weight, args.norm.group_size()),
+                 bias = values_of(args.bias, args.norm.group_size());
+    RowsArgs rows = rows_of(args, weight, bias);
+    rows.y = args.y;
+    apply_rows(rows, queue);
+    return;
+  }
+  const FineCoefficients fine(args);
+  apply({args.x, args.residual, args.y, args.dtype, args.fine, fine.center.data(), fine.scale.data(), fine.shift.data(),
+         args.activation},
+        queue);
+  if (args.mask != nullptr) sign_mask({args.y, args.dtype, args.fine.elements(), args.mask}, queue);
+}
+
+/// The last step of a call: what it wrote becomes the state.
+void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool is_call) {
+  *state.last = turn;
+  state.next() = steps::advanced(rules, state.now(), turn, is_call);
+  ++*state.turn;
+}
+
+}  // namespace
+
+void forward_local(const ForwardArgs& args, Queue& queue) {
+  const std::int64_t groups = args.norm.groups();
+  moments({args.x, args.dtype, args.norm, args.mean, args.m2}, queue);
+  if (args.record == nullptr) return;
+  double* payload = steps::payload_of(args.record);
+  const auto count = static_cast<double>(args.norm.group_size());
+  const steps::Layout layout{groups};
+  payload[0] = count;
+  for (std::int64_t g = 0; g < groups; ++g)
+    steps::write_sums(args.rules, args.state, layout, g, count, args.mean[g], args.m2[g], payload);
+
+  RecordHead head{args.header, 0, static_cast<std::uint64_t>(layout.size(args.lanes))};
+  steps::Hashes hashes;
+  if (args.rules.persists) {
+    hashes = steps::hashes_of(args.state);
+    for (std::int64_t c = 0; c < groups; ++c) hashes.add(steps::hashes_of(args.state, c));
+  }
+  steps::write_header(args.rules, args.state, hashes, head.header);
+  if (args.weights != nullptr) {
+    head.header.set(Field::weight_hash, args.weights[0]);
+    if (args.weights[1] != 0) head.flags |= flag_weights_changed;
+  }
+  *reinterpret_cast<RecordHead*>(args.record) = head;
+}
+
+void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (args.source == FrameSource::call) {
+    const double count =
+        args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
+    const Turn turn = steps::turn_of(args.rules, args.state.now(), count, args.derives);
+    write_frames(args, gathered, turn);
+    apply_frames(args, queue);
+    advance(args.rules, args.state, turn, true);
+    return;
+  }
+  if (args.source == FrameSource::running) {
+    for (std::int64_t c = 0; c < args.norm.groups(); ++c)
+      args.frame.set(c, steps::running_frame(args.rules, args.state, c));
+    *args.frame.scalars = {0, args.state.now().calls};
+  }
+  apply_frames(args, queue);
+}
+
+void backward_local(const BackwardArgs& args, Queue& queue) {
+  const std::int64_t groups = args.norm.groups();
+  double *s1 = args.sums, *s2 = args.sums + groups;
+  std::fill_n(args.sums, 2 * groups, 0.0);
+  if (args.rows) {
+    const Values weight = values_of(args.weight, args.parameters);
+    RowsArgs rows = rows_of(args, weight, {});
+    Values dweight(index(args.parameters)), dbias(dweight.size());
+    rows.bias = nullptr;
+    rows.dy = args.dy;
+    rows.sum_g = s1;
+    rows.sum_gx = s2;
+    rows.dweight = dweight.data();
+    rows.dbias = dbias.data();
+    moments_grad_rows(rows, queue);
+    if (args.wants_weight) affine_grad_rows(rows, queue);
+    for (std::int64_t p = 0; p < args.parameters; ++p) {
+      args.dweight.set(p, dweight[index(p)]);
+      args.dbias.set(p, dbias[index(p)]);
+    }
+  } else {
+    const FineCoefficients fine(args);
+    const std::int64_t size = args.fine.groups();
+    Values sum_g(index(size)), sum_gx(sum_g.size()), dweight(index(args.parameters)), dbias(dweight.size());
+    moments_grad({args.x,
+                  args.dy,
+                  args.dtype,
+                  args.fine,
+                  fine.center.data(),
+                  {args.activation, args.mask, fine.scale.data(), fine.shift.data()},
+                  sum_g.data(),
+                  sum_gx.data()},
+                 queue);
+    for (std::int64_t f = 0; f < size; ++f) {
+      const std::int64_t g = args.to_norm(f), p = args.to_affine(f);
+      const auto terms = steps::grad_terms(args.frame.get(g), args.weight[p], sum_g[index(f)], sum_gx[index(f)]);
+      s1[g] += terms.s1;
+      s2[g] += terms.s2;
+      dweight[index(p)] += terms.dgamma;
+      dbias[index(p)] += terms.dbeta;
+    }
+    for (std::int64_t p = 0; p < args.parameters; ++p) {
+      args.dweight.set(p, dweight[index(p)]);
+      args.dbias.set(p, dbias[index(p)]);
+    }
+  }
+  if (args.record == nullptr) return;
+  RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * groups)};
+  head.header.set(Field::call, static_cast<std::uint64_t>(args.frame.scalars->call));
+  *reinterpret_cast<RecordHead*>(args.record) = head;
+}
+
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (args.dx == nullptr && args.dresidual == nullptr) return;
+  const std::int64_t groups = args.norm.groups(), size = args.rows ? groups : args.fine.groups();
+  Values gain(index(size)), slope(gain.size()), offset(gain.size());
+  for (std::int64_t f = 0; f < size; ++f) {
+    const std::int64_t g = args.rows ? f : args.to_norm(f);
+    const double weight = args.rows ? 1 : args.weight[args.to_affine(f)];
+    const auto frame = args.frame.get(g);
+    const auto k = formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, args.frame.scalars->count,
+                                        steps::summed(gathered, g), steps::summed(gathered, groups + g));
+    gain[index(f)] = k.gain;
+    slope[index(f)] = k.slope;
+    offset[index(f)] = k.offset;
+  }
+  if (args.rows) {
+    const Values weight = values_of(args.weight, args.parameters);
+    RowsArgs rows = rows_of(args, weight, {});
+    rows.bias = nullptr;
+    rows.dy = args.dy;
+    rows.dx = args.dx;
+    rows.gain = gain.data();
+    rows.slope = slope.data();
+    rows.offset = offset.data();
+    apply_grad_rows(rows, queue);
+    return;
+  }
+  const FineCoefficients fine(args);
+  apply_grad({args.x,
+              args.dy,
+              args.dx,
+              args.dresidual,
+              args.dtype,
+              args.fine,
+              fine.center.data(),
+              {args.activation, args.mask, fine.scale.data(), fine.shift.data()},
+              gain.data(),
+              slope.data(),
+              offset.data()},
+             queue);
+}
+
+void begin_batch(const Rules& rules, const LayerState& state, Queue& queue) {
+  const Turn turn = steps::cut_short(rules, state.now());
+  for (std::int64_t c = 0; c < state.channels; ++c) steps::cut_channel(rules, state, turn, c);
+  advance(rules, state, turn, false);
+  derivatives({.rules = rules, .state = state}, queue);
+}
+
+}  // namespace allnorm::cpu

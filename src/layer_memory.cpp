@@ -1,0 +1,156 @@
+#include "layer_memory.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "kernels/steps.hpp"
+
+namespace allnorm {
+
+namespace {
+
+std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
+
+template <class T>
+T value_of(const Buffer<T>& buffer, std::size_t i, Queue& queue) {
+  return to_host(std::span<const T>(buffer.data() + i, 1), queue)[0];
+}
+
+}  // namespace
+
+LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue)
+    : r_max_ramp_(to_device(layer.options.r_max_ramp, queue)),
+      d_max_ramp_(to_device(layer.options.d_max_ramp, queue)),
+      counters_(2, queue),
+      turn_(1, queue),
+      last_(1, queue) {
+  const NormOptions& o = layer.options;
+  rules_.eps = o.eps;
+  view_.counters = counters_.data();
+  view_.turn = turn_.data();
+  view_.last = last_.data();
+  put(Counters{}, queue);
+  rules_.persists = layer.row->reduction == Reduction::batch_and_space;
+  if (!rules_.persists) return;
+
+  rules_.momentum = o.momentum;
+  rules_.r_max = o.r_max;
+  rules_.d_max = o.d_max;
+  rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};
+  rules_.d_max_ramp = {d_max_ramp_.data(), static_cast<std::int64_t>(d_max_ramp_.size())};
+  rules_.minibatches = o.minibatches;
+  rules_.window = o.window;
+  rules_.burn_in = o.burn_in;
+  rules_.weighting = o.weighting;
+  rules_.running = o.running;
+  rules_.guard = o.guard;
+  rules_.running_source = o.running_source;
+  rules_.cumulative = o.cumulative;
+  rules_.unbiased = o.unbiased_running_var;
+  rules_.renorm = o.renorm;
+  rules_.keeps_std = layer.keeps_std();
+  rules_.fill_in_burn_in = o.fill_in_burn_in;
+  rules_.compensate = o.compensate && o.window > 1;
+
+  const bool history = o.minibatches > 1 || o.window > 1;
+  view_.channels = channels;
+  view_.fields = history ? LayerState::fields_with_history : LayerState::fields_without_history;
+  values_ = Buffer<double>(index(2 * view_.fields * channels), queue);
+  view_.values = values_.data();
+  put(LayerState::running_spread, std::vector<double>(index(channels), 1.0), queue);
+  if (o.window == 1) return;
+
+  Ring& ring = view_.ring;
+  ring.slots = o.window;
+  ring_ = Buffer<double>(index(o.window + (2 * o.window + 1 + 4 * (o.window - 1)) * channels), queue);
+  ring.count = ring_.data();
+  ring.mean = ring.count + o.window;
+  ring.var = ring.mean + o.window * channels;
+  ring.center = ring.var + o.window * channels;
+  ring.past = ring.center + channels;
+}
+
+void LayerMemory::expect_shape(const WeightShape& shape) const {
+  const Ring& ring = view_.ring;
+  expect(ring.fan_in == 0 || (ring.fan_in == shape.fan_in && ring.mean_rows == shape.mean_rows), Code::invalid_argument,
+         [&] {
+           return "conv_weight has " + std::to_string(shape.channels) + " x " + std::to_string(shape.fan_in) +
+                  " weights (channels x fan-in), must have " + std::to_string(view_.channels) + " x " +
+                  std::to_string(ring.fan_in) + " as in the window's earlier calls";
+         });
+}
+
+void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue) {
+  Ring& ring = view_.ring;
+  if (ring.fan_in != 0 || shape.fan_in == 0) return;
+  const std::size_t size = wide ? sizeof(double) : sizeof(float);
+  const std::size_t means = index(ring.slots * shape.mean_rows * shape.fan_in) * size,
+                    weights = index(ring.slots * shape.channels * shape.fan_in) * size;
+  derivatives_ = Buffer<std::byte>(means + 2 * weights, queue);
+  ring.wide = wide;
+  ring.fan_in = shape.fan_in;
+  ring.mean_rows = shape.mean_rows;
+  ring.dmean = derivatives_.data();
+  ring.dvar = derivatives_.data() + means;
+  ring.weight = derivatives_.data() + means + weights;
+}
+
+std::uint32_t LayerMemory::turn(Queue& queue) const { return value_of(turn_, 0, queue); }
+
+Counters LayerMemory::counters(Queue& queue) const { return value_of(counters_, turn(queue) & 1, queue); }
+
+std::vector<double> LayerMemory::values(LayerState::Field field, Queue& queue) const {
+  const std::int64_t at = ((turn(queue) & 1) * view_.fields + field) * view_.channels;
+  return to_host(std::span<const double>(values_.data() + at, index(view_.channels)), queue);
+}
+
+void LayerMemory::put(LayerState::Field field, const std::vector<double>& values, Queue& queue) {
+  const std::int64_t at = ((turn(queue) & 1) * view_.fields + field) * view_.channels;
+  copy_to_device(values_.data() + at, values.data(), values.size() * sizeof(double), queue);
+}
+
+void LayerMemory::put(const Counters& counters, Queue& queue) {
+  copy_to_device(counters_.data() + (turn(queue) & 1), &counters, sizeof counters, queue);
+}
+
+RunningStatistics LayerMemory::running(Queue& queue) const {
+  if (!persists()) return {};
+  return {values(LayerState::running_mean, queue), values(LayerState::running_spread, queue), counters(queue).tracked};
+}
+
+void LayerMemory::set_running(const RunningStatistics& running, Queue& queue) {
+  for (const auto& [values, name] : {std::pair{&running.mean, "mean"}, {&running.spread, "spread"}})
+    expect(values->size() == index(view_.channels), Code::invalid_argument, [&, v = values, n = name] {
+      return std::string("running ") + n + " has " + std::to_string(v->size()) + " values, must have " +
+             std::to_string(view_.channels);
+    });
+  if (!persists()) return;
+  put(LayerState::running_mean, running.mean, queue);
+  put(LayerState::running_spread, running.spread, queue);
+  Counters now = counters(queue);
+  now.tracked = running.tracked;
+  put(now, queue);
+}
+
+Norm::PastStatistics LayerMemory::past(Queue& queue) const {
+  Norm::PastStatistics past;
+  const Turn turn = value_of(last_, 0, queue);
+  if (!turn.averages || turn.fails) return past;
+  const std::int64_t C = view_.channels;
+  const auto all = to_host(std::span<const double>(view_.ring.past, index(4 * turn.entries * C)), queue);
+  past.entries = turn.entries;
+  std::vector<double>* const parts[] = {&past.stale_mean, &past.stale_var, &past.mean, &past.var};
+  for (std::int64_t j = 0; j < turn.entries; ++j)
+    for (std::int64_t part = 0; part < 4; ++part) {
+      const auto from = all.begin() + (4 * j + part) * C;
+      parts[part]->insert(parts[part]->end(), from, from + C);
+    }
+  return past;
+}
+
+std::size_t LayerMemory::bytes() const noexcept {
+  return (values_.size() + ring_.size()) * sizeof(double) + derivatives_.size();
+}
+
+}  // namespace allnorm

@@ -1,0 +1,71 @@
+// The owner of a layer's state (kernels/layer_state.hpp) in the memory of its queue's device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "allnorm/catalogue.hpp"
+#include "allnorm/device.hpp"
+#include "allnorm/norm.hpp"
+#include "allnorm/state.hpp"
+#include "kernels/layer_state.hpp"
+
+namespace allnorm {
+
+/// The shape of a layer's weights and derivatives (compensate only).
+struct WeightShape {
+  std::int64_t channels = 0, fan_in = 0, mean_rows = 0;  // mean_rows: conv groups, or C when a framework supplies them
+  friend bool operator==(const WeightShape&, const WeightShape&) = default;
+};
+
+class LayerMemory {
+ public:
+  /// Running mean 0, spread 1, no history.
+  LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue);
+
+  const Rules& rules() const noexcept { return rules_; }
+  const LayerState& view() const noexcept { return view_; }
+  bool persists() const noexcept { return rules_.persists; }
+
+  /// Throws invalid_argument when the weights' shape is not that of earlier calls.
+  void expect_shape(const WeightShape& shape) const;
+  /// Makes the window's arrays of derivatives, once; `wide`: f64.
+  void make_window(const WeightShape& shape, bool wide, Queue& queue);
+
+  // What waits for the queue:
+  Counters counters(Queue& queue) const;
+  RunningStatistics running(Queue& queue) const;
+  void set_running(const RunningStatistics& running, Queue& queue);
+  Norm::PastStatistics past(Queue& queue) const;
+  void save(State& state, Queue& queue) const;
+  /// Checks everything and reads; on throwing the memory may be half written: load into a fresh one.
+  void load(const State& state, bool drop_per_rank, Queue& queue);
+
+  /// Does `state` hold parts of a sum over ranks?
+  static bool has_per_rank_parts(const State& state) noexcept;
+  std::size_t bytes() const noexcept;
+
+ private:
+  /// (C) of the current copy, on the host.
+  std::vector<double> values(LayerState::Field field, Queue& queue) const;
+  std::uint32_t turn(Queue& queue) const;
+  void put(LayerState::Field field, const std::vector<double>& values, Queue& queue);
+  void put(const Counters& counters, Queue& queue);
+  void save_history(State& state, const Counters& counters, Queue& queue) const;
+  void load_history(const State& state, Counters& counters, Queue& queue);
+
+  Rules rules_{};
+  LayerState view_{};
+  Buffer<RampPoint> r_max_ramp_{}, d_max_ramp_{};
+  Buffer<Counters> counters_{};   // (2)
+  Buffer<std::uint32_t> turn_{};  // (1)
+  Buffer<Turn> last_{};           // (1)
+  Buffer<double> values_{};       // (2, fields, C)
+  Buffer<double> ring_{};         // count (slots), mean (slots, C), var (slots, C), center (C), past (slots - 1, 4, C)
+  Buffer<std::byte> derivatives_{};  // dmean, dvar, weight of Ring
+};
+
+}  // namespace allnorm
