@@ -27,23 +27,26 @@ Layer own_layer(const ApplyPlan& plan, const Rank& rank) {
 }
 
 // A loaded state first, then the tensors that the user gives by name.
-void set_state(const ApplyPlan& plan, const Rank& rank, const StepTensors& tensors, Norm& norm) {
+void set_state(const ApplyPlan& plan, Rank& rank, const StepTensors& tensors, Norm& norm) {
   if (!plan.load_state.empty()) {
     const std::string path = expand(plan.load_state, rank.rank, 0);
     const State state = read_state(path);
     try {
-      norm.load(state, {plan.drop_window});
+      norm.load(state, rank.queue, {plan.drop_window});
     } catch (const Error& error) {
       bad_file(path, error.message(), error.where());
     }
   }
-  const auto put = [&](const char* name, Buffer<double>& buffer) {
-    const std::vector<double> values = tensors.state(name);
-    std::copy(values.begin(), values.end(), buffer.begin());
+  if (!norm.has_running()) return;
+  RunningStatistics running = norm.running(rank.queue);
+  const auto take = [&](const char* name, std::vector<double>& values) {
+    const std::vector<double> given = tensors.state(name);
+    if (!given.empty()) values = given;
   };
-  put("running_mean", norm.running_mean());
-  put(plan.layer.keeps_std() ? "running_std" : "running_var", norm.running_spread());
-  if (const std::int64_t count = tensors.counter("num_batches_tracked"); count >= 0) norm.set_batches_tracked(count);
+  take("running_mean", running.mean);
+  take(plan.layer.keeps_std() ? "running_std" : "running_var", running.spread);
+  if (const std::int64_t count = tensors.counter("num_batches_tracked"); count >= 0) running.tracked = count;
+  norm.set_running(running, rank.queue);
 }
 
 void check_state(const ApplyPlan& plan, const Rank& rank, const State& state) {
@@ -68,9 +71,9 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
   for (std::int64_t step = 0; step < plan.steps; ++step) {
     if (step > 0) tensors.read(step);
     const StepResult result = run_step(plan, tensors, norm, rank.queue);
-    for (NamedArray& made : collect(plan, tensors, result, norm, step)) results.push_back(std::move(made));
+    for (NamedArray& made : collect(plan, tensors, result, step)) results.push_back(std::move(made));
   }
-  const State state = plan.save_state.empty() ? State{} : norm.save();
+  const State state = plan.save_state.empty() ? State{} : norm.save(rank.queue);
   check_state(plan, rank, state);
   write_results(plan, rank, results, state);
 }

@@ -18,24 +18,23 @@ struct Context {
   const ApplyPlan& plan;
   const StepTensors& tensors;
   const StepResult& result;
-  Norm& norm;
 
   const Layer& layer() const { return plan.layer; }
   bool training() const { return layer().options.training; }
   bool gradient_of(std::string_view name) const { return plan.wants_gradients() && plan.gives(name); }
 };
 
-NpyArray doubles(const Buffer<double>& values, const Shape& shape) {
-  return from_doubles(std::span(values.data(), values.size()), shape);
+NpyArray doubles(const std::vector<double>& values, const Shape& shape) {
+  return from_doubles(values, shape);
 }
 
-NpyArray like_input(const Context& context, const Buffer<std::byte>& values) {
+NpyArray like_input(const Context& context, const std::vector<std::byte>& values) {
   const LoadedTensor& x = context.tensors.input();
   return from_dtype(values.data(), x.dtype, x.file_shape);
 }
 
 // (C), (N,G) or the leading axes.
-NpyArray statistics(const Context& context, const Buffer<double>& values) {
+NpyArray statistics(const Context& context, const std::vector<double>& values) {
   const Shape& x = context.tensors.input().shape;
   switch (context.layer().row->reduction) {
     case Reduction::batch_and_space:
@@ -51,7 +50,7 @@ NpyArray statistics(const Context& context, const Buffer<double>& values) {
   return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
 }
 
-NpyArray running(const Buffer<double>& values) {
+NpyArray running(const std::vector<double>& values) {
   return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
 }
 
@@ -67,24 +66,24 @@ constexpr Source sources[] = {
     {"grad_input", [](const Context& c) { return c.gradient_of("input"); },
      [](const Context& c) { return like_input(c, c.result.grad_input); }},
     {"mean", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.saved.frame().mean); }},
+     [](const Context& c) { return statistics(c, c.result.mean); }},
     {"var", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.saved.frame().var); }},
+     [](const Context& c) { return statistics(c, c.result.var); }},
     {"rstd", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.saved.frame().rstd); }},
-    {"r", [](const Context& c) { return !c.result.saved.frame().r.empty(); },
-     [](const Context& c) { return statistics(c, c.result.saved.frame().r); }},
-    {"d", [](const Context& c) { return !c.result.saved.frame().d.empty(); },
-     [](const Context& c) { return statistics(c, c.result.saved.frame().d); }},
+     [](const Context& c) { return statistics(c, c.result.rstd); }},
+    {"r", [](const Context& c) { return !c.result.r.empty(); },
+     [](const Context& c) { return statistics(c, c.result.r); }},
+    {"d", [](const Context& c) { return !c.result.d.empty(); },
+     [](const Context& c) { return statistics(c, c.result.d); }},
     {"running_mean", [](const Context& c) { return c.training(); },
-     [](const Context& c) { return running(c.norm.running_mean()); }},
+     [](const Context& c) { return running(c.result.running.mean); }},
     {"running_var", [](const Context& c) { return c.training() && !c.layer().keeps_std(); },
-     [](const Context& c) { return running(c.norm.running_spread()); }},
+     [](const Context& c) { return running(c.result.running.spread); }},
     {"running_std", [](const Context& c) { return c.training() && c.layer().keeps_std(); },
-     [](const Context& c) { return running(c.norm.running_spread()); }},
+     [](const Context& c) { return running(c.result.running.spread); }},
     {"num_batches_tracked", [](const Context& c) { return c.training(); },
      [](const Context& c) {
-       const std::int64_t count = c.norm.batches_tracked();
+       const std::int64_t count = c.result.running.tracked;
        return from_int64(std::span(&count, 1), Shape{});
      }},
     {"grad_weight", [](const Context& c) { return c.gradient_of("weight"); },
@@ -135,33 +134,65 @@ void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const st
 
 StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& norm, Queue& queue) {
   const LoadedTensor& x = tensors.input();
-  const auto bytes = x.data.size();
+  std::vector<Buffer<std::byte>> uploads;  // kept until the calls are done
+  const auto upload = [&](ConstTensorView view) {
+    if (view.elements() == 0) return view;
+    const std::size_t bytes = static_cast<std::size_t>(view.elements()) * size_of(view.dtype);
+    uploads.emplace_back(bytes, queue, Fill::none);
+    copy_to_device(uploads.back().data(), view.data, bytes, queue);
+    view.data = uploads.back().data();
+    return view;
+  };
+  const auto on_device = [&](ConstTensorView view) {
+    view.device = queue.device();
+    return queue.device().kind == DeviceKind::cpu ? view : upload(view);
+  };
   const auto like_x = [&](Buffer<std::byte>& buffer) {
-    buffer = Buffer<std::byte>(bytes, queue);
-    return TensorView{buffer.data(), x.dtype, Device{}, x.shape, x.order};
+    buffer = Buffer<std::byte>(x.data.size(), queue);
+    return TensorView{buffer.data(), x.dtype, queue.device(), x.shape, x.order};
   };
-  StepResult result;
-  result.saved = norm.forward(tensors.forward_inputs(), like_x(result.output), queue);
-  if (!plan.wants_gradients()) return result;
+  ForwardInputs inputs = tensors.forward_inputs();
+  for (ConstTensorView* view : {&inputs.input, &inputs.weight, &inputs.bias, &inputs.residual, &inputs.conv_input,
+                                &inputs.conv_weight, &inputs.patch_sum, &inputs.patch_product})
+    *view = on_device(*view);
 
-  BackwardOutputs gradients;
-  gradients.input = like_x(result.grad_input);
-  if (plan.gives("residual")) gradients.residual = like_x(result.grad_residual);
-  const auto of_parameter = [&](const char* name, Buffer<double>& buffer) {
-    const LoadedTensor* parameter = tensors.find(name);
-    if (!parameter) return TensorView{};
-    buffer = Buffer<double>(static_cast<std::size_t>(parameter->shape.elements()), queue);
-    return view(buffer.data(), parameter->shape);
-  };
-  gradients.weight = of_parameter("weight", result.grad_weight);
-  gradients.bias = of_parameter("bias", result.grad_bias);
-  norm.backward(result.saved, tensors.view("grad_output"), gradients, queue);
+  StepResult result;
+  Buffer<std::byte> output, grad_input, grad_residual;
+  const Saved saved = norm.forward(inputs, like_x(output), queue);
+  if (plan.wants_gradients()) {
+    BackwardOutputs gradients;
+    gradients.input = like_x(grad_input);
+    if (plan.gives("residual")) gradients.residual = like_x(grad_residual);
+    Buffer<double> grad_weight, grad_bias;
+    const auto of_parameter = [&](const char* name, Buffer<double>& buffer) {
+      const LoadedTensor* parameter = tensors.find(name);
+      if (!parameter) return TensorView{};
+      buffer = Buffer<double>(static_cast<std::size_t>(parameter->shape.elements()), queue);
+      return TensorView{buffer.data(), DType::f64, queue.device(), parameter->shape, Order::channels_first};
+    };
+    gradients.weight = of_parameter("weight", grad_weight);
+    gradients.bias = of_parameter("bias", grad_bias);
+    norm.backward(saved, on_device(tensors.view("grad_output")), gradients, queue);
+    result.grad_weight = to_host(grad_weight, queue);
+    result.grad_bias = to_host(grad_bias, queue);
+  }
+  result.output = to_host(output, queue);
+  result.grad_input = to_host(grad_input, queue);
+  result.grad_residual = to_host(grad_residual, queue);
+  const Frame& frame = saved.frame();
+  const auto take = [&queue](std::span<const double> values) { return to_host(values, queue); };
+  result.mean = take(frame.mean);
+  result.var = take(frame.var);
+  result.rstd = take(frame.rstd);
+  result.r = take(frame.r);
+  result.d = take(frame.d);
+  if (norm.has_running()) result.running = norm.running(queue);
+  norm.group().check();  // what the ranks' kernels found is not written as a result
   return result;
 }
 
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, Norm& norm,
-                                std::int64_t step) {
-  const Context context{plan, tensors, result, norm};
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, std::int64_t step) {
+  const Context context{plan, tensors, result};
   std::vector<NamedArray> results;
   for (const char* name : {"output", "grad_input"})
     if (std::string_view(name) == "output" || plan.wants_gradients()) add(results, name, context, step);

@@ -15,9 +15,10 @@ namespace allnorm::launch {
 
 /// One step's results in memory, before anything is written.
 struct StepResult {
-  Saved saved;
-  Buffer<std::byte> output, grad_input, grad_residual;  ///< like input
-  Buffer<double> grad_weight, grad_bias;                ///< shape of the parameter
+  std::vector<std::byte> output, grad_input, grad_residual;  ///< like input
+  std::vector<double> grad_weight, grad_bias;                ///< shape of the parameter
+  std::vector<double> mean, var, rstd, r, d;                 ///< of the frame; r and d with renorm
+  RunningStatistics running;                                 ///< after the step
 };
 
 /// Runs forward, and backward where grad_output is given.
@@ -29,8 +30,7 @@ struct NamedArray {
   NpyArray array;
 };
 /// The arrays of a step that cli.md promises, in the order of the row's outputs.
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, Norm& norm,
-                                std::int64_t step);
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, std::int64_t step);
 
 /// Gives every rank's files their names, or none of them. `state` is written where the plan and the rank ask for it.
 /// Collective over rank.world.

@@ -45,7 +45,7 @@ TEST_P(Gradient, IsThatOfForward) {
   ForwardInputs earlier;
   earlier.input = view(dy.v.data(), shape, c.order);
   before.forward(earlier, view(y.data(), shape, c.order), queue);
-  const State state = before.save();
+  const State state = before.save(queue);
 
   const auto inputs = [&] {
     ForwardInputs in;
@@ -57,7 +57,7 @@ TEST_P(Gradient, IsThatOfForward) {
   };
   const auto loss = [&] {
     Norm norm(layer, 4, nullptr, queue);
-    norm.load(state);
+    norm.load(state, queue);
     norm.forward(inputs(), view(y.data(), shape, c.order), queue);
     reference::Real sum = 0;
     for (std::size_t i = 0; i < y.size(); ++i) sum += static_cast<reference::Real>(y[i]) * dy.v[i];
@@ -76,7 +76,7 @@ TEST_P(Gradient, IsThatOfForward) {
   };
 
   Norm norm(layer, 4, nullptr, queue);
-  norm.load(state);
+  norm.load(state, queue);
   const Saved saved = norm.forward(inputs(), view(y.data(), shape, c.order), queue);
   Doubles dx(x.v.size()), dgamma(gamma.size()), dbeta(beta.size());
   BackwardOutputs out;

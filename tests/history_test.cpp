@@ -52,11 +52,12 @@ TaylorErrors taylor_errors(double change) {
     for (std::size_t i = 0; i < weight.v.size(); ++i) weight.v[i] += change * direction.v[i];
   }
   TaylorErrors errors;
+  const Norm::PastStatistics past = norm.past(queue);
   for (std::size_t c = 0; c < 4; ++c) {
-    errors.mean = std::max(errors.mean, std::abs(norm.past().mean[c] - mean[c]));
-    errors.var = std::max(errors.var, std::abs(norm.past().var[c] - var[c]));
-    errors.stale_mean = std::max(errors.stale_mean, std::abs(norm.past().stale_mean[c] - mean[c]));
-    errors.stale_var = std::max(errors.stale_var, std::abs(norm.past().stale_var[c] - var[c]));
+    errors.mean = std::max(errors.mean, std::abs(past.mean[c] - mean[c]));
+    errors.var = std::max(errors.var, std::abs(past.var[c] - var[c]));
+    errors.stale_mean = std::max(errors.stale_mean, std::abs(past.stale_mean[c] - mean[c]));
+    errors.stale_var = std::max(errors.stale_var, std::abs(past.stale_var[c] - var[c]));
   }
   return errors;
 }
@@ -127,7 +128,7 @@ TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
   const Doubles last(expected.y[0].v.end() - static_cast<std::ptrdiff_t>(y.size()), expected.y[0].v.end());
   EXPECT_LE(cases::relative_error(y, last), 1e-14);
   EXPECT_LE(
-      cases::relative_error({norm.running_spread().begin(), norm.running_spread().end()}, oracle.state.running_var),
+      cases::relative_error(norm.running(queue).spread, oracle.state.running_var),
       1e-14);
 }
 
@@ -153,7 +154,7 @@ std::vector<State> saved_states(int ranks,
       in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
       norm.forward(in, view(y.data(), shape_of(x.shape)), queue);
     }
-    states[static_cast<std::size_t>(world->rank())] = norm.save();
+    states[static_cast<std::size_t>(world->rank())] = norm.save(queue);
   });
   return states;
 }
@@ -162,10 +163,10 @@ std::string loading(const State& state, std::string_view text = "cross_iteration
                     std::int64_t channels = 3, const LoadOptions& options = {}) {
   Queue queue = Queue::cpu();
   Norm norm(parse_layer(text), channels, nullptr, queue);
-  const std::string error = error_of([&] { norm.load(state, options); });
+  const std::string error = error_of([&] { norm.load(state, queue, options); });
   if (!error.empty()) {  // nothing changed
-    EXPECT_EQ(norm.batches_tracked(), 0);
-    for (const double v : norm.running_mean()) EXPECT_EQ(v, 0);
+    EXPECT_EQ(norm.running(queue).tracked, 0);
+    for (const double v : norm.running(queue).mean) EXPECT_EQ(v, 0);
   }
   return error;
 }
@@ -188,7 +189,7 @@ TEST(State, IsRefusedByAnotherLayer) {
       std::string::npos);
   Queue queue = Queue::cpu();
   Norm rows(Layer("layer_norm"), 3, nullptr, queue);
-  EXPECT_EQ(error_of([&] { rows.load(state); }), "invalid input: layer_norm has no state, must be loaded with none");
+  EXPECT_EQ(error_of([&] { rows.load(state, queue); }), "invalid input: layer_norm has no state, must be loaded with none");
 }
 
 TEST(State, OfAnotherNumberOfRanksLosesItsWindowOnRequestOnly) {
@@ -271,8 +272,8 @@ TEST(State, WithImpossibleValuesIsRefused) {
 TEST(State, OfALayerWithoutOneIsEmpty) {
   Queue queue = Queue::cpu();
   Norm rows(Layer("layer_norm"), 3, nullptr, queue);
-  rows.load(rows.save());
-  EXPECT_TRUE(rows.save().entries.empty());
+  rows.load(rows.save(queue), queue);
+  EXPECT_TRUE(rows.save(queue).entries.empty());
 }
 
 TEST(Cmbn, WeightsMayNotChangeWithinABatch) {
@@ -306,10 +307,10 @@ TEST(State, OfAFrameworkGivesTheRunningStatistics) {
   state.add("num_batches_tracked", 17);
   Queue queue = Queue::cpu();
   Norm norm(Layer("batch_norm"), 3, nullptr, queue);
-  norm.load(state);
-  EXPECT_EQ(norm.running_mean()[1], 2);
-  EXPECT_EQ(norm.running_spread()[2], 6);
-  EXPECT_EQ(norm.batches_tracked(), 17);
+  norm.load(state, queue);
+  EXPECT_EQ(norm.running(queue).mean[1], 2);
+  EXPECT_EQ(norm.running(queue).spread[2], 6);
+  EXPECT_EQ(norm.running(queue).tracked, 17);
 }
 
 }  // namespace

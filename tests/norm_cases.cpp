@@ -34,8 +34,6 @@ Doubles permuted(const Doubles& from, const std::vector<std::int64_t>& shape, bo
 
 Shape shape_of(const std::vector<std::int64_t>& extents) { return Shape(std::span<const std::int64_t>(extents)); }
 
-Doubles values(const Buffer<double>& buffer) { return {buffer.begin(), buffer.end()}; }
-
 struct Step {
   reference::Inputs inputs;
   Ranks dy;
@@ -155,12 +153,13 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
   const std::vector<Parameter> gamma = typed<Parameter>(oracle.gamma), beta = typed<Parameter>(oracle.beta);
 
   std::optional<Norm> norm(std::in_place, layer, c.channels, world, queue);
-  for (std::size_t i = 0; i < norm->running_mean().size(); ++i) {
-    norm->running_mean()[i] = oracle.state.running_mean[i] = random.normal();
-    const double spread = random.uniform(0.5, 2.0);
-    norm->running_spread()[i] = spread;
-    (layer.keeps_std() ? oracle.state.running_std : oracle.state.running_var)[i] = spread;
+  RunningStatistics running = norm->running(queue);
+  for (std::size_t i = 0; i < running.mean.size(); ++i) {
+    running.mean[i] = oracle.state.running_mean[i] = random.normal();
+    running.spread[i] = random.uniform(0.5, 2.0);
+    (layer.keeps_std() ? oracle.state.running_std : oracle.state.running_var)[i] = running.spread[i];
   }
+  norm->set_running(running, queue);
 
   const bool conv = layer.options.window > 1 && layer.options.compensate;
   const double small_tolerance = unit == 0 || !conv ? 1e-12 : 64 * 0x1p-24;
@@ -181,9 +180,9 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
       norm->begin_batch(queue);
     }
     if (step == c.resume_step) {
-      const State state = norm->save();
+      const State state = norm->save(queue);
       norm.emplace(layer, c.channels, world, queue);
-      norm->load(state);
+      norm->load(state, queue);
     }
     Step s = make_step(c, layer, conv, weight, step, ranks, random);
     for (Ranks* arrays : {&s.inputs.x, &s.inputs.residual, &s.inputs.conv_input, &s.dy})
@@ -248,16 +247,17 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
     for (std::size_t i = 0; i < oracle.gamma.size(); ++i) scale = std::max(scale, expected.r[i] * expected.inv[i]);
     near("grad_weight", gradient_tolerance, dgamma, gradients.dgamma[rank], scale * largest_x * largest_dy);
     near("grad_bias", gradient_tolerance, dbeta, gradients.dbeta[rank]);
-    near("mean", small_tolerance, values(saved.frame().mean), expected.mean);
-    near("var", small_tolerance, values(saved.frame().var), expected.var);
+    near("mean", small_tolerance, to_host(saved.frame().mean, queue), expected.mean);
+    near("var", small_tolerance, to_host(saved.frame().var, queue), expected.var);
     if (layer.options.renorm) {
-      near("r", small_tolerance, values(saved.frame().r), expected.r);
-      near("d", small_tolerance, values(saved.frame().d), expected.d);
+      near("r", small_tolerance, to_host(saved.frame().r, queue), expected.r);
+      near("d", small_tolerance, to_host(saved.frame().d, queue), expected.d);
     }
-    near("running_mean", small_tolerance, values(norm->running_mean()), oracle.state.running_mean);
-    near("running spread", small_tolerance, values(norm->running_spread()),
+    running = norm->running(queue);
+    near("running_mean", small_tolerance, running.mean, oracle.state.running_mean);
+    near("running spread", small_tolerance, running.spread,
          layer.keeps_std() ? oracle.state.running_std : oracle.state.running_var);
-    EXPECT_EQ(norm->batches_tracked(), oracle.state.num_batches_tracked) << "step " << step;
+    EXPECT_EQ(running.tracked, oracle.state.num_batches_tracked) << "step " << step;
 
     if (++minibatch % layer.options.minibatches == 0 ||
         step + 1 == c.short_batch_step)  // weights move between batches only

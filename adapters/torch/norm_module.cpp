@@ -106,7 +106,7 @@ NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_pt
 torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tensor& residual,
                                   const ConvolutionTensors& convolution) {
   const bool gradients = torch::GradMode::is_enabled();
-  if (!is_training() && !gradients && !norm_.running_mean().empty()) {
+  if (!is_training() && !gradients && !norm_.has_running()) {
     const Dense x = dense(input);
     ForwardInputs inputs;
     inputs.input = view_of(x.tensor, x.order);

@@ -25,7 +25,7 @@ std::string prefix_of(int rank, std::size_t layer) {
 std::vector<StoredTensor> tensors_of(Network& network, int rank) {
   std::vector<StoredTensor> tensors;
   for (std::size_t l = 0; l < network.layers(); ++l)
-    for (StateEntry& entry : network.norm(l).save().entries) {
+    for (StateEntry& entry : network.norm(l).save(network.queue()).entries) {
       const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.first == entry.type; });
       tensors.push_back({prefix_of(rank, l) + (entry.per_rank ? std::string(per_rank_mark) : "") + entry.name,
                          std::string(type->second), entry.shape, std::move(entry.data)});
@@ -167,7 +167,7 @@ void Checkpoint::restore(Trainer& trainer, int rank) const {
       entry.type = type->first;
       state.entries.push_back(std::move(entry));
     }
-    trainer.network().norm(l).load(state);
+    trainer.network().norm(l).load(state, trainer.network().queue());
   }
 }
 

@@ -46,13 +46,14 @@ torch::Tensor per_channel(const std::vector<float>& values) {
   return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1});
 }
 
-PastFrame past_frame(const Frame& frame) {
-  const std::size_t channels = frame.mean.size();
-  std::vector<float> factor(channels), offset(channels);
-  for (std::size_t c = 0; c < channels; ++c) {
-    const double a = frame.rstd[c] * (frame.r.empty() ? 1 : frame.r[c]);
+PastFrame past_frame(const Frame& frame, Queue& queue) {
+  const std::vector<double> mean = to_host(frame.mean, queue), rstd = to_host(frame.rstd, queue),
+                            r = to_host(frame.r, queue), d = to_host(frame.d, queue);
+  std::vector<float> factor(mean.size()), offset(mean.size());
+  for (std::size_t c = 0; c < mean.size(); ++c) {
+    const double a = rstd[c] * (r.empty() ? 1 : r[c]);
     factor[c] = static_cast<float>(a);
-    offset[c] = static_cast<float>((frame.d.empty() ? 0 : frame.d[c]) - frame.mean[c] * a);
+    offset[c] = static_cast<float>((d.empty() ? 0 : d[c]) - mean[c] * a);
   }
   return {per_channel(factor), per_channel(offset)};
 }
@@ -128,6 +129,7 @@ class Network::Impl {
   void forget() { past_.clear(); }
   std::size_t layers() const noexcept { return blocks_.size(); }
   Norm& norm(std::size_t layer) noexcept { return blocks_[layer]->norm().norm(); }
+  Queue& queue() noexcept { return *queue_; }
   const Frame& frame(std::size_t layer) const noexcept { return blocks_[layer]->norm().last_call()->saved.frame(); }
 
  private:
@@ -232,7 +234,7 @@ class Network::Impl {
     if (past_.size() > static_cast<std::size_t>(window_)) past_.pop_back();
     past_.front().images.push_back(images.clone());
     std::vector<PastFrame>& frames = past_.front().frames.emplace_back();
-    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l)));
+    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l), queue()));
   }
 
   /// The truth is the past batch, sent again through the network with the present weights. Every layer normalizes it
@@ -245,7 +247,11 @@ class Network::Impl {
         !past_.empty() && static_cast<std::int64_t>(past_.front().images.size()) < minibatches_ ? 1 : 0;
     PastDistances distances(layers());
     std::size_t lags = past_.size() - std::min(first, past_.size());
-    for (std::size_t l = 0; l < layers(); ++l) lags = std::min(lags, static_cast<std::size_t>(norm(l).past().entries));
+    std::vector<Norm::PastStatistics> kept;  // [layer]
+    for (std::size_t l = 0; l < layers(); ++l) {
+      kept.push_back(norm(l).past(queue()));
+      lags = std::min(lags, static_cast<std::size_t>(kept.back().entries));
+    }
     for (std::size_t lag = 0; lag < lags; ++lag) {
       const PastBatch& batch = past_[first + lag];
       std::vector<std::vector<double>> moments(layers());  // [layer]: sums over mini-batches of means, then of E[x^2]
@@ -259,7 +265,8 @@ class Network::Impl {
         }
       }
       for (std::size_t l = 0; l < layers(); ++l)
-        distances[l].push_back(distance(l, lag, average_over_group(l, std::move(moments[l]), batch.images.size())));
+        distances[l].push_back(
+            distance(l, kept[l], lag, average_over_group(l, std::move(moments[l]), batch.images.size())));
     }
     return distances;
   }
@@ -280,8 +287,8 @@ class Network::Impl {
     return message.payload;
   }
 
-  PastDistance distance(std::size_t layer, std::size_t lag, const std::vector<double>& truth) {
-    const Norm::PastStatistics& past = norm(layer).past();
+  PastDistance distance(std::size_t layer, const Norm::PastStatistics& past, std::size_t lag,
+                        const std::vector<double>& truth) {
     const std::size_t channels = truth.size() / 2;
     const double eps = norm(layer).layer().options.eps;
     PastDistance sum;
@@ -333,6 +340,7 @@ std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::i
   return impl_->count_errors_by_own_statistics(pixels, labels, batch);
 }
 std::size_t Network::layers() const noexcept { return impl_->layers(); }
+Queue& Network::queue() noexcept { return impl_->queue(); }
 Norm& Network::norm(std::size_t layer) noexcept { return impl_->norm(layer); }
 const Frame& Network::frame(std::size_t layer) const noexcept { return impl_->frame(layer); }
 

@@ -54,6 +54,8 @@ class Network {
 
   std::size_t layers() const noexcept;
   Norm& norm(std::size_t layer) noexcept;
+  /// The queue that the layers' calls go to.
+  Queue& queue() noexcept;
   /// The statistics that the layer normalized with in the last learn().
   const Frame& frame(std::size_t layer) const noexcept;
 

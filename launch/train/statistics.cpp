@@ -18,25 +18,26 @@ Spread spread(std::size_t channels, const ValueOf& value_of) {
   return spread;
 }
 
-LayerStatistics measure_layer(Norm& norm, const Frame& frame) {
+LayerStatistics measure_layer(Norm& norm, const Frame& of, Queue& queue) {
   const NormOptions& options = norm.layer().options;
-  const Buffer<double>&mean = norm.running_mean(), &running = norm.running_spread();
+  const RunningStatistics running = norm.running(queue);
+  const std::vector<double> mean = to_host(of.mean, queue), r = to_host(of.r, queue), d = to_host(of.d, queue);
   LayerStatistics result;
   result.gap = spread(mean.size(), [&](std::size_t c) {
-    return std::abs(frame.mean[c] - mean[c]) /
-           (norm.layer().keeps_std() ? running[c] : std::sqrt(running[c] + options.eps));
+    return std::abs(mean[c] - running.mean[c]) /
+           (norm.layer().keeps_std() ? running.spread[c] : std::sqrt(running.spread[c] + options.eps));
   });
-  result.renorm = !frame.r.empty();
+  result.renorm = !r.empty();
   if (!result.renorm) return result;
-  result.r = spread(frame.r.size(), [&](std::size_t c) { return frame.r[c]; });
-  result.d = spread(frame.d.size(), [&](std::size_t c) { return std::abs(frame.d[c]); });
+  result.r = spread(r.size(), [&](std::size_t c) { return r[c]; });
+  result.d = spread(d.size(), [&](std::size_t c) { return std::abs(d[c]); });
   // The bounds are those of the next call; a ramp moves them by less than this share a call.
   constexpr double on_bound = 1 - 1e-3;
-  const auto [r_max, d_max] = norm.renorm_bounds();
+  const auto [r_max, d_max] = norm.renorm_bounds(queue);
   std::size_t clipped = 0;
-  for (std::size_t c = 0; c < frame.r.size(); ++c)
-    clipped += std::max(frame.r[c], 1 / frame.r[c]) >= on_bound * r_max || std::abs(frame.d[c]) >= on_bound * d_max;
-  result.clipped = static_cast<double>(clipped) / static_cast<double>(frame.r.size());
+  for (std::size_t c = 0; c < r.size(); ++c)
+    clipped += std::max(r[c], 1 / r[c]) >= on_bound * r_max || std::abs(d[c]) >= on_bound * d_max;
+  result.clipped = static_cast<double>(clipped) / static_cast<double>(r.size());
   return result;
 }
 
@@ -45,7 +46,8 @@ LayerStatistics measure_layer(Norm& norm, const Frame& frame) {
 std::vector<LayerStatistics> measure(Network& network) {
   std::vector<LayerStatistics> layers;
   for (std::size_t l = 0; l < network.layers(); ++l)
-    if (!network.norm(l).running_mean().empty()) layers.push_back(measure_layer(network.norm(l), network.frame(l)));
+    if (network.norm(l).has_running())
+      layers.push_back(measure_layer(network.norm(l), network.frame(l), network.queue()));
   return layers;
 }
 

@@ -125,14 +125,17 @@ void Trainer::average_running_statistics() {
   if (rank_.size == 1 || group_->size() == rank_.size) return;
   Message message{Header("running statistics", Direction::gradients, exchanges_++), {}, 0, {}};
   for (std::size_t l = 0; l < network_->layers(); ++l)
-    for (const Buffer<double>* values : {&network_->norm(l).running_mean(), &network_->norm(l).running_spread()})
-      message.payload.insert(message.payload.end(), values->data(), values->data() + values->size());
+    for (const RunningStatistics own = network_->norm(l).running(network_->queue()); const auto* values : {&own.mean, &own.spread})
+      message.payload.insert(message.payload.end(), values->begin(), values->end());
   if (message.payload.empty()) return;
   const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
   std::size_t at = 0;
-  for (std::size_t l = 0; l < network_->layers(); ++l)
-    for (Buffer<double>* values : {&network_->norm(l).running_mean(), &network_->norm(l).running_spread()})
+  for (std::size_t l = 0; l < network_->layers(); ++l) {
+    RunningStatistics all = network_->norm(l).running(network_->queue());
+    for (std::vector<double>* values : {&all.mean, &all.spread})
       for (double& value : *values) value = sum.payload[at++] / rank_.size;
+    if (network_->norm(l).has_running()) network_->norm(l).set_running(all, network_->queue());
+  }
 }
 
 double Trainer::rate_at(std::int64_t step) const noexcept {

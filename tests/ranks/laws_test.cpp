@@ -32,7 +32,7 @@ Outcome run(const Layer& layer, const Array& x, const Array& dy, const harness::
   gradients.input = view(out.dx.data(), shape);
   const Saved saved = norm.forward(in, view(out.y.data(), shape), queue);
   norm.backward(saved, view(dy.v.data(), shape), gradients, queue);
-  out.running.assign(norm.running_spread().begin(), norm.running_spread().end());
+  out.running = norm.running(queue).spread;
   return out;
 }
 

@@ -119,7 +119,7 @@ std::string told(const Layer& layer, const std::function<void(Layer&)>& change,
     Rank rank(mine, world, queue);
     if (world->rank() == 1 && prepare) prepare(rank);
     const std::string message = error_of([&] { rank.forward(); });
-    EXPECT_EQ(rank.norm.batches_tracked(), 0);
+    EXPECT_EQ(rank.norm.running(rank.queue).tracked, 0);
     const std::lock_guard lock(mutex);
     messages.insert(message);
   });
@@ -139,7 +139,11 @@ TEST(Disagreement, NamesTheFieldAndTheRank) {
   EXPECT_EQ(told(sync, attribute("minibatches", "3")), rank1 + "minibatches is 3, must be 1 as on rank 0");
   EXPECT_EQ(told(sync, attribute("renorm", "true")), rank1 + "renorm is true, must be false as on rank 0");
   EXPECT_EQ(told(
-                sync, [](Layer&) {}, [](Rank& r) { r.norm.running_mean()[2] = 1; }),
+                sync, [](Layer&) {}, [](Rank& r) {
+                  RunningStatistics running = r.norm.running(r.queue);
+                  running.mean[2] = 1;
+                  r.norm.set_running(running, r.queue);
+                }),
             rank1 + "the running state differs, must be the same as on rank 0");
 
   Layer window("cross_iteration_batch_norm");
@@ -158,7 +162,7 @@ std::string told_of_state(const std::string& text, const std::string& entry, dou
   harness::run(2, [&](const World& world, Queue& queue) {
     Rank rank(parse_layer(text), world, queue);
     rank.forward();
-    State state = rank.norm.save();
+    State state = rank.norm.save(rank.queue);
     if (world->rank() == 1)
       for (StateEntry& e : state.entries)
         if (e.name == entry) {
@@ -169,7 +173,7 @@ std::string told_of_state(const std::string& text, const std::string& entry, dou
             std::memcpy(e.data.data(), &value, sizeof value);
           }
         }
-    rank.norm.load(state);
+    rank.norm.load(state, rank.queue);
     const std::string message = error_of([&] { rank.forward(); });
     const std::lock_guard lock(mutex);
     messages.insert(message);
@@ -202,10 +206,10 @@ TEST(BadInputOfOneRank, IsToldToItsPeers) {
     };
     const std::string wrong = "weight has dtype f16, must have f32 or f64";
     EXPECT_EQ(forward(), world->rank() == 1 ? "invalid argument: " + wrong : "aborted: rank 1 failed: " + wrong);
-    EXPECT_EQ(rank.norm.batches_tracked(), 0);
+    EXPECT_EQ(rank.norm.running(rank.queue).tracked, 0);
     in.weight = {};
     EXPECT_EQ(forward(), "");
-    EXPECT_EQ(rank.norm.batches_tracked(), 1);
+    EXPECT_EQ(rank.norm.running(rank.queue).tracked, 1);
 
     const Saved saved = rank.norm.forward(in, view(rank.y.data(), in.input.shape), queue);
     Doubles dx(rank.x.v.size());

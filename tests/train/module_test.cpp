@@ -56,8 +56,8 @@ TEST_F(Modules, BatchNormIsTorchs) {
                 {x, norm->weight, norm->bias});
   }
   for (std::int64_t c = 0; c < 4; ++c) {
-    EXPECT_NEAR(norm->norm().running_mean()[static_cast<std::size_t>(c)], mean[c].item<double>(), 1e-12);
-    EXPECT_NEAR(norm->norm().running_spread()[static_cast<std::size_t>(c)], var[c].item<double>(), 1e-11);
+    EXPECT_NEAR(norm->norm().running(norm->queue()).mean[static_cast<std::size_t>(c)], mean[c].item<double>(), 1e-12);
+    EXPECT_NEAR(norm->norm().running(norm->queue()).spread[static_cast<std::size_t>(c)], var[c].item<double>(), 1e-11);
   }
   norm->eval();
   const auto x = input();
@@ -244,7 +244,7 @@ TEST_F(Modules, ConvNormHandsOverWhatCompensationNeeds) {
     const reference::Result truth = reference::forward(oracle, inputs);
     const auto expected = torch::from_blob(const_cast<double*>(truth.y[0].v.data()), y.sizes(), torch::kDouble);
     EXPECT_LE(relative_error(y.detach(), expected), rounding) << "step " << step;
-    EXPECT_EQ(block.norm().norm().past().entries, std::min(step, 2)) << "step " << step;
+    EXPECT_EQ(block.norm().norm().past(block.norm().queue()).entries, std::min(step, 2)) << "step " << step;
   }
   block.eval();  // needs no convolution's tensors
   EXPECT_EQ(block.forward(torch::randn({2, 4, 5, 6}, torch::kDouble)).dim(), 4);
