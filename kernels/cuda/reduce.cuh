@@ -56,7 +56,6 @@ template <bool centred, class CountOf>
 __device__ inline Sums joined(const double2* parts, std::int64_t stride, std::int64_t first, std::int64_t step,
                               std::int64_t count, double middle, const CountOf& count_of) {
   Sums total;
-#pragma unroll 4
   for (std::int64_t i = first; i < count; i += step) {
     const double2 part = __ldcg(parts + i * stride);
     total.sum += part.x;
@@ -122,7 +121,6 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
     while (walk.more()) {
       typename Task::template Item<n> items[runs_batch];
       int count = 0;
-#pragma unroll
       for (int u = 0; u < runs_batch; ++u) {
         const bool inside = walk.more();
         items[u] = inside ? task.template read<n, whole>(walk.at) : filler;
@@ -227,7 +225,6 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
     std::int64_t left = (unit.rows - row + plan.down - 1) / plan.down;
     for (; left >= batch; left -= batch) {
       typename Task::template Item<n> items[batch];
-#pragma unroll
       for (int u = 0; u < batch; ++u, at += step) items[u] = task.template read<n, whole>(at);
       thread.template add<batch>(items, batch);
     }
