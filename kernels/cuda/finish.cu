@@ -58,7 +58,36 @@ __device__ inline void tell(const Reporter& reporter, const Gathered& gathered, 
   report.finished = ++reporter.counts[1];
 }
 
-/// A forward call with the statistics of this call: each block makes the call's Turn for itself.
+/// The frame of group g in a forward call, and where it `commits` the next state. Not inline: every kernel has it
+/// twice.
+__device__ __attribute__((noinline)) steps::GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered,
+                                                                const Turn& turn, std::int64_t g, bool commits) {
+  if (args.source == FrameSource::given) return args.frame.get(g);
+  if (args.source == FrameSource::running) return steps::running_frame(args.rules, args.state, g);
+  if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
+  const steps::Layout layout{args.norm.groups()};
+  const auto current = args.record == nullptr
+                           ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
+                           : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
+  const auto lane = [&](std::int64_t entry, bool of_variance) {
+    if (!args.rules.compensate) return 0.0;
+    return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
+  };
+  return steps::frame_of(args.rules, args.state, turn, g, current, lane, commits);
+}
+
+/// What a call does, for one thread of a block.
+__device__ __attribute__((noinline)) Turn turn_of(const ForwardArgs& args, const Gathered& gathered, bool fails) {
+  Turn turn;
+  turn.call = args.state.now().calls;
+  turn.fails = fails;  // then nothing else is done
+  if (fails || args.source != FrameSource::call) return turn;
+  const double count =
+      args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
+  return steps::turn_of(args.rules, args.state.now(), count, args.derives);
+}
+
+/// A forward call: each block finds out for itself what the call does, and the frames of its groups.
 struct ForwardSource {
   /// Turn has initializers, which shared variables must not have.
   struct Shared {
@@ -79,38 +108,16 @@ struct ForwardSource {
   }
 
   __device__ void begin(Shared& shared) const {
-    const bool fails = any_fault(gathered) || lone_weights_changed();
-    if (threadIdx.x == 0) {
-      Turn turn;
-      if (fails) {  // nothing but this is done
-        turn.call = args.state.now().calls;
-        turn.fails = true;
-      } else {
-        const double count =
-            args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
-        turn = steps::turn_of(args.rules, args.state.now(), count, args.derives);
-      }
-      shared.turn() = turn;
-    }
+    if (args.source == FrameSource::given) return;
+    const bool calls = args.source == FrameSource::call;
+    const bool fails = calls && (any_fault(gathered) || lone_weights_changed());
+    if (threadIdx.x == 0) shared.turn() = turn_of(args, gathered, fails);
     __syncthreads();
-  }
-
-  __device__ steps::GroupFrame frame(const Turn& turn, std::int64_t g, bool commits) const {
-    if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
-    const steps::Layout layout{args.norm.groups()};
-    const auto current = args.record == nullptr
-                             ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
-                             : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
-    const auto lane = [&](std::int64_t entry, bool of_variance) {
-      if (!args.rules.compensate) return 0.0;
-      return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
-    };
-    return steps::frame_of(args.rules, args.state, turn, g, current, lane, commits);
   }
 
   template <class C>
   __device__ Affine<C> coefficients(const Shared& shared, std::int64_t fine) const {
-    const auto f = frame(shared.turn(), args.to_norm(fine), false);
+    const auto f = frame_of(args, gathered, shared.turn(), args.to_norm(fine), false);
     const std::int64_t p = args.to_affine(fine);
     const auto k = formulas::apply(f.rstd, f.correction, args.weight[p], args.bias[p]);
     return affine<C>(f.mean, k.scale, k.shift);
@@ -118,12 +125,16 @@ struct ForwardSource {
 
   /// Frame and next state; the last block to finish makes the next state the current one.
   __device__ void end(const Shared& shared) const {
+    if (args.source == FrameSource::given) return;
     const Turn& turn = shared.turn();
     const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
     for (std::int64_t g = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; g < args.norm.groups(); g += stride)
-      args.frame.set(g, frame(turn, g, true));
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-      *args.frame.scalars = {turn.count, turn.call};
+      args.frame.set(g, frame_of(args, gathered, turn, g, true));
+    const bool is_first = blockIdx.x == 0 && threadIdx.x == 0;
+    if (is_first) *args.frame.scalars = {turn.count, turn.call};
+    if (args.source == FrameSource::running) return;
+
+    if (is_first) {
       *args.state.last = turn;
       if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
       Verdict verdict{ExchangeReport::fine, 0};
@@ -138,33 +149,23 @@ struct ForwardSource {
   }
 };
 
-/// A forward call with the running statistics, or with an earlier call's frame.
-struct FrameForward {
-  using Shared = NothingShared;
-  template <class C>
-  using Coefficients = Affine<C>;
-
-  ForwardArgs args;
-
-  __device__ void begin(Shared&) const {}
-  __device__ __forceinline__ steps::GroupFrame frame(std::int64_t g) const {
-    return args.source == FrameSource::running ? steps::running_frame(args.rules, args.state, g) : args.frame.get(g);
-  }
-  template <class C>
-  __device__ Affine<C> coefficients(const Shared&, std::int64_t fine) const {
-    const auto f = frame(args.to_norm(fine));
-    const std::int64_t p = args.to_affine(fine);
-    const auto k = formulas::apply(f.rstd, f.correction, args.weight[p], args.bias[p]);
-    return affine<C>(f.mean, k.scale, k.shift);
-  }
-  __device__ void end(const Shared&) const {
-    if (args.source != FrameSource::running) return;
-    const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
-    for (std::int64_t g = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; g < args.norm.groups(); g += stride)
-      args.frame.set(g, frame(g));
-    if (blockIdx.x == 0 && threadIdx.x == 0) *args.frame.scalars = {0, args.state.now().calls};
-  }
+struct BackwardGroup {
+  double center;
+  formulas::ApplyCoefficients gate;
+  formulas::GradCoefficients map;
 };
+/// The coefficients of a fine group in a backward call. Not inline, as above.
+__device__ __attribute__((noinline)) BackwardGroup group_of(const BackwardArgs& args, const Gathered& gathered,
+                                                            bool fails, std::int64_t fine) {
+  const std::int64_t g = args.to_norm(fine), p = args.to_affine(fine), groups = args.norm.groups();
+  const auto f = args.frame.get(g);
+  const double weight = args.weight[p];
+  const auto gate = formulas::apply(f.rstd, f.correction, weight, args.bias[p]);
+  if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value}};
+  return {f.mean, gate,
+          formulas::apply_grad(f.rstd, f.correction.r, weight, f.share, args.frame.scalars->count,
+                               steps::summed(gathered, g), steps::summed(gathered, groups + g))};
+}
 
 /// A backward call, from the frame and the sums over the ranks.
 struct BackwardSource {
@@ -184,14 +185,8 @@ struct BackwardSource {
   }
   template <class C>
   __device__ GradCoefficients<C> coefficients(const Shared& shared, std::int64_t fine) const {
-    const std::int64_t g = args.to_norm(fine), p = args.to_affine(fine), groups = args.norm.groups();
-    const auto f = args.frame.get(g);
-    const double weight = args.weight[p];
-    const auto z = formulas::apply(f.rstd, f.correction, weight, args.bias[p]);
-    auto k = formulas::apply_grad(f.rstd, f.correction.r, weight, f.share, args.frame.scalars->count,
-                                  steps::summed(gathered, g), steps::summed(gathered, groups + g));
-    if (shared.fails) k = {nan_value, nan_value, nan_value};
-    return grad_coefficients<C>(f.mean, z.scale, z.shift, k);
+    const auto group = group_of(args, gathered, shared.fails, fine);
+    return grad_coefficients<C>(group.center, group.gate.scale, group.gate.shift, group.map);
   }
   __device__ void end(const Shared& shared) const {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
@@ -211,10 +206,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
   map.dtype = args.dtype;
   map.partition = args.fine;
   map.activation = args.activation;
-  if (args.source == FrameSource::call)
-    run_apply<true>(queue, map, args.mask, ForwardSource{args, gathered, tickets(queue, 1)});
-  else
-    run_apply<true>(queue, map, args.mask, FrameForward{args});
+  run_apply<true>(queue, map, args.mask, ForwardSource{args, gathered, tickets(queue, 1)});
 }
 
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {

@@ -46,7 +46,8 @@ struct RunTiles {
 
 /// `uniform`: runs are multiples of the map's width, so that a vector has one group.
 template <class Map, class Source, bool uniform>
-__global__ void __launch_bounds__(map_threads) map_by_runs(const Map map, const Source source, const RunTiles tiles) {
+__global__ void __launch_bounds__(map_threads)
+    map_by_runs(const Map map, const __grid_constant__ Source source, const RunTiles tiles) {
   using C = typename Map::C;
   using K = typename Source::template Coefficients<C>;
   constexpr int n = Map::n;
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(map_threads) map_by_runs(const Map map, const 
     constexpr int stride = map_threads * n;
     const int last = (length - 1) / stride;
     for (int from = last; from >= 0; from -= map_unroll) {
-      typename Map::Loaded loaded[map_unroll];
+      typename Map::Loaded loaded[map_unroll] = {};
       unrolled<map_unroll>([&](auto u) {
         const int i = (from - u) * stride + static_cast<int>(threadIdx.x) * n;
         if (from - u >= 0 && i < length) loaded[u] = map.load(first + i, min(n, length - i));
@@ -135,7 +136,7 @@ struct ColumnTiles {
 
 template <class Map, class Source>
 __global__ void __launch_bounds__(map_threads)
-    map_by_columns(const Map map, const Source source, const ColumnTiles tiles) {
+    map_by_columns(const Map map, const __grid_constant__ Source source, const ColumnTiles tiles) {
   using C = typename Map::C;
   using K = typename Source::template Coefficients<C>;
   constexpr int n = Map::n;
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(map_threads)
     const std::int64_t end = min(tiles.rows, (part + 1) * tiles.part_rows);
     const std::int64_t last = end > begin ? (end - 1 - begin) / tiles.tile_rows : -1;
     for (std::int64_t from = last; from >= 0; from -= map_unroll) {
-      typename Map::Loaded loaded[map_unroll];
+      typename Map::Loaded loaded[map_unroll] = {};
       std::int64_t offset[map_unroll] = {};  // in the matrix
       const auto count = [&](int u) {
         return static_cast<int>(min(tiles.matrix - offset[u], static_cast<std::int64_t>(n)));
@@ -240,25 +241,23 @@ template <bool with_mask, class Source>
 void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto whole, auto masked) {
-      constexpr int n = decltype(masked)::value ? mask_byte : vector_width<T>;
-      const ApplyMap<T, n, decltype(whole)::value, decltype(masked)::value> map{
-          static_cast<const T*>(args.x),
-          static_cast<const T*>(args.residual),
-          static_cast<T*>(args.y),
-          mask,
-          Below<compute_t<T>>(args.activation),
-          result_hint(queue, args.partition, sizeof(T))};
-      run_map<decltype(whole)::value>(queue, args.partition, map, source);
+    const auto run = [&](auto whole, auto width) {
+      const ApplyMap<T, width(), whole()> map{static_cast<const T*>(args.x),
+                                              static_cast<const T*>(args.residual),
+                                              static_cast<T*>(args.y),
+                                              mask,
+                                              Below<compute_t<T>>(args.activation),
+                                              result_hint(queue, args.partition, sizeof(T))};
+      run_map<whole()>(queue, args.partition, map, source);
     };
-    const auto align = [&](auto masked) {
+    const auto align = [&](auto width) {
       const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y);
-      whole ? run(std::true_type{}, masked) : run(std::false_type{}, masked);
+      whole ? run(std::true_type{}, width) : run(std::false_type{}, width);
     };
     if constexpr (with_mask) {
-      if (mask != nullptr) return align(std::true_type{});
+      if (mask != nullptr) return align(std::integral_constant<int, mask_byte>{});
     }
-    align(std::false_type{});
+    align(std::integral_constant<int, vector_width<T>>{});
   });
 }
 
@@ -268,14 +267,13 @@ void run_apply_grad(Queue& queue, const ApplyGradArgs& args, const Source& sourc
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto run = [&](auto whole) {
-      const GradMap<T, vector_width<T>, decltype(whole)::value> map{
-          static_cast<const T*>(args.x),
-          static_cast<const T*>(args.dy),
-          static_cast<T*>(args.dx),
-          static_cast<T*>(args.dresidual),
-          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
-          result_hint(queue, args.partition, sizeof(T))};
-      run_map<decltype(whole)::value>(queue, args.partition, map, source);
+      const GradMap<T, vector_width<T>, whole()> map{static_cast<const T*>(args.x),
+                                                     static_cast<const T*>(args.dy),
+                                                     static_cast<T*>(args.dx),
+                                                     static_cast<T*>(args.dresidual),
+                                                     Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
+                                                     result_hint(queue, args.partition, sizeof(T))};
+      run_map<whole()>(queue, args.partition, map, source);
     };
     const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
                        is_vector_aligned(args.dresidual);

@@ -23,16 +23,15 @@ __device__ __forceinline__ void write_some(T* p, const Vector<T, n>& v, int coun
 }
 
 /// y = activation((x - center) * scale + shift + residual); and the sign of y as bits.
-template <class T, int width, bool whole, bool masked>
+template <class T, int width, bool whole>
 struct ApplyMap {
   using Value = T;
   using C = compute_t<T>;
   static constexpr int n = width;
-  static_assert(!masked || n == 8, "a thread writes whole bytes of the mask");
   const T* x;
   const T* residual;
   T* y;
-  std::uint8_t* mask;
+  std::uint8_t* mask;  // optional, for n = 8: a thread writes whole bytes
   Below<C> below;
   Hint hint;
 
@@ -58,7 +57,8 @@ struct ApplyMap {
     }
     const auto result = pack<T, n>(value);
     write_some<T, n, whole>(y + offset, result, count, hint);
-    if constexpr (masked) {
+    if constexpr (n == 8) {
+      if (mask == nullptr) return;
       unpack(result, value);  // of y as it was rounded
       unsigned bits = 0;
       for (int e = 0; e < n; ++e)
