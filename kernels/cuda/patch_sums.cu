@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(block_threads)
                       double* patch_sum) {
   using C = compute_t<T>;
   if (turn != nullptr && !turn->derives) return;
-  auto& tiles = *static_cast<PatchTiles<C>*>(dynamic_shared());
+  auto& tiles = *dynamic_shared<PatchTiles<C>>();
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t part = blockIdx.x / grid.tiles, tile = blockIdx.x % grid.tiles;
   const std::int64_t group = tile / (grid.channel_tiles * grid.value_tiles);
@@ -180,13 +180,15 @@ __global__ void __launch_bounds__(block_threads)
 template <class T>
 void patch_sums_of(const PatchSumsArgs& args, const PatchGrid& grid, const Turn* turn, Queue& queue) {
   const std::size_t shared = sizeof(PatchTiles<compute_t<T>>);
-  const dim3 blocks(static_cast<unsigned>(grid.tiles * grid.parts)), threads(block_threads);
+  const std::int64_t blocks = grid.tiles * grid.parts;
   if (grid.parts == 1)
-    return launch(queue, blocks, threads, shared, patch_sums_kernel<T>, args, grid, turn, args.product, args.patch_sum);
+    return launch(queue, blocks, block_threads, shared, patch_sums_kernel<T>, args, grid, turn, args.product,
+                  args.patch_sum);
   const std::int64_t size = grid.sums(args), products = args.channels * grid.fan_in;
   Buffer<double> sums(static_cast<std::size_t>(grid.parts * size), queue, Fill::none);
-  launch(queue, blocks, threads, shared, patch_sums_kernel<T>, args, grid, turn, sums.data(), sums.data() + products);
-  launch(queue, dim3(static_cast<unsigned>((size + block_threads - 1) / block_threads)), threads, 0, add_parts_kernel,
+  launch(queue, blocks, block_threads, shared, patch_sums_kernel<T>, args, grid, turn, sums.data(),
+         sums.data() + products);
+  launch(queue, (size + block_threads - 1) / block_threads, block_threads, 0, add_parts_kernel,
          static_cast<const double*>(sums.data()), grid.parts, products, size, turn, args.product, args.patch_sum);
 }
 

@@ -17,8 +17,8 @@ namespace {
 constexpr int block_threads = 256;
 
 /// Blocks of one thread per value.
-dim3 blocks_for(std::int64_t values) {
-  return dim3(static_cast<unsigned>(std::max<std::int64_t>(1, (values + block_threads - 1) / block_threads)));
+std::int64_t blocks_for(std::int64_t values) {
+  return std::max<std::int64_t>(1, (values + block_threads - 1) / block_threads);
 }
 
 /// The window's arrays of derivatives as their type.
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(block_threads) lanes_kernel(const LanesArgs ar
         sum.b += static_cast<double>(arrays.dvar[row + i]) * change;
       }
     }
-    sum = team_sum(sum);
+    sum = team_sum(sum, TeamShape{block_threads, 1});
     if (threadIdx.x != 0) continue;
     args.payload[layout.dmean(entry, c)] = sum.a;
     args.payload[layout.dvar(entry, c)] = sum.b;
@@ -151,7 +151,7 @@ void lanes(const LanesArgs& args, Queue& queue) {
   check(cudaMemsetAsync(args.weights, 0, 2 * sizeof(std::uint64_t), stream_of(queue)), "clear the hash of the weights");
   if (args.state.channels == 0) return;
   visit_ring(args.state.ring, [&]<class T>(std::type_identity<T>) {
-    launch(queue, dim3(static_cast<unsigned>(args.state.channels)), dim3(block_threads), 0, lanes_kernel<T>, args);
+    launch(queue, args.state.channels, block_threads, 0, lanes_kernel<T>, args);
   });
 }
 
@@ -167,17 +167,17 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
       call.product = args.product;
       patch_sums_if(call, args.state.last, queue);
     } else {
-      launch(queue, blocks_for(values), dim3(block_threads), 0, take_supplied_kernel, args);
+      launch(queue, blocks_for(values), block_threads, 0, take_supplied_kernel, args);
     }
   }
   visit_ring(ring, [&]<class T>(std::type_identity<T>) {
-    if (args.given) launch(queue, blocks_for(values), dim3(block_threads), 0, move_kernel<T>, args);
-    launch(queue, blocks_for(values), dim3(block_threads), 0, centre_kernel<T>, args.state);
+    if (args.given) launch(queue, blocks_for(values), block_threads, 0, move_kernel<T>, args);
+    launch(queue, blocks_for(values), block_threads, 0, centre_kernel<T>, args.state);
   });
 }
 
 void begin_batch(const Rules& rules, const LayerState& state, Queue& queue) {
-  launch(queue, blocks_for(state.channels), dim3(block_threads), 0, cut_kernel, rules, state, tickets(queue, 1));
+  launch(queue, blocks_for(state.channels), block_threads, 0, cut_kernel, rules, state, tickets(queue, 1));
   derivatives({.rules = rules, .state = state}, queue);
 }
 
