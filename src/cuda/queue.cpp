@@ -76,7 +76,7 @@ CudaQueue& of(Queue& queue) noexcept { return static_cast<CudaQueue&>(queue.impl
 // ---- beginning and end ----------------------------------------------------------------------------------------------
 
 CudaQueue::CudaQueue(int index, cudaStream_t stream, bool own)
-    : index_(index), stream_(stream), own_stream_(own), properties_(&properties_of_device(index)) {}
+    : index_(index), stream_(stream), own_stream_(own), properties_(&properties_of_device(index)), staging_(index) {}
 
 CudaQueue::CudaQueue(int index) : CudaQueue(index, nullptr, true) {
   const DeviceGuard on(index_);
@@ -235,14 +235,7 @@ void CudaQueue::copy_to_device(void* to, const void* from, std::size_t bytes) {
     check(cudaMemcpyAsync(to, sources_.back().host(), bytes, cudaMemcpyHostToDevice, stream_), "a copy to the device");
     return;
   }
-  // CUDA takes pageable memory's content before the call returns. Of pinned memory it would read later.
-  std::unique_ptr<std::byte[]> pageable;
-  if (locate(from).place != Place::host) {
-    pageable.reset(new std::byte[bytes]);
-    std::memcpy(pageable.get(), from, bytes);
-    from = pageable.get();
-  }
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "a copy to the device");
+  staging_.copy(to, from, bytes, stream_);
 }
 
 void CudaQueue::copy_to_host(void* to, const void* from, std::size_t bytes) {

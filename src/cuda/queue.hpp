@@ -10,6 +10,7 @@
 #include "allnorm/device.hpp"
 #include "src/cuda/errors.hpp"
 #include "src/cuda/memory.hpp"
+#include "src/cuda/staging.hpp"
 #include "src/queue.hpp"
 
 namespace allnorm::cuda {
@@ -53,8 +54,9 @@ class CudaQueue final : public Queue::Impl {
   cudaMemPool_t pool_ = nullptr;  // null: the device has none
   unsigned* tickets_ = nullptr;   // (tickets_size_), all zero between kernels
   std::size_t tickets_size_ = 0;
-  std::mutex kept_mutex_;             // buffers may end on any thread
-  std::vector<void*> kept_;           // what a captured graph may use: freed with the queue
+  std::mutex kept_mutex_;    // buffers may end on any thread
+  std::vector<void*> kept_;  // what a captured graph may use: freed with the queue
+  Staging staging_;
   std::vector<PinnedBlock> sources_;  // what captured copies read
 };
 
