@@ -25,9 +25,8 @@ void forward_finish_rows(const ForwardArgs& args, const Gathered& gathered, Queu
 void backward_local_rows(const BackwardArgs& args, Queue& queue);
 void backward_finish_rows(const BackwardArgs& args, const Gathered& gathered, Queue& queue);
 
-/// (parts, 2, columns): the parts of every column's sums, added in order.
-void add_column_parts(const double* sums, std::int64_t parts, std::int64_t columns, ParameterGrad dweight,
-                      ParameterGrad dbias, Queue& queue);
+/// dweight and dbias of a call with args.rows.
+void affine_grad_of_rows(const BackwardArgs& args, Queue& queue);
 
 /// patch_sums where turn->derives holds when the kernels run; without `turn`, always.
 void patch_sums_if(const PatchSumsArgs& args, const Turn* turn, Queue& queue);

@@ -25,6 +25,11 @@ __device__ __forceinline__ void load_parameter(const Parameter& parameter, std::
   }
 }
 
+/// The products of a window that is not there.
+struct NoLane {
+  __device__ double operator()(std::int64_t, bool) const { return 0; }
+};
+
 /// One thread says that a record is made.
 __device__ inline void report_started(const Reporter& reporter) {
   if (reporter.report == nullptr) return;

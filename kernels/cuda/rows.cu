@@ -304,7 +304,8 @@ void sum_columns(const RowsCall& call, Queue& queue) {
       launch(queue, grid.tiles * grid.parts, warp_threads * row_lanes,
              sizeof(double) * row_lanes * 2 * warp_threads * width, affine_grad_rows_kernel<T, width()>, args, grid,
              sums.data());
-      add_column_parts(sums.data(), grid.parts, args.columns, call.dweight, call.dbias, queue);
+      launch(queue, blocks_for(args.columns, block_threads), block_threads, 0, add_column_parts_kernel,
+             static_cast<const double*>(sums.data()), grid.parts, args.columns, call.dweight, call.dbias);
     });
   });
 }
@@ -341,8 +342,7 @@ __global__ void __launch_bounds__(block_threads) row_frames_kernel(const Forward
     const auto current = fails   ? formulas::Moments{nan, nan}
                          : alone ? steps::moments_of(count, args.mean[row], args.m2[row])
                                  : steps::moments_of(args.rules, args.state, gathered, layout, count, row);
-    steps::GroupFrame frame{current.mean, current.var, 1 / std::sqrt(current.var + args.rules.eps), 1, {}};
-    args.frame.set(row, frame);
+    args.frame.set(row, steps::frame_of(args.rules, args.state, Turn{}, row, current, rows::NoLane{}, false));
   }
   if (row == 0) rows::advance_call(args, count, fails);
 }
@@ -413,10 +413,13 @@ void apply_grad_rows(const RowsArgs& args, Queue& queue) {
   map_rows<true>(call, queue);
 }
 
-void add_column_parts(const double* sums, std::int64_t parts, std::int64_t columns, ParameterGrad dweight,
-                      ParameterGrad dbias, Queue& queue) {
-  launch(queue, blocks_for(columns, block_threads), block_threads, 0, add_column_parts_kernel, sums, parts, columns,
-         dweight, dbias);
+void affine_grad_of_rows(const BackwardArgs& args, Queue& queue) {
+  RowsCall call = rows_of(args);
+  call.weight.data = nullptr;  // whose alignment does not matter
+  call.args.dy = args.dy;
+  call.dweight = args.dweight;
+  call.dbias = args.dbias;
+  sum_columns(call, queue);
 }
 
 void forward_local_rows(const ForwardArgs& args, Queue& queue) {
@@ -440,11 +443,7 @@ void backward_local_rows(const BackwardArgs& args, Queue& queue) {
   call.args.sum_g = args.sums;
   call.args.sum_gx = args.sums + args.norm.groups();
   sum_rows(call, queue);
-  if (args.wants_weight) {
-    call.dweight = args.dweight;
-    call.dbias = args.dbias;
-    sum_columns(call, queue);
-  }
+  if (args.wants_weight) affine_grad_of_rows(args, queue);
   if (args.record != nullptr) launch(queue, 1, 1, 0, row_gradients_record_kernel, args);
 }
 
