@@ -181,8 +181,9 @@ void Block::wait(State state) {
   t.fiber->switch_to(scheduler_);
 }
 
-void Block::fail(std::string reason) {
-  failure_ = std::move(reason);
+void Block::fail(const char* reason, const char* subject) {
+  failure_ = reason;
+  failure_ += subject;
   failed_ = true;
   threads_[current_].fiber->switch_to(scheduler_);
   std::abort();  // the scheduler restarts the fiber of a failed thread, it never resumes it
@@ -245,7 +246,7 @@ void Block::release_block_barrier() {
 
 std::uint64_t Block::at_warp(WarpOp op, unsigned mask, std::uint64_t value, int source) {
   Thread& t = threads_[current_];
-  if ((mask >> (current_ % 32) & 1u) == 0) fail(std::string(name_of(op)) + ": the mask lacks the calling lane");
+  if ((mask >> (current_ % 32) & 1u) == 0) fail("the mask lacks the calling lane in a ", name_of(op));
   t.op = op;
   t.mask = mask;
   t.value = value;
