@@ -26,6 +26,7 @@ struct Remedy {
 // How to get a part that was not found. Parts without a line have no code in this version.
 constexpr Remedy remedies[] = {
     {"mpi", "ranks as processes: install libopenmpi-dev or libmpich-dev and configure again"},
+    {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
     {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
 };
 
@@ -52,14 +53,14 @@ std::vector<Available> devices() {
   const Queue queue = Queue::cpu();
   return {{"cpu", std::string(queue.ops().name) + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores",
            true},
-          {"cuda", has("cuda") ? "" : "this build has no CUDA kernels", has("cuda")}};
+          {"cuda", cuda_summary(), cuda_devices() > 0}};
 }
 
 std::vector<Available> transports() {
   return {{"self", "one rank", true},
           {"threads", "ranks as threads of one process (--ranks K)", true},
           {"mpi", has("mpi") ? "ranks as processes (mpirun -n K allnorm ...)" : "this build has no MPI", has("mpi")},
-          {"nccl", has("nccl") ? "" : "this build has no NCCL", has("nccl")}};
+          {"nccl", has("nccl") ? "ranks as processes with a GPU each" : "this build has no NCCL", has("nccl")}};
 }
 
 void print_json() {

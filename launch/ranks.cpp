@@ -77,6 +77,18 @@ std::string text_of(const Launcher& from) {
   return std::string(from.name) + (from.size > 0 ? " with " + std::to_string(from.size) + " ranks" : "");
 }
 
+// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.
+[[maybe_unused]] int local_rank(int rank) {
+  for (const char* variable : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "LOCAL_RANK"})
+    if (const auto number = number_in(variable)) return *number;
+  return rank;
+}
+
+// The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
+Queue queue_of(const RankOptions& options, int number) {
+  return options.device == "cuda" ? Queue::cuda(number % std::max(cuda_devices(), 1)) : Queue::cpu(options.threads);
+}
+
 bool use_mpi(const RankOptions& options) {
   if (!options.transport.empty()) return options.transport == "mpi";
   const auto from = launcher();
@@ -163,7 +175,7 @@ int run_threads(const RankOptions& options, const std::function<void(Rank&)>& bo
   std::vector<std::optional<Failure>> failures(static_cast<std::size_t>(size));
   const auto run = [&](std::size_t r) {
     try {
-      Rank rank{static_cast<int>(r), size, worlds[r], Queue::cpu(options.threads), size > 1};
+      Rank rank{static_cast<int>(r), size, worlds[r], queue_of(options, static_cast<int>(r)), size > 1};
       failures[r] = run_one(rank, body);
     } catch (const std::exception& error) {  // no queue
       failures[r] = failure_of(error);
@@ -197,6 +209,9 @@ void give_way(int rank, std::chrono::milliseconds base) {
 
 #if ALLNORM_HAVE_MPI
 
+// How the processes meet: the one place that chooses between transports of processes.
+std::shared_ptr<Communicator> meet(const RankOptions& options) { return mpi(MPI_COMM_WORLD, patience_of(options)); }
+
 int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) {
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
@@ -215,7 +230,7 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
     return leave({exit_usage, Code::invalid_argument,
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)});
   try {
-    Rank own{rank, size, mpi(MPI_COMM_WORLD, patience_of(options)), Queue::cpu(options.threads), false};
+    Rank own{rank, size, meet(options), queue_of(options, local_rank(rank)), false};
     if (const auto failure = run_one(own, body)) return leave(*failure);  // `own` keeps MPI's objects until the abort
   } catch (const std::exception& error) {
     return leave(failure_of(error));
@@ -316,7 +331,8 @@ void check(const RankOptions& options) {
   });
 
   constexpr std::string_view get_mpi = "install Open MPI or MPICH (Debian, Ubuntu: libopenmpi-dev) and configure again";
-  expect(options.device != "cuda", Code::unsupported, "--device is cuda, must be cpu: this build has no CUDA kernels");
+  expect(options.device != "cuda" || cuda_devices() > 0, Code::unsupported,
+         [&] { return "--device is cuda, must be cpu: " + cuda_summary(); });
   expect(options.transport != "nccl", Code::unsupported,
          "--transport is nccl, must be self, threads or mpi: this build has no NCCL");
   expect(options.transport != "mpi" || ALLNORM_HAVE_MPI, Code::unsupported,
@@ -329,6 +345,8 @@ void check(const RankOptions& options) {
 }
 
 bool under_launcher() noexcept { return launcher().has_value(); }
+
+bool ranks_are_threads(const RankOptions& options) noexcept { return !use_mpi(options) && options.ranks > 1; }
 
 int expected_ranks(const RankOptions& options) noexcept {
   if (!use_mpi(options)) return std::max(options.ranks, 1);

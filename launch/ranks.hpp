@@ -43,12 +43,14 @@ void check(const RankOptions& options);
 struct Rank {
   int rank = 0, size = 1;
   std::shared_ptr<Communicator> world;
-  Queue queue;
+  Queue queue;            ///< of the CPU, or of a GPU: the ranks of a machine take its GPUs in turn
   bool emulated = false;  ///< a thread of this process, not a process of its own
 };
 
 /// True under mpirun, srun or another launcher that tells this process its rank through the environment.
 bool under_launcher() noexcept;
+/// True where several ranks are threads of this process. After check().
+bool ranks_are_threads(const RankOptions& options) noexcept;
 /// The number of ranks that a run with these options has; 0 where only MPI can tell. After check().
 int expected_ranks(const RankOptions& options) noexcept;
 

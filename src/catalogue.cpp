@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attributes.hpp"
+#include "kernels/steps.hpp"
 #include "names.hpp"
 
 namespace allnorm {
@@ -262,15 +263,7 @@ Layer parse_layer(std::string_view text) {
 }
 
 double ramp_value(const Ramp& ramp, std::int64_t call, double constant) noexcept {
-  if (ramp.empty()) return constant;
-  if (call <= ramp.front().first) return ramp.front().second;
-  for (std::size_t i = 1; i < ramp.size(); ++i)
-    if (call <= ramp[i].first) {
-      const auto [from, low] = ramp[i - 1];
-      const auto [to, high] = ramp[i];
-      return low + (high - low) * static_cast<double>(call - from) / static_cast<double>(to - from);
-    }
-  return ramp.back().second;
+  return steps::ramp_value({ramp.data(), static_cast<std::int64_t>(ramp.size())}, call, constant);
 }
 
 }  // namespace allnorm

@@ -1,46 +1,47 @@
+// Queues and memory of any device: every function hands on to the backend's Queue::Impl.
 #include "allnorm/device.hpp"
 
-#include <algorithm>
-#include <cstring>
-#include <new>
+#include <string>
+#include <utility>
 
-#include "allnorm/error.hpp"
-#include "kernels/ops.hpp"
-#include "parallel.hpp"
+#include "queue.hpp"
 
 namespace allnorm {
-
-namespace {
-constexpr std::align_val_t alignment{64};  // one cache line, and the widest vector
-}
 
 std::string to_string(Device device) {
   return device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
 }
 
-Queue::Queue(Device device, const Ops& ops, std::unique_ptr<Impl> impl)
+Queue::Queue(Device device, const Ops& ops, std::shared_ptr<Impl> impl)
     : device_(device), ops_(&ops), impl_(std::move(impl)) {}
 Queue::Queue(Queue&&) noexcept = default;
 Queue& Queue::operator=(Queue&&) noexcept = default;
 Queue::~Queue() = default;
 
-Queue Queue::cpu(int threads) {
-  expect(threads >= 1, Code::invalid_argument,
-         [&] { return "threads is " + std::to_string(threads) + ", must be at least 1"; });
-  return Queue(Device{}, cpu_ops(), std::make_unique<Impl>(threads));
-}
-
 int Queue::threads() const noexcept { return impl_->threads(); }
+void* Queue::stream() const noexcept { return impl_->stream(); }
+void Queue::wait() { impl_->wait(); }
 
-void* allocate(std::size_t bytes, Queue& queue) {
-  if (bytes == 0) return nullptr;
-  void* data = ::operator new(bytes, alignment, std::nothrow);
-  expect(data != nullptr, Code::device,
-         [&] { return "out of memory: " + std::to_string(bytes) + " bytes on " + to_string(queue.device()); });
-  std::memset(data, 0, bytes);
-  return data;
+void* allocate(std::size_t bytes, Queue& queue, Fill fill) {
+  return bytes == 0 ? nullptr : queue.impl().allocate(bytes, fill);
 }
 
-void release(void* data, Device) noexcept { ::operator delete(data, alignment); }
+void release(void* data, const std::shared_ptr<Queue::Impl>& owner) noexcept {
+  if (data != nullptr) owner->release(data);
+}
+
+void copy_to_device(void* to, const void* from, std::size_t bytes, Queue& queue) {
+  if (bytes > 0) queue.impl().copy_to_device(to, from, bytes);
+}
+void copy_to_host(void* to, const void* from, std::size_t bytes, Queue& queue) {
+  if (bytes > 0) queue.impl().copy_to_host(to, from, bytes);
+}
+void copy_on_device(void* to, const void* from, std::size_t bytes, Queue& queue) {
+  if (bytes > 0) queue.impl().copy_on_device(to, from, bytes);
+}
+
+void expect_memory(const void* data, const Queue& queue, const char* name) {
+  if (data != nullptr) queue.impl().expect_memory(data, name);
+}
 
 }  // namespace allnorm

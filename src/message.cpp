@@ -128,10 +128,6 @@ std::string differences(const Header& first, int first_rank, const Header& other
   return text;
 }
 
-std::uint64_t hash_of(const double* values, std::size_t count, std::uint64_t seed) noexcept {
-  return hash_of(static_cast<const void*>(values), count * sizeof(double), seed);
-}
-
 std::uint64_t hash_of(const void* bytes, std::size_t size, std::uint64_t seed) noexcept {
   constexpr std::uint64_t prime = 0x100000001b3u;
   const auto* from = static_cast<const unsigned char*>(bytes);

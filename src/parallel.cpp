@@ -8,7 +8,7 @@
 
 namespace allnorm {
 
-Queue::Impl::Impl(int threads) {
+CpuQueue::CpuQueue(int threads) {
   const auto loop = [this] {
     std::unique_lock lock(mutex_);
     while (!stop_) {
@@ -26,9 +26,9 @@ Queue::Impl::Impl(int threads) {
   }
 }
 
-Queue::Impl::~Impl() { stop(); }
+CpuQueue::~CpuQueue() { stop(); }
 
-void Queue::Impl::stop() noexcept {
+void CpuQueue::stop() noexcept {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
@@ -39,7 +39,7 @@ void Queue::Impl::stop() noexcept {
 }
 
 // Takes tasks until none is left. The lock is held on entry and on return, not while a task runs.
-void Queue::Impl::work(std::unique_lock<std::mutex>& lock) {
+void CpuQueue::work(std::unique_lock<std::mutex>& lock) {
   while (next_ < tasks_) {
     const std::int64_t i = next_++;
     ++running_;
@@ -56,7 +56,7 @@ void Queue::Impl::work(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-void Queue::Impl::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+void CpuQueue::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
   std::unique_lock lock(mutex_);
   task_ = &task;
   next_ = 0;
@@ -72,7 +72,7 @@ void parallel(Queue& queue, std::int64_t tasks, const std::function<void(std::in
   if (queue.threads() == 1 || tasks <= 1)
     for (std::int64_t i = 0; i < tasks; ++i) task(i);
   else
-    queue.impl().run(tasks, task);
+    static_cast<CpuQueue&>(queue.impl()).run(tasks, task);
 }
 
 }  // namespace allnorm

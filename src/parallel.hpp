@@ -1,4 +1,4 @@
-// The thread pool behind a CPU queue.
+// The CPU queue: a pool of threads, and the host's memory.
 #pragma once
 
 #include <condition_variable>
@@ -10,19 +10,28 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
+#include "queue.hpp"
 
 namespace allnorm {
 
 /// `threads` - 1 workers that wait for the next batch of tasks.
-class Queue::Impl {
+class CpuQueue final : public Queue::Impl {
  public:
   /// Throws device where the threads cannot be started.
-  explicit Impl(int threads);
-  ~Impl();
-  Impl(const Impl&) = delete;
-  Impl& operator=(const Impl&) = delete;
+  explicit CpuQueue(int threads);
+  ~CpuQueue() override;
 
-  int threads() const noexcept { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const noexcept override { return static_cast<int>(workers_.size()) + 1; }
+  void* stream() const noexcept override { return nullptr; }
+  void wait() override {}
+  // src/device_cpu.cpp
+  void* allocate(std::size_t bytes, Fill fill) override;
+  void release(void* data) noexcept override;
+  void copy_to_device(void* to, const void* from, std::size_t bytes) override;
+  void copy_to_host(void* to, const void* from, std::size_t bytes) override;
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override;
+  void expect_memory(const void* data, const char* name) const override;
+
   /// Calls task(0) ... task(tasks - 1), each once, in any order and on any thread; returns when all are done. The first
   /// exception is rethrown.
   void run(std::int64_t tasks, const std::function<void(std::int64_t)>& task);

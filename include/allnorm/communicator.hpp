@@ -1,6 +1,7 @@
 // Groups of ranks and the one exchange between them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -48,6 +49,43 @@ class Pending {
   std::unique_ptr<Impl> impl_;
 };
 
+/// This rank's message in memory of the queue's device (RecordHead and `count` doubles at `data`), and room for those
+/// of the group where the transport asks for it (Communicator::room).
+struct Record {
+  std::byte* data = nullptr;
+  std::size_t count = 0;
+  std::byte* room = nullptr;
+};
+
+/// What an exchange of records leaves in memory of the queue's device, for kernels to check and add. Either the records
+/// of all ranks in rank order, `stride` bytes apart: their headers must be equal, their doubles are added in rank
+/// order; or, where `sums` is given, the sum, with `records` holding heads alone to be checked (ranks of them; none
+/// where the host has checked).
+struct Gathered {
+  const std::byte* records = nullptr;
+  std::size_t stride = 0;
+  int ranks = 0;
+  const double* sums = nullptr;
+};
+
+/// What kernels found in an exchange that the host does not wait for, in memory that host and device share. Kernels of
+/// one stream write it; a status other than 0 stays until the host has read it.
+struct ExchangeReport {
+  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2 };
+  std::uint64_t started = 0;   ///< exchanges that kernels have made records for
+  std::uint64_t finished = 0;  ///< exchanges whose results kernels have read: the deadline looks at the difference
+  std::uint64_t status = fine;
+  std::uint64_t rank = 0;       ///< the first rank that differs from rank 0, or whose weights changed
+  RecordHead first{}, other{};  ///< the heads of rank 0 and of that rank
+};
+
+/// Where kernels report: `report` in shared memory, and in device memory the counts that they advance (started,
+/// finished). Null where the host checks.
+struct Reporter {
+  ExchangeReport* report = nullptr;
+  std::uint64_t* counts = nullptr;  ///< (2)
+};
+
 /// A group of ranks, each its own process or thread. All members make the same exchanges in the same order; every
 /// member's messages carry the same header, or all are told which rank and field differ. Results have the same bits on
 /// every rank; up to Patience::gather_limit ranks also on every transport.
@@ -60,6 +98,18 @@ class Communicator {
   virtual std::string_view transport() const noexcept = 0;
   /// Sends `message` to the group and returns at once.
   virtual Pending start_exchange(Message message, Queue& queue) = 0;
+  /// Bytes of room that gather() needs on this queue for records of `count` doubles; 0 where it needs none.
+  virtual std::size_t room(std::size_t count, const Queue& queue) const;
+  /// The exchange of a layer's records, in the order of the queue's work. Where the transport works on the device
+  /// (nccl; threads of one GPU) the host does not wait, and whoever reads the result checks the heads and tells
+  /// reporter(); otherwise the host waits for the queue and for the peers, and throws as Pending::wait. The doubles of
+  /// record.data may be overwritten.
+  virtual Gathered gather(const Record& record, Queue& queue);
+  /// Where the kernels of gather()'s users say what they found; empty where the host checks.
+  virtual Reporter reporter() noexcept { return {}; }
+  /// Throws what kernels or the watcher have found since the last look: mismatch, timeout, aborted, transport. Never
+  /// blocks.
+  virtual void check() {}
   /// The subgroup of all ranks that give the same color, in rank order. Collective. |color| is at most 2^53.
   virtual std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) = 0;
   /// Takes this rank's part in the next exchange only to say that it cannot: the peers' wait throws aborted with this

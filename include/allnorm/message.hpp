@@ -39,9 +39,9 @@ struct Header {
   Header() = default;
   Header(std::string_view name, Direction direction, std::uint64_t call);
 
-  std::uint64_t get(Field field) const noexcept { return words[static_cast<std::size_t>(field)]; }
-  void set(Field field, std::uint64_t value) noexcept { words[static_cast<std::size_t>(field)] = value; }
-  void set(Field field, double value) noexcept { set(field, std::bit_cast<std::uint64_t>(value)); }
+  constexpr std::uint64_t get(Field field) const noexcept { return words[static_cast<std::size_t>(field)]; }
+  constexpr void set(Field field, std::uint64_t value) noexcept { words[static_cast<std::size_t>(field)] = value; }
+  constexpr void set(Field field, double value) noexcept { set(field, std::bit_cast<std::uint64_t>(value)); }
   friend bool operator==(const Header&, const Header&) noexcept = default;
 };
 
@@ -53,7 +53,7 @@ std::string differences(const Header& first, int first_rank, const Header& other
 
 /// Bits of a rank's own, for callers, that are not summed: the result has their union, `Message::rank_flags` each
 /// rank's.
-enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2 };
+enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2, flag_weights_changed = 4 };
 
 /// Header, payload (summed over the ranks) and flags.
 struct Message {
@@ -64,8 +64,27 @@ struct Message {
   std::vector<std::uint64_t> rank_flags{};
 };
 
-/// A 64-bit hash of `count` values, to tell whether two ranks hold the same ones (FNV-1a over 64-bit words).
-std::uint64_t hash_of(const double* values, std::size_t count, std::uint64_t seed = 0xcbf29ce484222325u) noexcept;
+/// A message as kernels write and read it, in memory of a queue's device: this head, then `count` doubles.
+struct RecordHead {
+  Header header{};
+  std::uint64_t flags = 0;
+  std::uint64_t count = 0;
+};
+static_assert(sizeof(RecordHead) % alignof(double) == 0);
+
+/// The part of one 64-bit word in the hash of an array, which tells whether two ranks hold the same values: the hash is
+/// the sum of the parts modulo 2^64, so that it can be summed in any order. A permuted splitmix64 step.
+constexpr std::uint64_t hash_part(std::uint64_t word, std::uint64_t position) noexcept {
+  std::uint64_t z = word + (position + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+constexpr std::uint64_t hash_part(double value, std::uint64_t position) noexcept {
+  return hash_part(std::bit_cast<std::uint64_t>(value), position);
+}
+
+/// A 64-bit hash of `size` bytes on the host, to tell whether two ranks hold the same ones (FNV-1a over 64-bit words).
 std::uint64_t hash_of(const void* bytes, std::size_t size, std::uint64_t seed = 0xcbf29ce484222325u) noexcept;
 
 }  // namespace allnorm

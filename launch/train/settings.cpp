@@ -134,6 +134,8 @@ Settings parse(const Arguments& arguments) {
     settings.norms.push_back(parse_choice(text));
   for (const NormChoice& choice : settings.norms) layer_of(choice, 1, calls_per_update(settings, choice), 1);
   check(settings.ranks);
+  expect(settings.ranks.device == "cpu" || !ranks_are_threads(settings.ranks), Code::unsupported,
+         "libtorch runs the backward pass of one GPU on one thread, ranks must be processes");
   expect(settings.ranks.device == "cpu", Code::unsupported,
          [&] { return "--device is " + settings.ranks.device + ", must be cpu for train in this version"; });
   return settings;

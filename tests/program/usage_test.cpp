@@ -5,6 +5,7 @@
 #include <string>
 
 #include "allnorm/catalogue.hpp"
+#include "allnorm/device.hpp"
 #include "build_config.hpp"
 #include "runner.hpp"
 
@@ -97,8 +98,18 @@ INSTANTIATE_TEST_SUITE_P(
                     Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
                     Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
                     Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 6, "NCCL"},
-                    Wrong{"apply batch_norm --input x.npy --out o --device cuda", 6, "CUDA"},
                     Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
+
+TEST(Device, CudaThatIsNotThereIsExitSixWithTheReason) {
+  if (cuda_devices() > 0) GTEST_SKIP() << "there is a GPU: " << cuda_summary();
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const Outcome outcome = place.run("apply batch_norm --input x.npy --out o --device cuda");
+  EXPECT_EQ(outcome.code, 6) << outcome.err;
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("--device is cuda, must be cpu: " + cuda_summary()), std::string::npos) << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+}
 
 TEST(Launcher, RanksMustBeTheLaunchers) {
   Workplace place;
@@ -182,6 +193,8 @@ TEST(Info, JsonAndTextNameTheSameParts) {
   EXPECT_EQ(text.code, 0);
   EXPECT_EQ(json.code, 0);
   const auto parsed = nlohmann::json::parse(json.out);
+  EXPECT_EQ(parsed["devices"][1]["detail"], cuda_summary());
+  EXPECT_EQ(parsed["devices"][1]["available"], cuda_devices() > 0);
   EXPECT_EQ(parsed["version"], build::version);
   EXPECT_EQ(parsed["parts"].size(), build::parts.size());
   for (const auto& list : {"devices", "transports", "parts"})

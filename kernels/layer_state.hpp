@@ -1,0 +1,149 @@
+// A layer's state between calls, as plain arrays in the memory of its device: what kernels read and write.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "allnorm/options.hpp"
+#include "kernels/formulas.hpp"
+
+namespace allnorm {
+
+/// A parameter of f32 or f64 values, or one value for all where it is not given.
+struct Parameter {
+  const void* data = nullptr;
+  bool wide = false;  // f64
+  double otherwise = 0;
+
+  ALLNORM_HOST_DEVICE double operator[](std::int64_t i) const {
+    if (data == nullptr) return otherwise;
+    return wide ? static_cast<const double*>(data)[i] : static_cast<double>(static_cast<const float*>(data)[i]);
+  }
+};
+
+/// A gradient of a parameter, f32 or f64; written only where it is asked for.
+struct ParameterGrad {
+  void* data = nullptr;
+  bool wide = false;
+
+  ALLNORM_HOST_DEVICE void set(std::int64_t i, double value) const {
+    if (data == nullptr) return;
+    if (wide)
+      static_cast<double*>(data)[i] = value;
+    else
+      static_cast<float*>(data)[i] = static_cast<float>(value);
+  }
+};
+
+/// A Ramp in the device's memory.
+struct RampView {
+  const std::pair<std::int64_t, double>* points = nullptr;  // (count), ascending
+  std::int64_t count = 0;
+};
+
+/// What of a layer's options the steps between kernels need.
+struct Rules {
+  double eps = 0, momentum = 0, r_max = 0, d_max = 0;
+  RampView r_max_ramp{}, d_max_ramp{};
+  std::int64_t minibatches = 1, window = 1, burn_in = 0;
+  Weighting weighting{};
+  RunningUpdate running{};
+  Guard guard{};
+  RunningSource running_source{};
+  bool persists = false;  // the batch_norm family: running statistics, pivot, history
+  bool cumulative = false, unbiased = false, renorm = false, keeps_std = false;
+  bool fill_in_burn_in = false, compensate = false;
+};
+
+/// What counts calls.
+struct Counters {
+  std::int64_t calls = 0;        // training calls: the call number of messages
+  std::int64_t counted = 0;      // of them with values: what renorm's ramps count
+  std::int64_t tracked = 0;      // updates of the running statistics
+  std::int64_t batches = 0;      // complete and not empty
+  std::int64_t done = 0;         // mini-batches of the current batch, empty ones included
+  double weight = 0;             // sum of their weights
+  double count = 0;              // sum of their numbers of values
+  std::int64_t candidate = 0;    // 1: the batch has values for the running statistics
+  std::int64_t derivatives = 0;  // 1: the batch has derivatives, in the window's open slot
+  std::int64_t entries = 0;      // past iterations in the window
+  std::int64_t newest = 0;       // slot of the newest one; the slot after it is open
+};
+
+/// What one call does to the state; made once per call from the counters before it (steps.hpp).
+struct Turn {
+  std::int64_t call = 0;
+  double count = 0;      // values per channel of this call, over all ranks
+  double own_count = 0;  // values behind the statistics before the window
+  double batch_weight = 0, batch_count = 0;
+  double f = 0;  // weight of this call in the batch so far
+  double momentum = 0, r_max = 0, d_max = 0;
+  std::int64_t entries = 0;                // past iterations that this call reads
+  std::int64_t slot = 0;                   // the open one
+  bool counts = false;                     // the call has values
+  bool advances = false;                   // more than the call number changes
+  bool accumulates = false;                // normalizes with the batch so far
+  bool averages = false;                   // normalizes with the window
+  bool from_window = false;                // so do the running statistics
+  bool closes = false, completes = false;  // the batch ends; and was not empty
+  bool enters = false;                     // it becomes an entry of the window
+  bool moves = false;                      // the running statistics move
+  bool derives = false;                    // derivatives of this call are kept
+  bool starts = false;                     // ... as the batch's first
+  bool fails = false;                      // the ranks disagree: nothing may change
+};
+
+/// The window of Cross-Iteration BN: `slots` = window iterations, one of them open for the current batch.
+struct Ring {
+  double* count = nullptr;   // (slots)
+  double* mean = nullptr;    // (slots, C)
+  double* var = nullptr;     // (slots, C)
+  double* center = nullptr;  // (C) the fixed point of the open slot's second derivative
+  void* dmean = nullptr;     // (slots, mean_rows, fan_in), f32 or f64
+  void* dvar = nullptr;    // (slots, C, fan_in) of the centred variance; in the open slot of the mean of (x - center)^2
+  void* weight = nullptr;  // (slots, C, fan_in)
+  double* past = nullptr;  // (slots - 1, 4, C) of the last call: stale mean and var, compensated mean and var
+  bool wide = false;       // the arrays of derivatives are f64
+  std::int64_t slots = 0, mean_rows = 0, fan_in = 0;
+
+  /// Of the entry j, 0 the newest.
+  ALLNORM_HOST_DEVICE std::int64_t slot(const Counters& c, std::int64_t j) const {
+    return (c.newest - j + slots) % slots;
+  }
+  ALLNORM_HOST_DEVICE std::int64_t mean_row(std::int64_t channel, std::int64_t channels) const {
+    return channel * mean_rows / channels;
+  }
+};
+
+/// Everything small is kept twice: a call reads one copy and writes the other, and `turn` says which is which; it
+/// advances when the call is done, so that a call that fails changes nothing.
+struct LayerState {
+  enum Field : int {
+    running_mean,
+    running_spread,
+    pivot,
+    batch_mean,
+    batch_var,
+    candidate_mean,
+    candidate_var,
+    candidate_biased,
+    fields_with_history
+  };
+  static constexpr int fields_without_history = 3;
+
+  Counters* counters = nullptr;   // (2)
+  double* values = nullptr;       // (2, fields, C)
+  std::uint32_t* turn = nullptr;  // (1) parity: the current copy
+  Turn* last = nullptr;           // (1) what the last call did
+  std::int64_t channels = 0, fields = 0;
+  Ring ring{};
+
+  ALLNORM_HOST_DEVICE const Counters& now() const { return counters[*turn & 1]; }
+  ALLNORM_HOST_DEVICE Counters& next() const { return counters[~*turn & 1]; }
+  /// (C) of the current copy, of the next one.
+  ALLNORM_HOST_DEVICE double* now(Field f) const { return values + ((*turn & 1) * fields + f) * channels; }
+  ALLNORM_HOST_DEVICE double* next(Field f) const { return values + ((~*turn & 1) * fields + f) * channels; }
+  ALLNORM_HOST_DEVICE bool has_history() const { return fields > fields_without_history; }
+};
+
+}  // namespace allnorm

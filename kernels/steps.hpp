@@ -1,0 +1,399 @@
+// The steps between kernels, once for every backend: exchange -> history -> correction -> coefficients, for one group
+// (a channel of BN) at a time. The CPU loops over groups, a GPU gives each a thread. Formulas are formulas.hpp's.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "allnorm/communicator.hpp"
+#include "allnorm/message.hpp"
+#include "allnorm/partition.hpp"
+#include "kernels/layer_state.hpp"
+
+namespace allnorm::steps {
+
+// ---- the message ---------------------------------------------------------------------------------------------------
+
+/// Payload: values per group, sums about the pivot (G), squares about it (G), then for each entry of the window <dmean,
+/// change of weights> (C) and <dvar, change of weights> (C).
+struct Layout {
+  std::int64_t groups = 0;
+  ALLNORM_HOST_DEVICE std::int64_t sum(std::int64_t g) const { return 1 + g; }
+  ALLNORM_HOST_DEVICE std::int64_t squares(std::int64_t g) const { return 1 + groups + g; }
+  ALLNORM_HOST_DEVICE std::int64_t dmean(std::int64_t entry, std::int64_t g) const {
+    return 1 + 2 * groups + 2 * entry * groups + g;
+  }
+  ALLNORM_HOST_DEVICE std::int64_t dvar(std::int64_t entry, std::int64_t g) const { return dmean(entry, g) + groups; }
+  ALLNORM_HOST_DEVICE std::int64_t size(std::int64_t entries) const { return 1 + 2 * groups + 2 * entries * groups; }
+};
+
+ALLNORM_HOST_DEVICE inline double* payload_of(std::byte* record) {
+  return reinterpret_cast<double*>(record + sizeof(RecordHead));
+}
+ALLNORM_HOST_DEVICE inline const double* payload_of(const std::byte* record) {
+  return reinterpret_cast<const double*>(record + sizeof(RecordHead));
+}
+
+/// The sum of the ranks' payloads at i, in rank order.
+ALLNORM_HOST_DEVICE inline double summed(const Gathered& g, std::int64_t i) {
+  if (g.sums != nullptr) return g.sums[i];
+  double sum = 0;
+  for (int rank = 0; rank < g.ranks; ++rank)
+    sum += payload_of(g.records + static_cast<std::int64_t>(rank) * static_cast<std::int64_t>(g.stride))[i];
+  return sum;
+}
+
+/// The pivot of group g.
+ALLNORM_HOST_DEVICE inline double pivot_of(const Rules& rules, const LayerState& state, std::int64_t g) {
+  return rules.persists ? state.now(LayerState::pivot)[g] : 0;
+}
+
+/// Writes group g's part of the payload from this rank's count, mean and sum of squared deviations.
+ALLNORM_HOST_DEVICE inline void write_sums(const Rules& rules, const LayerState& state, const Layout& layout,
+                                           std::int64_t g, double count, double mean, double m2, double* payload) {
+  const auto sums = formulas::shift(count, mean, m2, pivot_of(rules, state, g));
+  payload[layout.sum(g)] = sums.sum;
+  payload[layout.squares(g)] = sums.squares;
+}
+
+/// A ramp's value at `call`; `constant` for an empty ramp.
+ALLNORM_HOST_DEVICE inline double ramp_value(const RampView& ramp, std::int64_t call, double constant) {
+  if (ramp.count == 0) return constant;
+  const auto* p = ramp.points;
+  if (call <= p[0].first) return p[0].second;
+  for (std::int64_t i = 1; i < ramp.count; ++i)
+    if (call <= p[i].first)
+      return p[i - 1].second + (p[i].second - p[i - 1].second) * static_cast<double>(call - p[i - 1].first) /
+                                   static_cast<double>(p[i].first - p[i - 1].first);
+  return p[ramp.count - 1].second;
+}
+
+/// Parts of the three hashes of what the ranks of a group hold alike.
+struct Hashes {
+  std::uint64_t pivot = 0, running = 0, history = 0;
+  ALLNORM_HOST_DEVICE void add(const Hashes& other) {
+    pivot += other.pivot;
+    running += other.running;
+    history += other.history;
+  }
+};
+
+/// Channel c's part.
+ALLNORM_HOST_DEVICE inline Hashes hashes_of(const LayerState& state, std::int64_t c) {
+  const std::int64_t C = state.channels;
+  const auto part = [&](LayerState::Field f) {
+    return hash_part(state.now(f)[c], static_cast<std::uint64_t>(f * C + c));
+  };
+  Hashes h;
+  h.pivot = part(LayerState::pivot);
+  h.running = part(LayerState::running_mean) + part(LayerState::running_spread);
+  if (!state.has_history()) return h;
+  const Counters& now = state.now();
+  if (now.done > 0) h.history = part(LayerState::batch_mean) + part(LayerState::batch_var);
+  if (now.candidate != 0) h.history += part(LayerState::candidate_mean) + part(LayerState::candidate_var);
+  for (std::int64_t j = 0; j < now.entries; ++j) {
+    const std::int64_t at = state.ring.slot(now, j) * C + c;
+    const auto position = static_cast<std::uint64_t>((LayerState::fields_with_history + 2 * j) * C + c);
+    h.history += hash_part(state.ring.mean[at], position) +
+                 hash_part(state.ring.var[at], position + static_cast<std::uint64_t>(C));
+  }
+  return h;
+}
+
+/// The counters' part.
+ALLNORM_HOST_DEVICE inline Hashes hashes_of(const LayerState& state) {
+  Hashes h;
+  if (!state.has_history()) return h;
+  const Counters& now = state.now();
+  const std::uint64_t position = std::uint64_t{1} << 62;  // beyond the channels'
+  h.history = hash_part(static_cast<std::uint64_t>(now.batches), position) + hash_part(now.weight, position + 1) +
+              hash_part(now.count, position + 2);
+  for (std::int64_t j = 0; j < now.entries; ++j)
+    h.history += hash_part(state.ring.count[state.ring.slot(now, j)], position + 3 + static_cast<std::uint64_t>(j));
+  return h;
+}
+
+/// Completes a forward header with what the counters say and the hashes of the whole state.
+ALLNORM_HOST_DEVICE inline void write_header(const Rules& rules, const LayerState& state, const Hashes& hashes,
+                                             Header& header) {
+  const Counters& now = state.now();
+  header.set(Field::call, static_cast<std::uint64_t>(now.calls));
+  if (!rules.persists) return;
+  header.set(Field::r_max, ramp_value(rules.r_max_ramp, now.counted, rules.r_max));
+  header.set(Field::d_max, ramp_value(rules.d_max_ramp, now.counted, rules.d_max));
+  header.set(Field::minibatch, static_cast<std::uint64_t>(now.done));
+  header.set(Field::entries, static_cast<std::uint64_t>(now.batches < rules.burn_in ? 0 : now.entries));
+  header.set(Field::history_hash, hashes.history);
+  header.set(Field::pivot_hash, hashes.pivot);
+  header.set(Field::running_hash, hashes.running);
+}
+
+/// True where two heads of one exchange agree.
+ALLNORM_HOST_DEVICE inline bool agree(const RecordHead& a, const RecordHead& b) {
+  const auto* left = reinterpret_cast<const std::uint64_t*>(&a.header);
+  const auto* right = reinterpret_cast<const std::uint64_t*>(&b.header);
+  bool same = a.count == b.count;
+  for (unsigned i = 0; i < sizeof(Header) / sizeof(std::uint64_t); ++i) same &= left[i] == right[i];
+  return same;
+}
+
+// ---- one call ------------------------------------------------------------------------------------------------------
+
+/// What a training call with `count` values per group does. `derives`: it brings the derivatives' source.
+ALLNORM_HOST_DEVICE inline Turn turn_of(const Rules& rules, const Counters& now, double count, bool derives) {
+  Turn t;
+  t.call = now.calls;
+  t.count = t.own_count = count;
+  t.counts = count > 0;
+  if (!rules.persists) return t;
+  const bool burn_in = now.batches < rules.burn_in;
+  const bool fills = rules.window > 1 && (!burn_in || rules.fill_in_burn_in);
+  const double weight = !t.counts ? 0 : rules.weighting == Weighting::count ? count : 1;
+  t.advances = t.counts || rules.minibatches > 1;
+  t.batch_weight = now.weight + weight;
+  t.batch_count = now.count + count;
+  t.f = t.batch_weight > 0 ? weight / t.batch_weight : 0;
+  t.accumulates = rules.minibatches > 1 && !burn_in;
+  if (t.accumulates) t.own_count = t.batch_count;
+  t.entries = burn_in ? 0 : now.entries;
+  t.averages = t.entries > 0 && t.own_count > 0;
+  t.from_window = t.averages && rules.running_source == RunningSource::window;
+  t.closes = now.done + 1 >= rules.minibatches;
+  t.completes = t.closes && t.batch_weight > 0;
+  t.derives = derives && t.counts && fills;
+  t.starts = t.derives && now.derivatives == 0;
+  t.enters = t.completes && fills && (!rules.compensate || now.derivatives != 0 || t.derives);
+  t.slot = rules.window > 1 ? (now.newest + 1) % rules.window : 0;
+  t.moves = rules.running == RunningUpdate::every ? t.counts : t.completes;
+  t.momentum = rules.cumulative ? 1.0 / static_cast<double>(now.tracked + 1) : rules.momentum;
+  t.r_max = ramp_value(rules.r_max_ramp, now.counted, rules.r_max);
+  t.d_max = ramp_value(rules.d_max_ramp, now.counted, rules.d_max);
+  return t;
+}
+
+/// What ends the current batch before its last mini-batch came.
+ALLNORM_HOST_DEVICE inline Turn cut_short(const Rules& rules, const Counters& now) {
+  Turn t;
+  const bool burn_in = now.batches < rules.burn_in;
+  t.call = now.calls;
+  t.advances = t.closes = now.done > 0;
+  t.batch_weight = now.weight;
+  t.batch_count = now.count;
+  t.completes = t.closes && now.weight > 0;
+  t.enters = t.completes && rules.window > 1 && (!burn_in || rules.fill_in_burn_in) &&
+             (!rules.compensate || now.derivatives != 0);
+  t.slot = rules.window > 1 ? (now.newest + 1) % rules.window : 0;
+  t.moves = rules.running == RunningUpdate::last && t.completes && now.candidate != 0;
+  t.momentum = rules.cumulative ? 1.0 / static_cast<double>(now.tracked + 1) : rules.momentum;
+  return t;
+}
+
+/// The counters after it; `is_call`: a call and not a cut.
+ALLNORM_HOST_DEVICE inline Counters advanced(const Rules& rules, Counters c, const Turn& t, bool is_call = true) {
+  if (t.fails) return c;
+  c.calls += is_call;
+  if (!t.advances) return c;
+  c.counted += t.counts;
+  c.tracked += t.moves;
+  if (!t.closes) {
+    ++c.done;
+    c.weight = t.batch_weight;
+    c.count = t.batch_count;
+    if (t.counts) c.candidate = 1;
+    if (t.derives) c.derivatives = 1;
+    return c;
+  }
+  c.done = c.candidate = c.derivatives = 0;
+  c.weight = c.count = 0;
+  c.batches += t.completes;
+  if (t.enters) {
+    c.newest = t.slot;
+    if (c.entries < rules.window - 1) ++c.entries;
+  }
+  return c;
+}
+
+// ---- one group -----------------------------------------------------------------------------------------------------
+
+/// What a call normalizes a group with.
+struct GroupFrame {
+  double mean = 0, var = 0, rstd = 0, share = 0;
+  formulas::Correction correction{};
+};
+
+/// running_spread as a standard deviation with eps: sigma itself, or sqrt(var + eps).
+ALLNORM_HOST_DEVICE inline double running_sigma(const Rules& rules, double spread) {
+  return rules.keeps_std ? spread : std::sqrt(spread + rules.eps);
+}
+
+/// This call's moments of group g over all ranks.
+ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(const Rules& rules, const LayerState& state,
+                                                        const Gathered& gathered, const Layout& layout, double count,
+                                                        std::int64_t g) {
+  return formulas::unshift(count, {summed(gathered, layout.sum(g)), summed(gathered, layout.squares(g))},
+                           pivot_of(rules, state, g));
+}
+/// A lone rank keeps its centred sums.
+ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(double count, double mean, double m2) {
+  return count > 0 ? formulas::Moments{mean, m2 / count} : formulas::Moments{};
+}
+
+/// The next state of a channel's running statistics, pivot, batch and open slot. `batch`: the batch with this call,
+/// `running`: what the running statistics take where they move, biased and with Bessel's factor.
+struct RunningValues {
+  double mean = 0, var = 0, biased = 0;
+};
+ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t c,
+                                           formulas::Moments batch, RunningValues running, double pivot) {
+  using S = LayerState;
+  const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
+  state.next(S::pivot)[c] = pivot;
+  if (t.moves && !t.fails) {
+    const double spread = rules.keeps_std ? std::sqrt(running.biased + rules.eps) : running.var;
+    state.next(S::running_mean)[c] = formulas::move(state.now(S::running_mean)[c], running.mean, t.momentum);
+    state.next(S::running_spread)[c] = formulas::move(state.now(S::running_spread)[c], spread, t.momentum);
+  } else {
+    keep(S::running_mean);
+    keep(S::running_spread);
+  }
+  if (!state.has_history()) return;
+  if (!t.advances || t.fails) {
+    for (const auto f : {S::batch_mean, S::batch_var, S::candidate_mean, S::candidate_var, S::candidate_biased})
+      keep(f);
+    return;
+  }
+  const bool goes_on = !t.closes;
+  state.next(S::batch_mean)[c] = goes_on ? batch.mean : 0;
+  state.next(S::batch_var)[c] = goes_on ? batch.var : 0;
+  state.next(S::candidate_mean)[c] = goes_on ? running.mean : 0;
+  state.next(S::candidate_var)[c] = goes_on ? running.var : 0;
+  state.next(S::candidate_biased)[c] = goes_on ? running.biased : 0;
+  if (!t.enters) return;  // the open slot shows when the counters advance
+  state.ring.mean[t.slot * state.channels + c] = batch.mean;
+  state.ring.var[t.slot * state.channels + c] = batch.var;
+  if (c == 0) state.ring.count[t.slot] = t.batch_count;
+}
+
+/// History and correction of group g with this call's moments. lane(entry, of_variance): the summed products of the
+/// window, 0 without compensation. `commits`: writes the group's next state too (one thread per group does).
+template <class Lane>
+ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t,
+                                               std::int64_t g, formulas::Moments current, const Lane& lane,
+                                               bool commits) {
+  using S = LayerState;
+  GroupFrame frame{current.mean, current.var, 0, 1, {}};
+  if (!rules.persists) {
+    frame.rstd = 1 / std::sqrt(current.var + rules.eps);
+    return frame;
+  }
+  // CmBN: the batch so far
+  formulas::Moments batch = current;
+  if (state.has_history() && t.advances) {
+    batch = formulas::accumulate({state.now(S::batch_mean)[g], state.now(S::batch_var)[g]}, current, t.f);
+    if (t.accumulates) frame = {batch.mean, batch.var, 0, t.f, {}};
+  }
+  // Cross-Iteration BN: the window
+  double window_count = t.own_count;
+  if (t.averages) {
+    const Counters& now = state.now();
+    const std::int64_t C = state.channels;
+    const auto past = [&](int j) {
+      const std::int64_t at = state.ring.slot(now, j) * C + g;
+      return formulas::compensate({state.ring.mean[at], state.ring.var[at]}, lane(j, false), lane(j, true));
+    };
+    const auto average =
+        formulas::window({frame.mean, frame.var}, t.own_count, static_cast<int>(t.entries), rules.guard, past,
+                         [&](int j) { return state.ring.count[state.ring.slot(now, j)]; });
+    frame.mean = average.moments.mean;
+    frame.var = average.moments.var;
+    frame.share *= average.share;
+    window_count = average.count;
+    for (int j = 0; commits && j < t.entries; ++j) {
+      double* report = state.ring.past + 4 * j * C + g;
+      const std::int64_t at = state.ring.slot(now, j) * C + g;
+      const auto moved = past(j);
+      report[0 * C] = state.ring.mean[at];
+      report[1 * C] = state.ring.var[at];
+      report[2 * C] = moved.mean;
+      report[3 * C] = moved.var;
+    }
+  }
+  // without any value there is nothing to scale, and eps may be 0
+  if (t.own_count > 0) frame.rstd = 1 / std::sqrt(frame.var + rules.eps);
+  if (rules.renorm && t.own_count > 0)
+    frame.correction = formulas::renorm({frame.mean, frame.var}, rules.eps, state.now(S::running_mean)[g],
+                                        running_sigma(rules, state.now(S::running_spread)[g]), t.r_max, t.d_max);
+  if (!commits) return frame;
+
+  RunningValues running;
+  if (t.counts) {
+    const formulas::Moments source = t.from_window ? formulas::Moments{frame.mean, frame.var} : batch;
+    running = {source.mean, source.var, source.var};
+    if (rules.unbiased) running.var *= formulas::bessel(t.from_window ? window_count : t.batch_count);
+  } else if (state.has_history()) {
+    running = {state.now(S::candidate_mean)[g], state.now(S::candidate_var)[g], state.now(S::candidate_biased)[g]};
+  }
+  // a pivot that is not finite would spoil every later sum, so such a channel keeps the old one
+  const bool keeps = !t.counts || t.fails || !std::isfinite(current.mean);
+  write_next(rules, state, t, g, batch, running, keeps ? state.now(S::pivot)[g] : current.mean);
+  if (t.starts && !t.fails) state.ring.center[g] = current.mean;
+  return frame;
+}
+
+/// Channel c's share of a batch that is cut short.
+ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState& state, const Turn& t,
+                                            std::int64_t c) {
+  using S = LayerState;
+  write_next(rules, state, t, c, {state.now(S::batch_mean)[c], state.now(S::batch_var)[c]},
+             {state.now(S::candidate_mean)[c], state.now(S::candidate_var)[c], state.now(S::candidate_biased)[c]},
+             state.now(S::pivot)[c]);
+}
+
+/// Inference: the running statistics.
+ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const Rules& rules, const LayerState& state, std::int64_t c) {
+  const double spread = state.now(LayerState::running_spread)[c], sigma = running_sigma(rules, spread);
+  return {
+      state.now(LayerState::running_mean)[c], rules.keeps_std ? sigma * sigma - rules.eps : spread, 1 / sigma, 0, {}};
+}
+
+// ---- the frame in memory -------------------------------------------------------------------------------------------
+
+/// What does not depend on the group.
+struct FrameScalars {
+  double count = 0;       // values per group of the call, over all ranks
+  std::int64_t call = 0;  // its number
+};
+
+/// A frame's arrays; r and d only with renorm.
+struct FrameView {
+  double *mean = nullptr, *var = nullptr, *rstd = nullptr, *r = nullptr, *d = nullptr, *share = nullptr;  // (G) each
+  FrameScalars* scalars = nullptr;
+
+  ALLNORM_HOST_DEVICE void set(std::int64_t g, const GroupFrame& frame) const {
+    mean[g] = frame.mean;
+    var[g] = frame.var;
+    rstd[g] = frame.rstd;
+    share[g] = frame.share;
+    if (r == nullptr) return;
+    r[g] = frame.correction.r;
+    d[g] = frame.correction.d;
+  }
+  ALLNORM_HOST_DEVICE GroupFrame get(std::int64_t g) const {
+    return {mean[g], var[g], rstd[g], share[g],
+            r == nullptr ? formulas::Correction{} : formulas::Correction{r[g], d[g]}};
+  }
+};
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+/// What fine group f adds to the sums of its norm's group and to its gamma's and beta's gradients.
+struct GradTerms {
+  double s1 = 0, s2 = 0;  // gamma * r * sum of g, of g * (x - mean)
+  double dgamma = 0, dbeta = 0;
+};
+ALLNORM_HOST_DEVICE inline GradTerms grad_terms(const GroupFrame& frame, double gamma, double sum_g, double sum_gx) {
+  const double scale = gamma * frame.correction.r;
+  return {scale * sum_g, scale * sum_gx, formulas::gamma_grad(frame.rstd, frame.correction, sum_g, sum_gx), sum_g};
+}
+
+}  // namespace allnorm::steps

@@ -1,0 +1,25 @@
+// A build without CUDA: there is no GPU, and the reason is one line.
+#include <string>
+
+#include "allnorm/device.hpp"
+#include "allnorm/error.hpp"
+#include "queue.hpp"
+
+namespace allnorm {
+
+namespace {
+[[noreturn]] void refuse(int index) {
+  fail(Code::unsupported,
+       "device is " + to_string({DeviceKind::cuda, index}) + ", must be cpu: this build has no CUDA");
+}
+}  // namespace
+
+Queue Queue::cuda(int index) { refuse(index); }
+Queue Queue::cuda(int index, void*) { refuse(index); }
+
+int cuda_devices() noexcept { return 0; }
+std::string cuda_summary() { return "this build has no CUDA"; }
+
+void expect_host_memory(const void*, const char*) {}
+
+}  // namespace allnorm

@@ -1,0 +1,32 @@
+// The device that a test program runs on: the same tests are built for the CPU and for CUDA.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "allnorm/device.hpp"
+
+namespace backend {
+
+/// A queue on the program's device (`threads`: of the CPU).
+allnorm::Queue queue(int threads = 1);
+allnorm::Device device();
+
+/// Memory that the device and the host both read and write (the host once the queue was waited for).
+void* allocate(std::size_t bytes);
+void release(void* data) noexcept;
+
+template <class T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <class U>
+  Allocator(const Allocator<U>&) noexcept {}
+  T* allocate(std::size_t n) { return static_cast<T*>(backend::allocate(n * sizeof(T))); }
+  void deallocate(T* data, std::size_t) noexcept { release(data); }
+  friend bool operator==(Allocator, Allocator) noexcept { return true; }
+};
+template <class T>
+using Array = std::vector<T, Allocator<T>>;
+
+}  // namespace backend
