@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 
 #include "device_array.hpp"
@@ -14,15 +15,16 @@ using emulation_tests::DeviceArray;
 using emulation_tests::start;
 using emulation_tests::Stream;
 
-/// A host function that holds its stream until the test opens it.
+/// A host function that holds its stream until the test opens it, or is left.
 struct Gate {
-  std::atomic<bool> open{false};
-  ~Gate() { open = true; }
+  std::shared_ptr<std::atomic<bool>> open = std::make_shared<std::atomic<bool>>(false);
+  ~Gate() { *open = true; }
   void close(cudaStream_t stream) {
-    const auto wait = [](void* gate) {
-      while (!static_cast<Gate*>(gate)->open) std::this_thread::yield();
+    const auto wait = [](void* data) {
+      const std::unique_ptr<std::shared_ptr<std::atomic<bool>>> opened(static_cast<decltype(open)*>(data));
+      while (!**opened) std::this_thread::yield();
     };
-    ASSERT_EQ(cudaLaunchHostFunc(stream, wait, this), cudaSuccess);
+    ASSERT_EQ(cudaLaunchHostFunc(stream, wait, new auto(open)), cudaSuccess);
   }
 };
 
@@ -43,7 +45,7 @@ TEST_F(Runtime, WorkIsDoneInTheStreamsOrderAndNotBeforeItsTurn) {
     EXPECT_EQ(cudaStreamQuery(stream), cudaErrorNotReady);
     EXPECT_EQ(cudaGetLastError(), cudaErrorNotReady);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-    gate.open = true;
+    *gate.open = true;
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     EXPECT_EQ(pinned[63], 7);
     EXPECT_EQ(cudaStreamQuery(stream), cudaSuccess);
