@@ -9,10 +9,21 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "allnorm/dtype.hpp"
 
 namespace allnorm::cuda {
+
+/// f(0), f(1), ... f(n - 1), written out: what indexes arrays that must stay in registers.
+template <class F, int... i>
+__device__ __forceinline__ void unrolled(const F& f, std::integer_sequence<int, i...>) {
+  (f(std::integral_constant<int, i>{}), ...);
+}
+template <int n, class F>
+__device__ __forceinline__ void unrolled(const F& f) {
+  unrolled(f, std::make_integer_sequence<int, n>{});
+}
 
 /// One value, widened and narrowed by the hardware: the same bits as allnorm::load and allnorm::store for every number;
 /// a NaN stays a NaN, of the hardware's bits.

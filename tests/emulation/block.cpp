@@ -79,11 +79,17 @@ void GridBarrier::leave() {
 }
 void GridBarrier::check() {
   if (left_ == 0 || arrived_ == 0) return;
+  if (!failed_) reason_ = "grid synchronization that some blocks never reach";
   failed_ = true;
   changed_.notify_all();
 }
-void GridBarrier::fail() {
+std::string GridBarrier::reason() {
   const std::lock_guard lock(mutex_);
+  return reason_;
+}
+void GridBarrier::fail(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (!failed_) reason_ = reason;
   failed_ = true;
   changed_.notify_all();
 }
@@ -136,8 +142,14 @@ std::string Block::run(const Grid& grid, uint3 index, std::uint64_t seed, GridBa
     thread.fiber->restart();
     idle_fibers_.push_back(thread.fiber);
   }
-  if (barrier_ != nullptr) failed_ ? barrier_->fail() : barrier_->leave();
-  return failed_ ? failure_ : std::string();
+  if (!failed_) {
+    if (barrier_ != nullptr) barrier_->leave();
+    return {};
+  }
+  failure_ = "block (" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) +
+             "): " + failure_;
+  if (barrier_ != nullptr) barrier_->fail(failure_);
+  return failure_;
 }
 
 void Block::resume(std::size_t thread) {

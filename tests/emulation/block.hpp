@@ -50,8 +50,11 @@ class GridBarrier {
   bool arrive_and_wait();
   /// A block has returned: if others wait, or will, they can never be joined.
   void leave();
-  void fail();
+  /// The grid fails for `reason`, unless it has failed before.
+  void fail(const std::string& reason);
   bool failed();
+  /// Why it failed first; empty if it did not.
+  std::string reason();
 
  private:
   void check();
@@ -61,6 +64,7 @@ class GridBarrier {
   std::size_t blocks_, arrived_ = 0, left_ = 0;
   std::uint64_t generation_ = 0;
   bool failed_ = false;
+  std::string reason_;
 };
 
 /// Runs blocks, one after the other, on the OS thread that calls run(). Keeps the fibers.
