@@ -129,14 +129,18 @@ inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
 /// a part of the rows: `down` rows at a time, `across` vectors of each.
 struct ColumnPlan {
   std::int64_t matrices = 0, rows = 0, width = 0, group_width = 1;
+  std::int64_t matrix_groups = 0, tile_groups = 0;
   int vector = 1;
   int across = 1, down = 1;
   std::int64_t tiles = 0, part_rows = 0, parts = 1;
   std::int64_t blocks = 0;
 
   ALLNORM_HOST_DEVICE std::int64_t tile() const { return static_cast<std::int64_t>(across) * vector; }  // columns
-  ALLNORM_HOST_DEVICE std::int64_t groups_per_matrix() const { return width / group_width; }
-  ALLNORM_HOST_DEVICE std::int64_t groups_per_tile() const { return tile() / group_width; }
+  /// The group of a column within its matrix or tile, without a division where none is needed; its first column.
+  ALLNORM_HOST_DEVICE std::int64_t group_of(std::int64_t column) const {
+    return group_width == 1 ? column : column / group_width;
+  }
+  ALLNORM_HOST_DEVICE std::int64_t first_column(std::int64_t column) const { return group_of(column) * group_width; }
   struct Unit {
     std::int64_t matrix = 0, part = 0, row = 0, rows = 0, column = 0, columns = 0;
   };
@@ -149,11 +153,11 @@ struct ColumnPlan {
             rows_of(part),         t * tile(), min_of(tile(), width - t * tile())};
   }
   ALLNORM_HOST_DEVICE std::int64_t group_of(std::int64_t matrix, std::int64_t column) const {
-    return matrix * groups_per_matrix() + column / group_width;
+    return matrix * matrix_groups + group_of(column);
   }
   /// The first value of a group.
   ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t matrix, std::int64_t column) const {
-    return matrix * rows * width + column / group_width * group_width;
+    return matrix * rows * width + first_column(column);
   }
   /// Doubles of shared memory: a value per thread and column (or two per thread), and three per column of a tile.
   std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 3 * tile(); }
@@ -186,6 +190,8 @@ inline ColumnPlan plan_columns(const Partition& p, int vector, std::int64_t want
   plan.across = static_cast<int>(whole(ceil_div(vectors, plan.tiles)));
   plan.tiles = ceil_div(vectors, plan.across);
   plan.down = block_threads / plan.across;
+  plan.matrix_groups = p.keep1;
+  plan.tile_groups = plan.tile() / plan.group_width;
   const std::int64_t most = plan.rows * min_of(plan.tile(), plan.width) / part_minimum;
   const std::int64_t parts = max_of(1, min_of(wanted / (plan.matrices * plan.tiles), most));
   plan.part_rows = ceil_div(plan.rows, parts);

@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
 template <int n>
 __device__ void tile_sum(const ColumnPlan& plan, const double (&own)[n], int row, std::int64_t column, double* values,
                          double* totals) {
-  const std::int64_t tile = plan.tile(), groups = plan.groups_per_tile();
+  const std::int64_t tile = plan.tile(), groups = plan.tile_groups;
   const auto thread = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (row < plan.down)
@@ -247,18 +247,17 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       for (int j = 0; j < n; ++j) middles[column + j] = thread.column_mean(sum[j]);
     __syncthreads();
     for (int j = 0; j < n; ++j)
-      second[j] += thread.column_spread(thread.column_mean(sum[j]) -
-                                        middles[(column + j) / plan.group_width * plan.group_width]);
+      second[j] += thread.column_spread(thread.column_mean(sum[j]) - middles[plan.first_column(column + j)]);
   }
   tile_sum(plan, sum, row, column, values, totals);
   tile_sum(plan, second, row, column, values, seconds);
   auto count = static_cast<double>(unit.rows * plan.group_width);
-  const std::int64_t groups = unit.columns / plan.group_width;  // of this tile
+  const std::int64_t groups = plan.group_of(unit.columns);  // of this tile
   const std::int64_t first_group = plan.group_of(unit.matrix, unit.column);
   const auto finish = [&](std::int64_t g, const Sums& total) {
     task.finish(first_group + g, count, total, pivot_of(unit.column + g * plan.group_width));
   };
-  const std::int64_t stride = plan.matrices * plan.groups_per_matrix();
+  const std::int64_t stride = plan.matrices * plan.matrix_groups;
   for (std::int64_t g = t; g < groups; g += block_threads) {
     Sums total{totals[g], seconds[g]};
     if constexpr (Task::centred)
