@@ -15,10 +15,11 @@
 namespace allnorm::cuda {
 
 constexpr int map_threads = 256;
-constexpr int map_unroll = 4;     // vectors that a thread loads before it stores the first
-constexpr int map_runs = 256;     // coefficients in shared memory of a walk by runs
-constexpr int map_columns = 512;  // of a walk by columns
-constexpr int mask_byte = 8;      // values; tiles begin at multiples of it, and of any vector's width
+constexpr int map_unroll = 4;      // vectors that a thread loads before it stores the first
+constexpr int map_runs = 256;      // coefficients in shared memory of a walk by runs
+constexpr int map_columns = 512;   // of a walk by columns
+constexpr int mask_byte = 8;       // values; tiles begin at multiples of it, and of any vector's width
+constexpr int block_granule = 64;  // values; lines of the L2 cache have 128 bytes
 
 /// A walk by runs: blocks own `per_block` adjacent values each and cut them into tiles of at most map_runs runs.
 struct RunTiles {
@@ -30,7 +31,7 @@ struct RunTiles {
   RunTiles(const Partition& partition, int width, std::int64_t most) : p(partition), elements(partition.elements()) {
     const std::int64_t step = std::int64_t{map_threads} * width;
     blocks = std::clamp((elements + step - 1) / step, std::int64_t{1}, most);
-    per_block = round_up((elements + blocks - 1) / blocks, mask_byte);
+    per_block = round_up((elements + blocks - 1) / blocks, block_granule);
     if (per_block > 0) blocks = (elements + per_block - 1) / per_block;
     // a tile that begins inside a run touches two runs more than it could hold
     const std::int64_t longest = std::int64_t{1} << 30;  // offsets in a tile have 32 bits
@@ -123,7 +124,7 @@ struct ColumnTiles {
     tile_vectors = static_cast<int>((vectors + tiles - 1) / tiles);
     tiles = (vectors + tile_vectors - 1) / tile_vectors;
     tile_rows = map_threads / tile_vectors;
-    const std::int64_t wanted = (most + p.keep0 * tiles - 1) / (p.keep0 * tiles);
+    const std::int64_t wanted = std::max(std::int64_t{1}, most / (p.keep0 * tiles));  // no second wave of few blocks
     parts = std::clamp((rows + tile_rows - 1) / tile_rows, std::int64_t{1}, wanted);
     part_rows = RunTiles::round_up((rows + parts - 1) / parts, tile_rows);
     parts = (rows + part_rows - 1) / part_rows;
