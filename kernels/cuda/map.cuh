@@ -214,8 +214,8 @@ void walk_runs(Queue& queue, const Partition& p, const Map& map, const Source& s
   launch(queue, tiles.blocks, map_threads, 0, kernel, map, source, tiles);
 }
 
-/// Runs `map` over the partition in one launch of at least one block; `whole`: its tensors are aligned for vectors.
-template <bool whole, class Map, class Source>
+/// Runs `map` over the partition in one launch of at least one block.
+template <class Map, class Source>
 void run_map(Queue& queue, const Partition& partition, const Map& map, const Source& source) {
   constexpr int n = Map::n;
   const Partition p = joined_extents(partition);
@@ -225,10 +225,7 @@ void run_map(Queue& queue, const Partition& partition, const Map& map, const Sou
     const ColumnTiles tiles(p, n, most);
     if (tiles.fits(n)) return launch(queue, tiles.blocks(), tiles.threads(), 0, kernel, map, source, tiles);
   }
-  if constexpr (whole) {
-    if (p.reduce1 % n == 0) return walk_runs<true>(queue, p, map, source);
-  }
-  walk_runs<false>(queue, p, map, source);
+  p.reduce1 % n == 0 ? walk_runs<true>(queue, p, map, source) : walk_runs<false>(queue, p, map, source);
 }
 
 /// What the results of a map over `partition` say to the caches: they stay where they fit.
@@ -242,23 +239,21 @@ template <bool with_mask, class Source>
 void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto whole, auto width) {
-      const ApplyMap<T, width(), whole()> map{static_cast<const T*>(args.x),
-                                              static_cast<const T*>(args.residual),
-                                              static_cast<T*>(args.y),
-                                              mask,
-                                              Below<compute_t<T>>(args.activation),
-                                              result_hint(queue, args.partition, sizeof(T))};
-      run_map<whole()>(queue, args.partition, map, source);
-    };
-    const auto align = [&](auto width) {
-      const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y);
-      whole ? run(std::true_type{}, width) : run(std::false_type{}, width);
+    const auto run = [&](auto width) {
+      const ApplyMap<T, width()> map{
+          static_cast<const T*>(args.x),
+          static_cast<const T*>(args.residual),
+          static_cast<T*>(args.y),
+          mask,
+          Below<compute_t<T>>(args.activation),
+          is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y),
+          result_hint(queue, args.partition, sizeof(T))};
+      run_map(queue, args.partition, map, source);
     };
     if constexpr (with_mask) {
-      if (mask != nullptr) return align(std::integral_constant<int, mask_byte>{});
+      if (mask != nullptr) return run(std::integral_constant<int, mask_byte>{});
     }
-    align(std::integral_constant<int, vector_width<T>>{});
+    run(std::integral_constant<int, vector_width<T>>{});
   });
 }
 
@@ -267,18 +262,15 @@ template <class Source>
 void run_apply_grad(Queue& queue, const ApplyGradArgs& args, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto whole) {
-      const GradMap<T, vector_width<T>, whole()> map{static_cast<const T*>(args.x),
-                                                     static_cast<const T*>(args.dy),
-                                                     static_cast<T*>(args.dx),
-                                                     static_cast<T*>(args.dresidual),
-                                                     Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
-                                                     result_hint(queue, args.partition, sizeof(T))};
-      run_map<whole()>(queue, args.partition, map, source);
-    };
-    const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
-                       is_vector_aligned(args.dresidual);
-    whole ? run(std::true_type{}) : run(std::false_type{});
+    const GradMap<T, vector_width<T>> map{static_cast<const T*>(args.x),
+                                          static_cast<const T*>(args.dy),
+                                          static_cast<T*>(args.dx),
+                                          static_cast<T*>(args.dresidual),
+                                          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
+                                          is_vector_aligned(args.x) && is_vector_aligned(args.dy) &&
+                                              is_vector_aligned(args.dx) && is_vector_aligned(args.dresidual),
+                                          result_hint(queue, args.partition, sizeof(T))};
+    run_map(queue, args.partition, map, source);
   });
 }
 
