@@ -18,9 +18,7 @@ void groupwise_forward(const ForwardArgs& args, Queue& queue);
 bool groupwise_backward_fits(const BackwardArgs& args, const cudaDeviceProp& device);
 void groupwise_backward(const BackwardArgs& args, Queue& queue);
 
-/// The halves of calls with args.rows that do not fit: called by forward_local, forward_finish, backward_local and
-/// backward_finish.
-void forward_local_rows(const ForwardArgs& args, Queue& queue);
+/// The halves of calls with args.rows that do not fit: called by forward_finish, backward_local and backward_finish.
 void forward_finish_rows(const ForwardArgs& args, const Gathered& gathered, Queue& queue);
 void backward_local_rows(const BackwardArgs& args, Queue& queue);
 void backward_finish_rows(const BackwardArgs& args, const Gathered& gathered, Queue& queue);

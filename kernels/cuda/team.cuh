@@ -4,12 +4,12 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
+
+#include "kernels/cuda/grid.cuh"
 
 namespace allnorm::cuda {
 
-constexpr int warp_threads = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 
 /// Two sums that are taken together.
