@@ -96,10 +96,10 @@ __global__ void __launch_bounds__(window_threads) move_kernel(const DerivativesA
     const double before = turn.starts ? 0 : static_cast<double>(to);
     to = static_cast<T>(before + turn.f * (value - before));
   };
-  if (i < means) move(arrays.dmean[turn.slot * means + i], args.patch_sum[i] / turn.count);
+  if (i < means) move(arrays.dmean[turn.slot * means + i], args.patch_sum[i] * (1 / turn.count));
   if (i >= squares) return;
   const std::int64_t at = turn.slot * squares + i;
-  move(arrays.dvar[at], 2 * args.product[i] / turn.count);
+  move(arrays.dvar[at], args.product[i] * (2 / turn.count));
   if (turn.starts) arrays.weight[at] = static_cast<T>(args.theta[i]);
 }
 
