@@ -16,12 +16,11 @@
 namespace allnorm::cuda {
 namespace {
 
-constexpr int loads = 4;                            // vectors that a thread has under way
-constexpr int most_threads = 512;                   // of a team
-constexpr std::int64_t few_bytes = 32 << 10;        // a group that is no burden for one multiprocessor
-constexpr std::size_t static_shared = 1 << 10;      // room for what team_sum keeps
-constexpr int lane_columns = 32, sample_lanes = 8;  // of the sum of the parameters' gradients over samples
-constexpr int values_per_sum = 16;                  // that are added in the compute type
+constexpr int loads = 4;                        // vectors that a thread has under way
+constexpr int most_threads = 512;               // of a team
+constexpr std::int64_t few_bytes = 32 << 10;    // a group that is no burden for one multiprocessor
+constexpr std::size_t static_shared = 1 << 10;  // room for what team_sum keeps
+constexpr int values_per_sum = 16;              // that are added in the compute type
 
 constexpr std::int64_t round_up(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
@@ -381,35 +380,6 @@ __global__ void __launch_bounds__(most_threads)
                       reinterpret_cast<double*>(own + room.sums), of_fine);
 }
 
-/// dweight and dbias: the fine groups of every parameter, lane by lane and then over the lanes.
-__global__ void __launch_bounds__(lane_columns* sample_lanes)
-    add_fine_kernel(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
-                    ParameterGrad dweight, ParameterGrad dbias) {
-  __shared__ double of_lanes[2][sample_lanes][lane_columns];
-  const int column = static_cast<int>(threadIdx.x) % lane_columns, lane = static_cast<int>(threadIdx.x) / lane_columns;
-  const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * lane_columns + column;
-  // fine group f has parameter f / divide % modulo
-  const std::int64_t divide = to_affine.divide, period = divide * to_affine.modulo;
-  SumPair sum;
-  if (p < parameters)
-    for (std::int64_t first = lane * period + p * divide; first < fine_groups; first += sample_lanes * period)
-      for (std::int64_t f = first; f < first + divide; ++f) {
-        sum.a += of_fine[f];
-        sum.b += of_fine[fine_groups + f];
-      }
-  of_lanes[0][lane][column] = sum.a;
-  of_lanes[1][lane][column] = sum.b;
-  __syncthreads();
-  if (lane != 0 || p >= parameters) return;
-  sum = {};
-  for (int l = 0; l < sample_lanes; ++l) {
-    sum.a += of_lanes[0][l][column];
-    sum.b += of_lanes[1][l][column];
-  }
-  dweight.set(p, sum.a);
-  dbias.set(p, sum.b);
-}
-
 // ---- on the host ---------------------------------------------------------------------------------------------------
 
 /// Whether a group of `tensors` tensors can be kept on chip, and whether there are groups enough to fill the device.
@@ -496,6 +466,7 @@ bool groupwise_backward_fits(const BackwardArgs& args, const cudaDeviceProp& dev
 }
 
 void groupwise_backward(const BackwardArgs& args, Queue& queue) {
+  if (args.rows && args.wants_weight && rows_grad_fits(args)) return rows_grad(args, queue);
   const Groups groups = groups_of(args);
   visit(args.dtype, [&]<class T>(std::type_identity<T>) {
     const Gating<compute_t<T>> gate(args.activation, args.mask);
@@ -516,9 +487,7 @@ void groupwise_backward(const BackwardArgs& args, Queue& queue) {
   if (args.rows)
     affine_grad_of_rows(args, queue);
   else
-    launch(queue, (args.parameters + lane_columns - 1) / lane_columns, lane_columns * sample_lanes, 0, add_fine_kernel,
-           static_cast<const double*>(args.scratch), args.fine.groups(), args.to_affine, args.parameters, args.dweight,
-           args.dbias);
+    add_fine(args.scratch, args.fine.groups(), args.to_affine, args.parameters, args.dweight, args.dbias, queue);
 }
 
 }  // namespace allnorm::cuda

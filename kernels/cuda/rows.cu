@@ -227,7 +227,7 @@ struct ColumnParts {
   }
 };
 
-/// sums: (parts, 2, columns).
+/// sums: (2, parts, columns).
 template <class T, int width>
 __global__ void __launch_bounds__(warp_threads* row_lanes)
     affine_grad_rows_kernel(const RowsArgs args, const ColumnParts grid, double* sums) {
@@ -275,23 +275,8 @@ __global__ void __launch_bounds__(warp_threads* row_lanes)
     double sum = 0;
     for (int l = 0; l < row_lanes; ++l) sum += of_lanes[l * 2 * columns + i];
     const std::int64_t at = tile * columns + i % columns;
-    if (at < args.columns) sums[(part * 2 + i / columns) * args.columns + at] = sum;
+    if (at < args.columns) sums[(i / columns * grid.parts + part) * args.columns + at] = sum;
   }
-}
-
-/// The parts of every column, in order.
-__global__ void __launch_bounds__(step_threads)
-    add_column_parts_kernel(const double* sums, std::int64_t parts, std::int64_t columns, ParameterGrad dweight,
-                            ParameterGrad dbias) {
-  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
-  if (j >= columns) return;
-  SumPair sum;
-  for (std::int64_t part = 0; part < parts; ++part) {
-    sum.a += sums[2 * part * columns + j];
-    sum.b += sums[(2 * part + 1) * columns + j];
-  }
-  dweight.set(j, sum.a);
-  dbias.set(j, sum.b);
 }
 
 void sum_columns(const RowsCall& call, Queue& queue) {
@@ -304,8 +289,8 @@ void sum_columns(const RowsCall& call, Queue& queue) {
       launch(queue, grid.tiles * grid.parts, warp_threads * row_lanes,
              sizeof(double) * row_lanes * 2 * warp_threads * width, affine_grad_rows_kernel<T, width()>, args, grid,
              sums.data());
-      launch(queue, blocks_for(args.columns, step_threads), step_threads, 0, add_column_parts_kernel,
-             static_cast<const double*>(sums.data()), grid.parts, args.columns, call.dweight, call.dbias);
+      add_fine(sums.data(), grid.parts * args.columns, {1, args.columns}, args.columns, call.dweight, call.dbias,
+               queue);
     });
   });
 }

@@ -49,6 +49,8 @@ std::vector<Layout> layouts() {
           rows("a block per row", 3, 1032),
           rows("more values than threads read at once", 2, 20000),
           rows("many rows", 300, 24),
+          rows("more rows than are added in the compute type", 2000, 40),
+          rows("several teams of more than a warp", 50, 304),
           blocks("groups of planes off the vector's width", {2, 6, 7, 7}, first, 3),
           blocks("whole planes in vectors", {2, 32, 8, 8}, first, 4),
           blocks("vectors that cross planes", {2, 16, 3, 4}, first, 2),
