@@ -59,6 +59,8 @@ std::vector<Layout> layouts() {
           blocks("one group", {2, 7, 5, 5}, first, 1),
           blocks("channels last", {2, 64, 5, 6}, last, 4),
           blocks("channels last, many rows", {2, 32, 31, 30}, last, 2),
+          blocks("channels last, more channels than a warp has lanes", {2, 96, 4, 5}, last, 2),
+          blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
           blocks("one plane's value", {4, 40, 1, 1}, first, 2)};
 }
 
