@@ -96,6 +96,12 @@ __device__ inline void team_sync(const TeamShape& team) {
     __syncthreads();
 }
 
+/// Vector v of what is kept, in whole words: a copy of its bytes would be a load for each.
+template <class T, int n>
+__device__ __forceinline__ Vector<T, n> at_place(const Vector<T, n>* kept, int v) {
+  return read_vector<n>(reinterpret_cast<const T*>(kept + v));
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(most_threads)
   double squares = 0;
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], some = 0;
-    unpack(kept[v], value);
+    unpack(at_place(kept, v), value);
     for (int e = 0; e < width; ++e) some = fma(value[e] - center, value[e] - center, some);
     squares += static_cast<double>(some);
   }
@@ -156,7 +162,7 @@ __global__ void __launch_bounds__(most_threads)
     const auto a = affine<C>(frame.mean, frame.rstd, 0);
     for (int v = lane; v < vectors; v += team.threads) {
       C value[width], weight[width], bias[width];
-      unpack(kept[v], value);
+      unpack(at_place(kept, v), value);
       rows::load_parameter<width>(args.weight, v * width, weight);
       rows::load_parameter<width>(args.bias, v * width, bias);
       for (int e = 0; e < width; ++e)
@@ -174,7 +180,7 @@ __global__ void __launch_bounds__(most_threads)
     for (int v = lane; v < vectors; v += team.threads) {
       const std::int64_t at = groups.offset(v * width);
       C value[width], other[width] = {};
-      unpack(kept[v], value);
+      unpack(at_place(kept, v), value);
       if (residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
       ChannelWalk walk(groups, v * width);
       for (int e = 0; e < width; ++e, walk.step()) {
@@ -302,8 +308,8 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   SumPair sum;
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], gradient[width], weight[width], some_g = 0, some_gx = 0;
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     rows::load_parameter<width>(args.weight, v * width, weight);
     for (int e = 0; e < width; ++e) {
       const C product = weight[e] * gradient[e];
@@ -323,8 +329,8 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   T* dx = static_cast<T*>(args.dx) + groups.base(g);
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], gradient[width], weight[width];
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     rows::load_parameter<width>(args.weight, v * width, weight);
     for (int e = 0; e < width; ++e)
       value[e] = fma(gradient[e] * weight[e], gain, affine_of(value[e] - a.center, a.scale, a.shift));
@@ -379,8 +385,8 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
   for (int v = lane; v < vectors; v += team.threads) {
     const std::int64_t at = base + groups.offset(v * width);
     C value[width], gradient[width];
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     const unsigned bits = gate.bits_at(at);
     ChannelWalk walk(groups, v * width);
     for (int e = 0; e < width; ++e, walk.step()) {
