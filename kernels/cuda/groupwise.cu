@@ -16,12 +16,11 @@
 namespace allnorm::cuda {
 namespace {
 
-constexpr int loads = 4;                            // vectors that a thread has under way
-constexpr int most_threads = 512;                   // of a team
-constexpr std::int64_t few_bytes = 32 << 10;        // a group that is no burden for one multiprocessor
-constexpr std::size_t static_shared = 1 << 10;      // room for what team_sum keeps
-constexpr int lane_columns = 32, sample_lanes = 8;  // of the sum of the parameters' gradients over samples
-constexpr int values_per_sum = 16;                  // that are added in the compute type
+constexpr int loads = 4;                        // vectors that a thread has under way
+constexpr int most_threads = 512;               // of a team
+constexpr std::int64_t few_bytes = 32 << 10;    // a group that is no burden for one multiprocessor
+constexpr std::size_t static_shared = 1 << 10;  // room for what team_sum keeps
+constexpr int values_per_sum = 16;              // that are added in the compute type
 
 constexpr std::int64_t round_up(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
@@ -38,7 +37,8 @@ struct Groups {
   __device__ std::int64_t offset(int i) const { return runs == 1 ? i : i / run * stride + i % run; }
   /// Value s of channel j.
   __device__ int value_of(int j, int s) const {
-    return runs == 1 ? j * adjacent + s : s / adjacent * run + j * adjacent + s % adjacent;
+    if (runs == 1) return j * adjacent + s;
+    return adjacent == 1 ? s * run + j : s / adjacent * run + j * adjacent + s % adjacent;
   }
   __device__ std::int64_t parameter(std::int64_t g, int j) const { return to_affine(g * channels + j); }
 };
@@ -96,6 +96,12 @@ __device__ inline void team_sync(const TeamShape& team) {
     __syncthreads();
 }
 
+/// Vector v of what is kept, in whole words: a copy of its bytes would be a load for each.
+template <class T, int n>
+__device__ __forceinline__ Vector<T, n> at_place(const Vector<T, n>* kept, int v) {
+  return read_vector<n>(reinterpret_cast<const T*>(kept + v));
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(most_threads)
   double squares = 0;
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], some = 0;
-    unpack(kept[v], value);
+    unpack(at_place(kept, v), value);
     for (int e = 0; e < width; ++e) some = fma(value[e] - center, value[e] - center, some);
     squares += static_cast<double>(some);
   }
@@ -156,7 +162,7 @@ __global__ void __launch_bounds__(most_threads)
     const auto a = affine<C>(frame.mean, frame.rstd, 0);
     for (int v = lane; v < vectors; v += team.threads) {
       C value[width], weight[width], bias[width];
-      unpack(kept[v], value);
+      unpack(at_place(kept, v), value);
       rows::load_parameter<width>(args.weight, v * width, weight);
       rows::load_parameter<width>(args.bias, v * width, bias);
       for (int e = 0; e < width; ++e)
@@ -174,7 +180,7 @@ __global__ void __launch_bounds__(most_threads)
     for (int v = lane; v < vectors; v += team.threads) {
       const std::int64_t at = groups.offset(v * width);
       C value[width], other[width] = {};
-      unpack(kept[v], value);
+      unpack(at_place(kept, v), value);
       if (residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
       ChannelWalk walk(groups, v * width);
       for (int e = 0; e < width; ++e, walk.step()) {
@@ -190,14 +196,29 @@ __global__ void __launch_bounds__(most_threads)
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-/// Slices of a channel that have a warp each, where there are fewer channels than warps.
-ALLNORM_HOST_DEVICE inline int slices_of(const Groups& groups, const TeamShape& team) {
-  const int warps = team.threads / warp_threads;
-  return groups.channels > 0 && warps > groups.channels ? warps / groups.channels : 1;
-}
+/// How a team's warps sum channels. Where channels are planes a warp takes one, or a slice of it if there are more
+/// warps than channels. Where they are columns the lanes of a warp take neighbouring ones, in as many rows as they
+/// cover.
+struct ChannelSums {
+  int columns = 1, rows = 1, blocks = 1, slices = 1;  // of a warp's lanes; blocks of columns; slices of the values
+
+  ALLNORM_HOST_DEVICE ChannelSums(const Groups& groups, const TeamShape& team) {
+    if (groups.channels == 0) return;
+    const int warps = team.threads / warp_threads;
+    if (groups.adjacent == 1 && groups.channels > 1) {
+      columns = groups.channels < warp_threads ? groups.channels : warp_threads;
+      rows = warp_threads / columns;
+    }
+    blocks = (groups.channels + columns - 1) / columns;
+    if (warps > blocks) slices = warps / blocks;
+  }
+  /// Sums of every channel that are kept apart at first.
+  ALLNORM_HOST_DEVICE int slots() const { return slices * rows; }
+};
 template <class T>
 Room backward_room(const Groups& groups, const TeamShape& team) {
-  return {groups, sizeof(T), 2, sizeof(GradCoefficients<compute_t<T>>), groups.channels * slices_of(groups, team)};
+  return {groups, sizeof(T), 2, sizeof(GradCoefficients<compute_t<T>>),
+          groups.channels * ChannelSums(groups, team).slots()};
 }
 
 /// A team's group in backward: its values on chip.
@@ -224,21 +245,21 @@ struct KeptPair {
   }
 };
 
-/// Sums of g and g * (x - center) over slice `slice` of channel j, by a warp; in every lane.
+/// Sums of g and g * (x - center) over the values first, first + step, ... of channel j.
 template <class T>
-__device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, int j, int slice, int slices,
+__device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
                                 const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
                                 std::int64_t base) {
   using C = compute_t<T>;
-  const int values = groups.size / groups.channels, lane = static_cast<int>(threadIdx.x) % warp_threads;
+  const int values = groups.size / groups.channels;
   SumPair sum;
   C some_g = 0, some_gx = 0;
   int added = 0;
-  for (int s = slice * warp_threads + lane; s < values; s += slices * warp_threads) {
+  for (int s = first; s < values; s += step) {
     const int i = groups.value_of(j, s);
     const C centred = widen(x[i]) - k.center;
-    const C g =
-        gate.gated(widen(dy[i]), centred, k.gate_scale, k.gate_shift, gate.bits_at(base + groups.offset(i)) & 1u);
+    const unsigned bits = gate.kind == GateKind::mask ? gate.bits_at(base + groups.offset(i)) : 0u;
+    const C g = gate.gated(widen(dy[i]), centred, k.gate_scale, k.gate_shift, bits & 1u);
     some_g += g;
     some_gx = fma(g, centred, some_gx);
     if (++added < values_per_sum) continue;
@@ -247,9 +268,33 @@ __device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, i
     some_g = some_gx = 0;
     added = 0;
   }
-  sum.a += static_cast<double>(some_g);
-  sum.b += static_cast<double>(some_gx);
-  return team_sum(sum, TeamShape{});
+  return {sum.a + static_cast<double>(some_g), sum.b + static_cast<double>(some_gx)};
+}
+
+/// The sums of all channels of a team's group to `sums` (slots, channels, 2).
+template <class T>
+__device__ void sum_channels(const T* x, const T* dy, const Groups& groups, const TeamShape& team,
+                             const GradCoefficients<compute_t<T>>* table, const Gating<compute_t<T>>& gate,
+                             std::int64_t base, double* sums) {
+  const ChannelSums plan(groups, team);
+  const int lane = team.lane() % warp_threads, warps = team.threads / warp_threads;
+  for (int item = team.lane() / warp_threads; item < plan.blocks * plan.slices; item += warps) {
+    const int block = item % plan.blocks, slice = item / plan.blocks;
+    if (plan.columns == 1) {
+      const auto sum = team_sum(channel_sums(x, dy, groups, block, slice * warp_threads + lane,
+                                             plan.slices * warp_threads, table[block], gate, base),
+                                TeamShape{});
+      if (lane != 0) continue;
+      sums[2 * item] = sum.a;
+      sums[2 * item + 1] = sum.b;
+    } else {
+      const int j = block * plan.columns + lane % plan.columns, slot = slice * plan.rows + lane / plan.columns;
+      if (j >= groups.channels || lane >= plan.rows * plan.columns) continue;
+      const auto sum = channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base);
+      sums[2 * (slot * groups.channels + j)] = sum.a;
+      sums[2 * (slot * groups.channels + j) + 1] = sum.b;
+    }
+  }
 }
 
 /// dx of rows; the parameters' gradients are sums over rows, which affine_grad_rows takes.
@@ -263,8 +308,8 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   SumPair sum;
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], gradient[width], weight[width], some_g = 0, some_gx = 0;
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     rows::load_parameter<width>(args.weight, v * width, weight);
     for (int e = 0; e < width; ++e) {
       const C product = weight[e] * gradient[e];
@@ -284,8 +329,8 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   T* dx = static_cast<T*>(args.dx) + groups.base(g);
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], gradient[width], weight[width];
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     rows::load_parameter<width>(args.weight, v * width, weight);
     for (int e = 0; e < width; ++e)
       value[e] = fma(gradient[e] * weight[e], gain, affine_of(value[e] - a.center, a.scale, a.shift));
@@ -299,7 +344,7 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
                                   const KeptPair<T, width>& kept, const Gating<compute_t<T>>& gate, std::int64_t g,
                                   GradCoefficients<compute_t<T>>* table, double* sums, double* of_fine) {
   using C = compute_t<T>;
-  const int lane = team.lane(), vectors = groups.size / width, slices = slices_of(groups, team);
+  const int lane = team.lane(), vectors = groups.size / width, slots = ChannelSums(groups, team).slots();
   const std::int64_t base = groups.base(g);
   const auto frame = args.frame.get(g);
   for (int j = lane; j < groups.channels; j += team.threads) {
@@ -308,21 +353,14 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
     table[j] = grad_coefficients<C>(frame.mean, k.scale, k.shift, {});
   }
   team_sync(team);
-  const int warps = team.threads / warp_threads;
-  for (int item = lane / warp_threads; item < groups.channels * slices; item += warps) {
-    const int j = item % groups.channels;
-    const auto sum = channel_sums(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, j,
-                                  item / groups.channels, slices, table[j], gate, base);
-    if (lane % warp_threads != 0) continue;
-    sums[2 * item] = sum.a;
-    sums[2 * item + 1] = sum.b;
-  }
+  sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate, base,
+               sums);
   team_sync(team);
   SumPair of_group;  // s1, s2
   const std::int64_t fine_groups = groups.count * groups.channels;
   for (int j = lane; j < groups.channels; j += team.threads) {
     SumPair sum;
-    for (int item = j; item < groups.channels * slices; item += groups.channels) {
+    for (int item = j; item < groups.channels * slots; item += groups.channels) {
       sum.a += sums[2 * item];
       sum.b += sums[2 * item + 1];
     }
@@ -347,8 +385,8 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
   for (int v = lane; v < vectors; v += team.threads) {
     const std::int64_t at = base + groups.offset(v * width);
     C value[width], gradient[width];
-    unpack(kept.x[v], value);
-    unpack(kept.dy[v], gradient);
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
     const unsigned bits = gate.bits_at(at);
     ChannelWalk walk(groups, v * width);
     for (int e = 0; e < width; ++e, walk.step()) {
@@ -379,35 +417,6 @@ __global__ void __launch_bounds__(most_threads)
   else
     channels_backward(args, groups, team, kept, gate, g, reinterpret_cast<GradCoefficients<C>*>(own + room.table),
                       reinterpret_cast<double*>(own + room.sums), of_fine);
-}
-
-/// dweight and dbias: the fine groups of every parameter, lane by lane and then over the lanes.
-__global__ void __launch_bounds__(lane_columns* sample_lanes)
-    add_fine_kernel(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
-                    ParameterGrad dweight, ParameterGrad dbias) {
-  __shared__ double of_lanes[2][sample_lanes][lane_columns];
-  const int column = static_cast<int>(threadIdx.x) % lane_columns, lane = static_cast<int>(threadIdx.x) / lane_columns;
-  const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * lane_columns + column;
-  // fine group f has parameter f / divide % modulo
-  const std::int64_t divide = to_affine.divide, period = divide * to_affine.modulo;
-  SumPair sum;
-  if (p < parameters)
-    for (std::int64_t first = lane * period + p * divide; first < fine_groups; first += sample_lanes * period)
-      for (std::int64_t f = first; f < first + divide; ++f) {
-        sum.a += of_fine[f];
-        sum.b += of_fine[fine_groups + f];
-      }
-  of_lanes[0][lane][column] = sum.a;
-  of_lanes[1][lane][column] = sum.b;
-  __syncthreads();
-  if (lane != 0 || p >= parameters) return;
-  sum = {};
-  for (int l = 0; l < sample_lanes; ++l) {
-    sum.a += of_lanes[0][l][column];
-    sum.b += of_lanes[1][l][column];
-  }
-  dweight.set(p, sum.a);
-  dbias.set(p, sum.b);
 }
 
 // ---- on the host ---------------------------------------------------------------------------------------------------
@@ -496,6 +505,7 @@ bool groupwise_backward_fits(const BackwardArgs& args, const cudaDeviceProp& dev
 }
 
 void groupwise_backward(const BackwardArgs& args, Queue& queue) {
+  if (args.rows && args.wants_weight && rows_grad_fits(args)) return rows_grad(args, queue);
   const Groups groups = groups_of(args);
   visit(args.dtype, [&]<class T>(std::type_identity<T>) {
     const Gating<compute_t<T>> gate(args.activation, args.mask);
@@ -516,9 +526,7 @@ void groupwise_backward(const BackwardArgs& args, Queue& queue) {
   if (args.rows)
     affine_grad_of_rows(args, queue);
   else
-    launch(queue, (args.parameters + lane_columns - 1) / lane_columns, lane_columns * sample_lanes, 0, add_fine_kernel,
-           static_cast<const double*>(args.scratch), args.fine.groups(), args.to_affine, args.parameters, args.dweight,
-           args.dbias);
+    add_fine(args.scratch, args.fine.groups(), args.to_affine, args.parameters, args.dweight, args.dbias, queue);
 }
 
 }  // namespace allnorm::cuda

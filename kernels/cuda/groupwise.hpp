@@ -18,12 +18,19 @@ void groupwise_forward(const ForwardArgs& args, Queue& queue);
 bool groupwise_backward_fits(const BackwardArgs& args, const cudaDeviceProp& device);
 void groupwise_backward(const BackwardArgs& args, Queue& queue);
 
-/// The halves of calls with args.rows that do not fit: called by forward_local, forward_finish, backward_local and
-/// backward_finish.
-void forward_local_rows(const ForwardArgs& args, Queue& queue);
+/// The halves of calls with args.rows that do not fit: called by forward_finish, backward_local and backward_finish.
 void forward_finish_rows(const ForwardArgs& args, const Gathered& gathered, Queue& queue);
 void backward_local_rows(const BackwardArgs& args, Queue& queue);
 void backward_finish_rows(const BackwardArgs& args, const Gathered& gathered, Queue& queue);
+
+/// groupwise_backward over rows with dweight and dbias in the same pass, where rows are whole vectors and threads have
+/// room for the sums.
+bool rows_grad_fits(const BackwardArgs& args);
+void rows_grad(const BackwardArgs& args, Queue& queue);
+
+/// Adds the dweight and dbias of fine groups (2, fine_groups), in a fixed order, to those of the parameters.
+void add_fine(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
+              ParameterGrad dweight, ParameterGrad dbias, Queue& queue);
 
 /// dweight and dbias of a call with args.rows.
 void affine_grad_of_rows(const BackwardArgs& args, Queue& queue);

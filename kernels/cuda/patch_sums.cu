@@ -19,7 +19,7 @@ namespace allnorm::cuda {
 namespace {
 
 constexpr int tile_channels = 32, tile_values = 64, tile_positions = 32;  // of a block, and per pass over shared memory
-constexpr int block_threads = 256;
+constexpr int patch_threads = 256;
 constexpr int own_channels = 2, own_values = 4;  // sums of a thread: 16 x 16 threads cover the tile
 constexpr int passes_per_sum = 2;                // up to 64 products are added in the compute type
 constexpr std::int64_t least_positions = 256;    // of a part: below, its second stage costs more than it brings
@@ -83,7 +83,7 @@ __device__ inline Position position_of(const PatchSumsArgs& a, const PatchGrid& 
 
 /// grid.parts x grid.tiles blocks; sums: (parts, sums of a part) or, with one part, the results themselves.
 template <class T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(patch_threads)
     patch_sums_kernel(const PatchSumsArgs a, const PatchGrid grid, const Turn* turn, double* product,
                       double* patch_sum) {
   using C = compute_t<T>;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(block_threads)
   for (std::int64_t p = begin; p < end; p += tile_positions) {
     if (thread < tile_positions) tiles.position[thread] = position_of(a, grid, group, p + thread, end);
     __syncthreads();
-    for (int k = thread; k < tile_positions * tile_channels; k += block_threads) {
+    for (int k = thread; k < tile_positions * tile_channels; k += patch_threads) {
       // neighbouring threads read neighbouring memory
       const int q = channels_first ? k % tile_positions : k / tile_channels;
       const int c = channels_first ? k / tile_positions : k % tile_channels;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(block_threads)
                                                 a.center[channel])
                                : C{0};
     }
-    for (int q = thread / tile_values; q < tile_positions; q += block_threads / tile_values) {
+    for (int q = thread / tile_values; q < tile_positions; q += patch_threads / tile_values) {
       const Position& at = tiles.position[q];
       const std::int64_t z = at.origin[0] + shift[0], y = at.origin[1] + shift[1], x = at.origin[2] + shift[2];
       const bool inside =
@@ -166,11 +166,11 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 /// The parts of every sum, in their order.
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(patch_threads)
     add_parts_kernel(const double* sums, std::int64_t parts, std::int64_t products, std::int64_t size, const Turn* turn,
                      double* product, double* patch_sum) {
   if (turn != nullptr && !turn->derives) return;
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * patch_threads + threadIdx.x;
   if (i >= size) return;
   double sum = 0;
   for (std::int64_t part = 0; part < parts; ++part) sum += sums[part * size + i];
@@ -182,13 +182,13 @@ void patch_sums_of(const PatchSumsArgs& args, const PatchGrid& grid, const Turn*
   const std::size_t shared = sizeof(PatchTiles<compute_t<T>>);
   const std::int64_t blocks = grid.tiles * grid.parts;
   if (grid.parts == 1)
-    return launch(queue, blocks, block_threads, shared, patch_sums_kernel<T>, args, grid, turn, args.product,
+    return launch(queue, blocks, patch_threads, shared, patch_sums_kernel<T>, args, grid, turn, args.product,
                   args.patch_sum);
   const std::int64_t size = grid.sums(args), products = args.channels * grid.fan_in;
   Buffer<double> sums(static_cast<std::size_t>(grid.parts * size), queue, Fill::none);
-  launch(queue, blocks, block_threads, shared, patch_sums_kernel<T>, args, grid, turn, sums.data(),
+  launch(queue, blocks, patch_threads, shared, patch_sums_kernel<T>, args, grid, turn, sums.data(),
          sums.data() + products);
-  launch(queue, (size + block_threads - 1) / block_threads, block_threads, 0, add_parts_kernel,
+  launch(queue, (size + patch_threads - 1) / patch_threads, patch_threads, 0, add_parts_kernel,
          static_cast<const double*>(sums.data()), grid.parts, products, size, turn, args.product, args.patch_sum);
 }
 

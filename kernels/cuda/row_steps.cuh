@@ -30,34 +30,28 @@ struct NoLane {
   __device__ double operator()(std::int64_t, bool) const { return 0; }
 };
 
-/// One thread says that a record is made.
-__device__ inline void report_started(const Reporter& reporter) {
-  if (reporter.report == nullptr) return;
-  const std::uint64_t count = ++reporter.counts[0];
-  *static_cast<volatile std::uint64_t*>(&reporter.report->started) = count;
-}
-
 /// Whether the heads of an exchange differ, for all threads of a block, which call it together. The block that
 /// `reports` says that the exchange was read, and what it found.
 __device__ inline bool heads_differ(const Gathered& gathered, const Reporter& reporter, bool reports) {
-  if (reporter.report == nullptr) return false;  // the host has checked
   const auto head = [&](int rank) -> const RecordHead& {
     return *reinterpret_cast<const RecordHead*>(gathered.records + static_cast<std::size_t>(rank) * gathered.stride);
   };
   int differs = 0;
-  for (int rank = 1 + static_cast<int>(threadIdx.x); rank < gathered.ranks; rank += static_cast<int>(blockDim.x))
-    differs |= !steps::agree(head(0), head(rank));
+  const int ranks = gathered.records == nullptr ? 0 : gathered.ranks;
+  for (int rank = 1 + static_cast<int>(threadIdx.x); rank < ranks; rank += static_cast<int>(blockDim.x))
+    differs |= steps::agree(head(0), head(rank)) ? 0 : 1;
   const bool fails = __syncthreads_or(differs) != 0;
-  if (!reports || threadIdx.x != 0) return fails;
-  auto& report = *static_cast<volatile ExchangeReport*>(reporter.report);
+  if (!reports || threadIdx.x != 0 || reporter.report == nullptr) return fails;
+  ExchangeReport& report = *reporter.report;
   if (fails && report.status == ExchangeReport::fine) {
     int rank = 1;
     while (steps::agree(head(0), head(rank))) ++rank;
-    reporter.report->rank = static_cast<std::uint64_t>(rank);
-    reporter.report->first = head(0);
-    reporter.report->other = head(rank);
-    __threadfence_system();
+    report.rank = static_cast<std::uint64_t>(rank);
+    report.first = head(0);
+    report.other = head(rank);
+    __threadfence_system();  // the host reads the rest once it sees the status
     report.status = ExchangeReport::mismatch;
+    __threadfence_system();
   }
   report.finished = ++reporter.counts[1];
   return fails;

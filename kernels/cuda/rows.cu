@@ -8,6 +8,7 @@
 #include "kernels/cuda/groupwise.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/records.cuh"
 #include "kernels/cuda/row_steps.cuh"
 #include "kernels/cuda/team.cuh"
 #include "kernels/cuda/vectors.cuh"
@@ -16,12 +17,11 @@
 namespace allnorm::cuda {
 namespace {
 
-constexpr int block_threads = 256;
+constexpr int step_threads = 256;
 constexpr int loads = 4;                      // vectors that a thread has under way
 constexpr std::int64_t piece_values = 8192;   // of a row, for one team
 constexpr int row_lanes = 8, part_rows = 64;  // of a column sum: threads per column, least rows of a part
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t blocks_for(std::int64_t items, std::int64_t per_block) {
   return std::max<std::int64_t>(1, ceil_div(items, per_block));
 }
@@ -181,9 +181,9 @@ __global__ void __launch_bounds__(512) moments_grad_rows_kernel(const RowsCall c
 }
 
 /// Rows whose pieces had teams of their own: (2, rows * per_row) to (rows) each, in order.
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(step_threads)
     add_pieces_kernel(const double* sums, const Pieces pieces, std::int64_t rows, double* sum_g, double* sum_gx) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
   if (row >= rows) return;
   SumPair sum;
   for (std::int64_t u = row * pieces.per_row; u < (row + 1) * pieces.per_row; ++u) {
@@ -208,7 +208,7 @@ void sum_rows(const RowsCall& call, Queue& queue) {
       Buffer<double> sums(static_cast<std::size_t>(2 * pieces.units), queue, Fill::none);
       launch(queue, blocks, team.block_threads(), 0, moments_grad_rows_kernel<T, width()>, call, pieces, team,
              sums.data(), sums.data() + pieces.units);
-      launch(queue, blocks_for(args.rows, block_threads), block_threads, 0, add_pieces_kernel,
+      launch(queue, blocks_for(args.rows, step_threads), step_threads, 0, add_pieces_kernel,
              static_cast<const double*>(sums.data()), pieces, args.rows, args.sum_g, args.sum_gx);
     });
   });
@@ -227,7 +227,7 @@ struct ColumnParts {
   }
 };
 
-/// sums: (parts, 2, columns).
+/// sums: (2, parts, columns).
 template <class T, int width>
 __global__ void __launch_bounds__(warp_threads* row_lanes)
     affine_grad_rows_kernel(const RowsArgs args, const ColumnParts grid, double* sums) {
@@ -275,23 +275,8 @@ __global__ void __launch_bounds__(warp_threads* row_lanes)
     double sum = 0;
     for (int l = 0; l < row_lanes; ++l) sum += of_lanes[l * 2 * columns + i];
     const std::int64_t at = tile * columns + i % columns;
-    if (at < args.columns) sums[(part * 2 + i / columns) * args.columns + at] = sum;
+    if (at < args.columns) sums[(i / columns * grid.parts + part) * args.columns + at] = sum;
   }
-}
-
-/// The parts of every column, in order.
-__global__ void __launch_bounds__(block_threads)
-    add_column_parts_kernel(const double* sums, std::int64_t parts, std::int64_t columns, ParameterGrad dweight,
-                            ParameterGrad dbias) {
-  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
-  if (j >= columns) return;
-  SumPair sum;
-  for (std::int64_t part = 0; part < parts; ++part) {
-    sum.a += sums[2 * part * columns + j];
-    sum.b += sums[(2 * part + 1) * columns + j];
-  }
-  dweight.set(j, sum.a);
-  dbias.set(j, sum.b);
 }
 
 void sum_columns(const RowsCall& call, Queue& queue) {
@@ -304,35 +289,19 @@ void sum_columns(const RowsCall& call, Queue& queue) {
       launch(queue, grid.tiles * grid.parts, warp_threads * row_lanes,
              sizeof(double) * row_lanes * 2 * warp_threads * width, affine_grad_rows_kernel<T, width()>, args, grid,
              sums.data());
-      launch(queue, blocks_for(args.columns, block_threads), block_threads, 0, add_column_parts_kernel,
-             static_cast<const double*>(sums.data()), grid.parts, args.columns, call.dweight, call.dbias);
+      add_fine(sums.data(), grid.parts * args.columns, {1, args.columns}, args.columns, call.dweight, call.dbias,
+               queue);
     });
   });
 }
 
 // ---- steps of the halves -------------------------------------------------------------------------------------------
 
-/// The rows' part of this rank's record.
-__global__ void __launch_bounds__(block_threads) row_record_kernel(const ForwardArgs args) {
-  const std::int64_t rows = args.norm.groups();
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
-  double* payload = steps::payload_of(args.record);
-  const auto count = static_cast<double>(args.norm.group_size());
-  const steps::Layout layout{rows};
-  if (row < rows) steps::write_sums(args.rules, args.state, layout, row, count, args.mean[row], args.m2[row], payload);
-  if (row != 0) return;
-  payload[0] = count;
-  RecordHead head{args.header, 0, static_cast<std::uint64_t>(layout.size(args.lanes))};
-  steps::write_header(args.rules, args.state, {}, head.header);
-  *reinterpret_cast<RecordHead*>(args.record) = head;
-  rows::report_started(args.reporter);
-}
-
 /// Frame and state of a forward call: a thread per row. Where the ranks disagree every frame is NaN, which makes y NaN,
 /// and the state stays.
-__global__ void __launch_bounds__(block_threads) row_frames_kernel(const ForwardArgs args, const Gathered gathered) {
+__global__ void __launch_bounds__(step_threads) row_frames_kernel(const ForwardArgs args, const Gathered gathered) {
   const std::int64_t rows = args.norm.groups();
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
   const bool fails = rows::heads_differ(gathered, args.reporter, blockIdx.x == 0);
   const bool alone = args.record == nullptr;
   const double count = alone ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
@@ -348,10 +317,10 @@ __global__ void __launch_bounds__(block_threads) row_frames_kernel(const Forward
 }
 
 /// Backward's coefficients: a thread per row. (3, rows): gain, slope, offset; NaN where the ranks disagree.
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(step_threads)
     row_gradients_kernel(const BackwardArgs args, const Gathered gathered, double* coefficients) {
   const std::int64_t rows = args.norm.groups();
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
   const bool fails = rows::heads_differ(gathered, args.reporter, blockIdx.x == 0);
   if (row >= rows) return;
   const auto frame = args.frame.get(row);
@@ -363,12 +332,7 @@ __global__ void __launch_bounds__(block_threads)
   coefficients[2 * rows + row] = k.offset;
 }
 
-__global__ void row_gradients_record_kernel(const BackwardArgs args) {
-  RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * args.norm.groups())};
-  head.header.set(Field::call, static_cast<std::uint64_t>(args.frame.scalars->call));
-  *reinterpret_cast<RecordHead*>(args.record) = head;
-  rows::report_started(args.reporter);
-}
+__global__ void row_gradients_record_kernel(const BackwardRecord record) { record.write_head(); }
 
 /// What both directions share.
 template <class Args>
@@ -422,15 +386,9 @@ void affine_grad_of_rows(const BackwardArgs& args, Queue& queue) {
   sum_columns(call, queue);
 }
 
-void forward_local_rows(const ForwardArgs& args, Queue& queue) {
-  moments({args.x, args.dtype, args.norm, args.mean, args.m2}, queue);
-  if (args.record != nullptr)
-    launch(queue, blocks_for(args.norm.groups(), block_threads), block_threads, 0, row_record_kernel, args);
-}
-
 void forward_finish_rows(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.source == FrameSource::call)
-    launch(queue, blocks_for(args.norm.groups(), block_threads), block_threads, 0, row_frames_kernel, args, gathered);
+    launch(queue, blocks_for(args.norm.groups(), step_threads), step_threads, 0, row_frames_kernel, args, gathered);
   RowsCall call = rows_of(args);
   call.args.y = args.y;
   call.bias = args.bias;
@@ -444,12 +402,12 @@ void backward_local_rows(const BackwardArgs& args, Queue& queue) {
   call.args.sum_gx = args.sums + args.norm.groups();
   sum_rows(call, queue);
   if (args.wants_weight) affine_grad_of_rows(args, queue);
-  if (args.record != nullptr) launch(queue, 1, 1, 0, row_gradients_record_kernel, args);
+  if (args.record != nullptr) launch(queue, 1, 1, 0, row_gradients_record_kernel, BackwardRecord(args));
 }
 
 void backward_finish_rows(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   const std::int64_t rows = args.norm.groups();
-  launch(queue, blocks_for(rows, block_threads), block_threads, 0, row_gradients_kernel, args, gathered, args.scratch);
+  launch(queue, blocks_for(rows, step_threads), step_threads, 0, row_gradients_kernel, args, gathered, args.scratch);
   if (args.dx == nullptr) return;
   RowsCall call = rows_of(args);
   call.args.dy = args.dy;

@@ -4,12 +4,12 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
+
+#include "kernels/cuda/grid.cuh"
 
 namespace allnorm::cuda {
 
-constexpr int warp_threads = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 
 /// Two sums that are taken together.
@@ -50,13 +50,14 @@ __device__ inline SumPair team_sum(SumPair sum, const TeamShape& team) {
   if (team.threads == warp_threads) return sum;
   __shared__ double of_warps[2 * warp_threads];
   const int warp = static_cast<int>(threadIdx.x) / warp_threads, warps = team.threads / warp_threads;
+  const int first = warp / warps * warps;  // of the team
   if (threadIdx.x % warp_threads == 0) {
     of_warps[2 * warp] = sum.a;
     of_warps[2 * warp + 1] = sum.b;
   }
   __syncthreads();
   sum = {};
-  for (int w = 0; w < warps; ++w) {
+  for (int w = first; w < first + warps; ++w) {
     sum.a += of_warps[2 * w];
     sum.b += of_warps[2 * w + 1];
   }

@@ -49,6 +49,8 @@ std::vector<Layout> layouts() {
           rows("a block per row", 3, 1032),
           rows("more values than threads read at once", 2, 20000),
           rows("many rows", 300, 24),
+          rows("more rows than are added in the compute type", 2000, 40),
+          rows("several teams of more than a warp", 50, 304),
           blocks("groups of planes off the vector's width", {2, 6, 7, 7}, first, 3),
           blocks("whole planes in vectors", {2, 32, 8, 8}, first, 4),
           blocks("vectors that cross planes", {2, 16, 3, 4}, first, 2),
@@ -57,6 +59,8 @@ std::vector<Layout> layouts() {
           blocks("one group", {2, 7, 5, 5}, first, 1),
           blocks("channels last", {2, 64, 5, 6}, last, 4),
           blocks("channels last, many rows", {2, 32, 31, 30}, last, 2),
+          blocks("channels last, more channels than a warp has lanes", {2, 96, 4, 5}, last, 2),
+          blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
           blocks("one plane's value", {4, 40, 1, 1}, first, 2)};
 }
 
