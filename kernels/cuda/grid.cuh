@@ -1,5 +1,5 @@
 // How reductions on a GPU cut a partition into blocks of threads: plain arithmetic on the host, and each thread's walk
-// over its part. Everything follows from the shape and the number of multiprocessors, so the order of every sum does.
+// over its part. Everything follows from the shape and what the GPU holds at once, so the order of every sum does.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,6 @@ namespace allnorm::cuda {
 
 constexpr int warp_threads = 32;
 constexpr int block_threads = 512;                          // of a reduction
-constexpr int blocks_per_processor = 2;                     // that a reduction spreads over
 constexpr int runs_batch = 4;                               // vectors that a thread of it has in flight, run by run
 constexpr std::int64_t part_minimum = 8 * block_threads;    // values: less is not worth a block of its own
 constexpr std::int64_t warp_maximum = 4096;                 // values: more is not left to one warp
@@ -91,13 +90,12 @@ struct RunPlan {
   }
 };
 
-/// `vector` divides reduce1, and the arrays are aligned to it.
-inline RunPlan plan_runs(const Partition& p, int vector, int multiprocessors) {
+/// `vector` divides reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
+inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
   RunPlan plan;
   plan.p = p;
   plan.vector = vector;
   const std::int64_t groups = p.groups(), size = p.group_size();
-  const std::int64_t wanted = static_cast<std::int64_t>(blocks_per_processor) * multiprocessors;
   plan.part_runs = p.reduce0;
   plan.part_length = p.reduce1;
   if (size <= block_threads || (size <= warp_maximum && groups >= wanted)) {
@@ -171,8 +169,8 @@ constexpr std::int64_t common_multiple(std::int64_t a, std::int64_t b) noexcept 
   return a / x * b;
 }
 
-/// `vector` divides the width keep1 * reduce1, and the arrays are aligned to it.
-inline ColumnPlan plan_columns(const Partition& p, int vector, int multiprocessors) {
+/// `vector` divides the width keep1 * reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
+inline ColumnPlan plan_columns(const Partition& p, int vector, std::int64_t wanted) {
   ColumnPlan plan;
   plan.matrices = p.keep0;
   plan.rows = p.reduce0;
@@ -188,7 +186,6 @@ inline ColumnPlan plan_columns(const Partition& p, int vector, int multiprocesso
   plan.across = static_cast<int>(whole(ceil_div(vectors, plan.tiles)));
   plan.tiles = ceil_div(vectors, plan.across);
   plan.down = block_threads / plan.across;
-  const std::int64_t wanted = static_cast<std::int64_t>(blocks_per_processor) * multiprocessors;
   const std::int64_t most = plan.rows * min_of(plan.tile(), plan.width) / part_minimum;
   const std::int64_t parts = max_of(1, min_of(wanted / (plan.matrices * plan.tiles), most));
   plan.part_rows = ceil_div(plan.rows, parts);

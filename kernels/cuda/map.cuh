@@ -15,10 +15,11 @@
 namespace allnorm::cuda {
 
 constexpr int map_threads = 256;
-constexpr int map_unroll = 4;     // vectors that a thread loads before it stores the first
-constexpr int map_runs = 256;     // coefficients in shared memory of a walk by runs
-constexpr int map_columns = 512;  // of a walk by columns
-constexpr int mask_byte = 8;      // values; tiles begin at multiples of it, and of any vector's width
+constexpr int map_unroll = 4;      // vectors that a thread loads before it stores the first
+constexpr int map_runs = 256;      // coefficients in shared memory of a walk by runs
+constexpr int map_columns = 512;   // of a walk by columns
+constexpr int mask_byte = 8;       // values; tiles begin at multiples of it, and of any vector's width
+constexpr int block_granule = 64;  // values; lines of the L2 cache have 128 bytes
 
 /// A walk by runs: blocks own `per_block` adjacent values each and cut them into tiles of at most map_runs runs.
 struct RunTiles {
@@ -30,7 +31,7 @@ struct RunTiles {
   RunTiles(const Partition& partition, int width, std::int64_t most) : p(partition), elements(partition.elements()) {
     const std::int64_t step = std::int64_t{map_threads} * width;
     blocks = std::clamp((elements + step - 1) / step, std::int64_t{1}, most);
-    per_block = round_up((elements + blocks - 1) / blocks, mask_byte);
+    per_block = round_up((elements + blocks - 1) / blocks, block_granule);
     if (per_block > 0) blocks = (elements + per_block - 1) / per_block;
     // a tile that begins inside a run touches two runs more than it could hold
     const std::int64_t longest = std::int64_t{1} << 30;  // offsets in a tile have 32 bits
@@ -123,7 +124,7 @@ struct ColumnTiles {
     tile_vectors = static_cast<int>((vectors + tiles - 1) / tiles);
     tiles = (vectors + tile_vectors - 1) / tile_vectors;
     tile_rows = map_threads / tile_vectors;
-    const std::int64_t wanted = (most + p.keep0 * tiles - 1) / (p.keep0 * tiles);
+    const std::int64_t wanted = std::max(std::int64_t{1}, most / (p.keep0 * tiles));  // no second wave of few blocks
     parts = std::clamp((rows + tile_rows - 1) / tile_rows, std::int64_t{1}, wanted);
     part_rows = RunTiles::round_up((rows + parts - 1) / parts, tile_rows);
     parts = (rows + part_rows - 1) / part_rows;
@@ -213,8 +214,8 @@ void walk_runs(Queue& queue, const Partition& p, const Map& map, const Source& s
   launch(queue, tiles.blocks, map_threads, 0, kernel, map, source, tiles);
 }
 
-/// Runs `map` over the partition in one launch of at least one block; `whole`: its tensors are aligned for vectors.
-template <bool whole, class Map, class Source>
+/// Runs `map` over the partition in one launch of at least one block.
+template <class Map, class Source>
 void run_map(Queue& queue, const Partition& partition, const Map& map, const Source& source) {
   constexpr int n = Map::n;
   const Partition p = joined_extents(partition);
@@ -224,10 +225,7 @@ void run_map(Queue& queue, const Partition& partition, const Map& map, const Sou
     const ColumnTiles tiles(p, n, most);
     if (tiles.fits(n)) return launch(queue, tiles.blocks(), tiles.threads(), 0, kernel, map, source, tiles);
   }
-  if constexpr (whole) {
-    if (p.reduce1 % n == 0) return walk_runs<true>(queue, p, map, source);
-  }
-  walk_runs<false>(queue, p, map, source);
+  p.reduce1 % n == 0 ? walk_runs<true>(queue, p, map, source) : walk_runs<false>(queue, p, map, source);
 }
 
 /// What the results of a map over `partition` say to the caches: they stay where they fit.
@@ -241,23 +239,21 @@ template <bool with_mask, class Source>
 void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto whole, auto width) {
-      const ApplyMap<T, width(), whole()> map{static_cast<const T*>(args.x),
-                                              static_cast<const T*>(args.residual),
-                                              static_cast<T*>(args.y),
-                                              mask,
-                                              Below<compute_t<T>>(args.activation),
-                                              result_hint(queue, args.partition, sizeof(T))};
-      run_map<whole()>(queue, args.partition, map, source);
-    };
-    const auto align = [&](auto width) {
-      const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y);
-      whole ? run(std::true_type{}, width) : run(std::false_type{}, width);
+    const auto run = [&](auto width) {
+      const ApplyMap<T, width()> map{
+          static_cast<const T*>(args.x),
+          static_cast<const T*>(args.residual),
+          static_cast<T*>(args.y),
+          mask,
+          Below<compute_t<T>>(args.activation),
+          is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y),
+          result_hint(queue, args.partition, sizeof(T))};
+      run_map(queue, args.partition, map, source);
     };
     if constexpr (with_mask) {
-      if (mask != nullptr) return align(std::integral_constant<int, mask_byte>{});
+      if (mask != nullptr) return run(std::integral_constant<int, mask_byte>{});
     }
-    align(std::integral_constant<int, vector_width<T>>{});
+    run(std::integral_constant<int, vector_width<T>>{});
   });
 }
 
@@ -266,18 +262,15 @@ template <class Source>
 void run_apply_grad(Queue& queue, const ApplyGradArgs& args, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto whole) {
-      const GradMap<T, vector_width<T>, whole()> map{static_cast<const T*>(args.x),
-                                                     static_cast<const T*>(args.dy),
-                                                     static_cast<T*>(args.dx),
-                                                     static_cast<T*>(args.dresidual),
-                                                     Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
-                                                     result_hint(queue, args.partition, sizeof(T))};
-      run_map<whole()>(queue, args.partition, map, source);
-    };
-    const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
-                       is_vector_aligned(args.dresidual);
-    whole ? run(std::true_type{}) : run(std::false_type{});
+    const GradMap<T, vector_width<T>> map{static_cast<const T*>(args.x),
+                                          static_cast<const T*>(args.dy),
+                                          static_cast<T*>(args.dx),
+                                          static_cast<T*>(args.dresidual),
+                                          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
+                                          is_vector_aligned(args.x) && is_vector_aligned(args.dy) &&
+                                              is_vector_aligned(args.dx) && is_vector_aligned(args.dresidual),
+                                          result_hint(queue, args.partition, sizeof(T))};
+    run_map(queue, args.partition, map, source);
   });
 }
 

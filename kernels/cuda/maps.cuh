@@ -9,13 +9,13 @@
 namespace allnorm::cuda {
 
 /// `whole`: every tensor is aligned for vectors; otherwise values are read and written one by one.
-template <class T, int n, bool whole>
-__device__ __forceinline__ Vector<T, n> read_some(const T* p, int count) {
+template <int n, class T>
+__device__ __forceinline__ Vector<T, n> read_some(bool whole, const T* p, int count) {
   if (whole && count == n) return read_vector<n>(p, Hint::last);  // a map is the last to read its inputs
   return read_values<n>(p, count);
 }
-template <class T, int n, bool whole>
-__device__ __forceinline__ void write_some(T* p, const Vector<T, n>& v, int count, Hint hint) {
+template <int n, class T>
+__device__ __forceinline__ void write_some(bool whole, T* p, const Vector<T, n>& v, int count, Hint hint) {
   if (whole && count == n)
     write_vector(p, v, hint);
   else
@@ -23,7 +23,7 @@ __device__ __forceinline__ void write_some(T* p, const Vector<T, n>& v, int coun
 }
 
 /// y = activation((x - center) * scale + shift + residual); and the sign of y as bits.
-template <class T, int width, bool whole>
+template <class T, int width>
 struct ApplyMap {
   using Value = T;
   using C = compute_t<T>;
@@ -33,6 +33,7 @@ struct ApplyMap {
   T* y;
   std::uint8_t* mask;  // optional, for n = 8: a thread writes whole bytes
   Below<C> below;
+  bool whole;
   Hint hint;
 
   struct Loaded {
@@ -40,8 +41,8 @@ struct ApplyMap {
   };
   __device__ __forceinline__ Loaded load(std::int64_t offset, int count) const {
     Loaded loaded;
-    loaded.x = read_some<T, n, whole>(x + offset, count);
-    loaded.residual = residual != nullptr ? read_some<T, n, whole>(residual + offset, count) : Vector<T, n>{};
+    loaded.x = read_some<n>(whole, x + offset, count);
+    loaded.residual = residual != nullptr ? read_some<n>(whole, residual + offset, count) : Vector<T, n>{};
     return loaded;
   }
   template <class K>
@@ -56,7 +57,7 @@ struct ApplyMap {
       value[e] = below.activate(z);
     }
     const auto result = pack<T, n>(value);
-    write_some<T, n, whole>(y + offset, result, count, hint);
+    write_some(whole, y + offset, result, count, hint);
     if constexpr (n == 8) {
       if (mask == nullptr) return;
       unpack(result, value);  // of y as it was rounded
@@ -69,7 +70,7 @@ struct ApplyMap {
 };
 
 /// dx = g * gain + (x - center) * slope + offset, dresidual = g; each where it is asked for.
-template <class T, int width, bool whole>
+template <class T, int width>
 struct GradMap {
   using Value = T;
   using C = compute_t<T>;
@@ -80,6 +81,7 @@ struct GradMap {
   T* dx;
   T* dresidual;
   Gating<C> gate;
+  bool whole;
   Hint hint;
 
   struct Loaded {
@@ -88,8 +90,8 @@ struct GradMap {
   };
   __device__ __forceinline__ Loaded load(std::int64_t offset, int count) const {
     Loaded loaded;
-    loaded.x = read_some<T, n, whole>(x + offset, count);
-    loaded.dy = read_some<T, n, whole>(dy + offset, count);
+    loaded.x = read_some<n>(whole, x + offset, count);
+    loaded.dy = read_some<n>(whole, dy + offset, count);
     loaded.bits = gate.bits_at(offset);
     return loaded;
   }
@@ -104,8 +106,8 @@ struct GradMap {
       g[e] = gate.gated(g[e], centred, c.gate_scale, c.gate_shift, (loaded.bits >> e) & 1u);
       value[e] = std::fma(g[e], c.gain, std::fma(centred, c.slope, c.offset));
     }
-    if (dx != nullptr) write_some<T, n, whole>(dx + offset, pack<T, n>(value), count, hint);
-    if (dresidual != nullptr) write_some<T, n, whole>(dresidual + offset, pack<T, n>(g), count, hint);
+    if (dx != nullptr) write_some(whole, dx + offset, pack<T, n>(value), count, hint);
+    if (dresidual != nullptr) write_some(whole, dresidual + offset, pack<T, n>(g), count, hint);
   }
 };
 

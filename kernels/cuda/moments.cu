@@ -31,20 +31,20 @@ class MomentsThread {
   template <int batch>
   __device__ void add(const Vector<Element, n> (&items)[batch], int count) {
     C values[batch][n];
-    for (int u = 0; u < batch; ++u) unpack(items[u], values[u]);
-    for (int j = 0; j < n; ++j) {
-      C squares = 0;
-      for (int u = 0; u < batch; u += chain) {
-        C sum = 0;
-        for (int i = u; i < u + chain && i < batch; ++i) {
-          const C difference = values[i][j] - pivot_[j];
-          sum += difference;
-          squares = fma(difference, difference, squares);
+    unrolled<batch>([&](auto u) { unpack(items[u], values[u]); });
+    unrolled<n>([&](auto j) {
+      C sum = 0, squares = 0;
+      unrolled<batch>([&](auto u) {
+        const C difference = values[u][j] - pivot_[j];
+        sum += difference;
+        squares = fma(difference, difference, squares);
+        if constexpr ((u + 1) % chain == 0 || u + 1 == batch) {
+          sum_[j] += static_cast<double>(sum);
+          sum = 0;
         }
-        sum_[j] += static_cast<double>(sum);
-      }
+      });
       squares_[j] += static_cast<double>(squares);
-    }
+    });
     count_ += count;
   }
 

@@ -64,11 +64,11 @@ class GradThread {
 
   template <int batch>
   __device__ void add(const GradItem<Element, n> (&items)[batch], int) {
-    for (int u = 0; u < batch; ++u) {
+    unrolled<batch>([&](auto u) {
       C x[n], dy[n];
       unpack(items[u].x, x);
       unpack(items[u].dy, dy);
-      for (int j = 0; j < n; ++j) {
+      unrolled<n>([&](auto j) {
         const C centred = x[j] - columns_[j].center;
         bool below = (items[u].open >> j & 1u) == 0;
         if constexpr (!masked) below = fma(centred, columns_[j].scale, columns_[j].shift) <= 0;
@@ -76,8 +76,8 @@ class GradThread {
         const auto g = static_cast<double>(below ? sloped : dy[j]);
         sum_g_[j] += g;
         sum_gx_[j] = fma(g, static_cast<double>(centred), sum_gx_[j]);
-      }
-    }
+      });
+    });
   }
 
   /// About `center`, of which the thread has taken the rounded value off.

@@ -121,12 +121,12 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
     while (walk.more()) {
       typename Task::template Item<n> items[runs_batch];
       int count = 0;
-      for (int u = 0; u < runs_batch; ++u) {
+      unrolled<runs_batch>([&](auto u) {
         const bool inside = walk.more();
         items[u] = inside ? task.template read<n, whole>(walk.at) : filler;
         count += inside;
         walk.advance();
-      }
+      });
       thread.template add<runs_batch>(items, count);
     }
   }
@@ -225,7 +225,8 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
     std::int64_t left = (unit.rows - row + plan.down - 1) / plan.down;
     for (; left >= batch; left -= batch) {
       typename Task::template Item<n> items[batch];
-      for (int u = 0; u < batch; ++u, at += step) items[u] = task.template read<n, whole>(at);
+      unrolled<batch>([&](auto u) { items[u] = task.template read<n, whole>(at + u * step); });
+      at += batch * step;
       thread.template add<batch>(items, batch);
     }
     for (; left > 0; --left, at += step) {
@@ -298,32 +299,63 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
 
 // ---- the launch ----------------------------------------------------------------------------------------------------
 
+/// Memory for the sums of `count` parts of every group, and tickets for `sets` sets of blocks; none for one part.
+struct PartsRoom {
+  Buffer<double> sums{};
+  Parts parts{};
+
+  PartsRoom(std::int64_t count, std::int64_t groups, std::int64_t sets, Queue& queue) {
+    if (count == 1) return;
+    sums = Buffer<double>(static_cast<std::size_t>(2 * count * groups), queue, Fill::none);
+    parts = {reinterpret_cast<double2*>(sums.data()), tickets(queue, static_cast<std::size_t>(sets))};
+  }
+};
+
+/// Blocks of a kernel that the queue's GPU runs at once.
+template <class... Parameters>
+std::int64_t resident_blocks(void (*kernel)(Parameters...), Queue& queue) {
+  const DeviceGuard guard(queue.device().index);
+  int per_processor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, block_threads, 0),
+        "asking for a kernel's occupancy");
+  return static_cast<std::int64_t>(per_processor) * properties_of(queue).multiProcessorCount;
+}
+
+template <class Task, int n, bool whole>
+void reduce_by_columns(const Task& task, const Partition& p, Queue& queue) {
+  const auto kernel = reduce_columns<Task, n, whole>;
+  static const std::int64_t wanted = resident_blocks(kernel, queue);  // asking takes as long as a small kernel
+  const ColumnPlan plan = plan_columns(p, n, wanted);
+  const PartsRoom room(plan.parts, p.groups(), plan.matrices * plan.tiles, queue);
+  launch(queue, plan.blocks + task.has_extra(), block_threads,
+         static_cast<std::size_t>(plan.shared_doubles()) * sizeof(double), kernel, task, plan, room.parts);
+}
+
+template <class Task, int n, bool whole>
+void reduce_by_runs(const Task& task, const Partition& p, Queue& queue) {
+  const auto kernel = reduce_runs<Task, n, whole>;
+  static const std::int64_t wanted = resident_blocks(kernel, queue);
+  const RunPlan plan = plan_runs(p, n, wanted);
+  const PartsRoom room(plan.parts, p.groups(), p.groups(), queue);
+  constexpr std::size_t doubles = 2 * block_threads / warp_threads + 2;
+  launch(queue, plan.blocks + task.has_extra(), block_threads, doubles * sizeof(double), kernel, task, plan,
+         room.parts);
+}
+
 /// Reduces a canonical partition. `task.aligned()`: its arrays can be read in vectors.
 template <class Task>
 void reduce(const Task& task, const Partition& p, Queue& queue) {
-  using T = typename Task::T;
-  constexpr int width = vector_width<T>;
-  const int processors = properties_of(queue).multiProcessorCount, extra = task.has_extra() ? 1 : 0;
-  Buffer<double> sums;
-  const auto parts = [&](std::int64_t count, std::int64_t sets) {
-    if (count == 1) return Parts{};
-    sums = Buffer<double>(static_cast<std::size_t>(2 * count * p.groups()), queue, Fill::none);
-    return Parts{reinterpret_cast<double2*>(sums.data()), tickets(queue, static_cast<std::size_t>(sets))};
-  };
+  constexpr int width = vector_width<typename Task::T>;
   if (p.elements() > 0 && by_columns(p)) {
-    const bool vectors = task.aligned() && p.keep1 * p.reduce1 % width == 0;
-    const ColumnPlan plan = plan_columns(p, vectors ? width : 1, processors);
-    launch(queue, plan.blocks + extra, block_threads, static_cast<std::size_t>(plan.shared_doubles()) * sizeof(double),
-           vectors ? reduce_columns<Task, width, true> : reduce_columns<Task, 1, false>, task, plan,
-           parts(plan.parts, plan.matrices * plan.tiles));
-    return;
+    if (task.aligned() && p.keep1 * p.reduce1 % width == 0)
+      reduce_by_columns<Task, width, true>(task, p, queue);
+    else
+      reduce_by_columns<Task, 1, false>(task, p, queue);
+  } else if (p.elements() > 0 && task.aligned() && p.reduce1 % width == 0) {
+    reduce_by_runs<Task, width, true>(task, p, queue);
+  } else {
+    reduce_by_runs<Task, 1, false>(task, p, queue);
   }
-  const bool vectors = p.elements() > 0 && task.aligned() && p.reduce1 % width == 0;
-  const RunPlan plan = plan_runs(p, vectors ? width : 1, processors);
-  constexpr std::size_t room = 2 * block_threads / warp_threads + 2;
-  launch(queue, plan.blocks + extra, block_threads, room * sizeof(double),
-         vectors ? reduce_runs<Task, width, true> : reduce_runs<Task, 1, false>, task, plan,
-         parts(plan.parts, p.groups()));
 }
 
 }  // namespace allnorm::cuda
