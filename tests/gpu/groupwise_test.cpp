@@ -41,6 +41,9 @@ Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t gr
           C,
           false};
 }
+Layout channels(const char* edge, const Partition& p) {
+  return {edge, p, p, {1, p.groups()}, {1, p.groups()}, p.groups(), false};
+}
 std::vector<Layout> layouts() {
   constexpr auto first = Order::channels_first, last = Order::channels_last;
   return {rows("one value", 1, 1),
@@ -61,6 +64,8 @@ std::vector<Layout> layouts() {
           blocks("channels last, many rows", {2, 32, 31, 30}, last, 2),
           blocks("channels last, more channels than a warp has lanes", {2, 96, 4, 5}, last, 2),
           blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
+          channels("a small batch's channels", {1, 5, 7, 48}),
+          channels("a small batch's channels, off the vector's width", {1, 6, 3, 49}),
           blocks("one plane's value", {4, 40, 1, 1}, first, 2)};
 }
 
