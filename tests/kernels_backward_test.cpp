@@ -21,31 +21,32 @@ TYPED_TEST_SUITE(KernelsBackward, Types);
 template <class T>
 struct GateCase {
   Gate gate{};
-  std::vector<std::uint8_t> mask;
+  backend::Array<std::uint8_t> mask;
   std::vector<bool> open;  // per element
 
   /// From the sign that apply itself computed, with a residual (whose mask is then given) or without.
   GateCase(const Walled<T>& x, const Walled<T>& residual, const Partition& p, const Coefficients& k,
            const Activation& activation, bool masked, Queue& queue) {
+    const Calls ops = calls_of(queue);
     Walled<T> y(p.elements());
     Activation relu = activation;
     if (relu.kind == ActivationKind::leaky_relu) relu.kind = ActivationKind::relu;
-    queue.ops().apply({.x = x.data(),
-                       .residual = masked ? residual.data() : nullptr,
-                       .y = y.data(),
-                       .dtype = dtype_of<T>(),
-                       .partition = p,
-                       .center = k.center.data(),
-                       .scale = k.scale.data(),
-                       .shift = k.shift.data(),
-                       .activation = relu},
-                      queue);
+    ops.apply({.x = x.data(),
+               .residual = masked ? residual.data() : nullptr,
+               .y = y.data(),
+               .dtype = dtype_of<T>(),
+               .partition = p,
+               .center = k.center.data(),
+               .scale = k.scale.data(),
+               .shift = k.shift.data(),
+               .activation = relu},
+              queue);
     for (std::int64_t i = 0; i < p.elements(); ++i)
       open.push_back(activation.kind == ActivationKind::identity || y[i] > 0);
     gate.activation = activation;
     if (masked) {
       mask.resize(static_cast<std::size_t>((p.elements() + 7) / 8));
-      queue.ops().sign_mask({y.data(), dtype_of<T>(), p.elements(), mask.data()}, queue);
+      ops.sign_mask({y.data(), dtype_of<T>(), p.elements(), mask.data()}, queue);
       gate.mask = mask.data();
     } else {
       gate.scale = k.scale.data(), gate.shift = k.shift.data();
@@ -155,7 +156,7 @@ TYPED_TEST(KernelsBackward, NotANumberPassesActivationsAndGates) {
   const Coefficients k(p.groups());
   for (const Activation& activation : activations) {
     Walled<T> y(p.elements()), dresidual(p.elements());
-    std::vector<std::uint8_t> mask(static_cast<std::size_t>((p.elements() + 7) / 8));
+    backend::Array<std::uint8_t> mask(static_cast<std::size_t>((p.elements() + 7) / 8));
     this->ops.apply({.x = x.data(),
                      .y = y.data(),
                      .dtype = dtype_of<T>(),

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
+#include "backend.hpp"
 #include "cases.hpp"
 #include "kernels/ops.hpp"
 #include "norm_cases.hpp"
@@ -32,6 +33,11 @@ const std::vector<Geometry>& geometries() {
       {"groups, and a fan-in over several vectors", {2, 12, 1, 5, 6}, {9, 4, 1, 3, 3}, {{1}, {0, 1, 1}, {1}, 3}},
       {"stride and dilation", {1, 2, 1, 9, 12}, {5, 2, 1, 2, 3}, {{1, 2, 3}, {0, 2, 1}, {1, 2, 1}, 1}},
       {"three axes", {2, 2, 4, 3, 5}, {3, 2, 2, 3, 2}, {{1}, {1, 1, 0}, {1}, 1}},
+      {"positions in parts, beyond a tile of channels and of fan-in",
+       {2, 9, 1, 20, 19},
+       {35, 9, 1, 3, 3},
+       {{1}, {0, 1, 1}, {1}, 1}},
+      {"one channel per group", {1, 6, 1, 40, 41}, {6, 1, 1, 3, 3}, {{1}, {0, 1, 1}, {1}, 6}},
       {"no sample", {0, 2, 1, 4, 4}, {3, 2, 1, 3, 3}, {{1}, {0, 1, 1}, {1}, 1}},
       {"padding wider than the input", {1, 1, 1, 1, 2}, {2, 1, 1, 3, 3}, {{1}, {0, 2, 2}, {1}, 1}},
   };
@@ -46,7 +52,7 @@ TEST_P(PatchSums, EqualTheDefinition) {
       for (const Order order : {Order::channels_first, Order::channels_last}) {
         cases::Random random(21);
         const auto typed = [](const Doubles& values) {
-          std::vector<T> made(values.size());
+          backend::Array<T> made(values.size());
           for (std::size_t i = 0; i < made.size(); ++i) made[i] = store<T>(static_cast<compute_t<T>>(values[i]));
           return made;
         };
@@ -59,7 +65,8 @@ TEST_P(PatchSums, EqualTheDefinition) {
         const Array x = rounded(reference::convolve(input, weight, geometry.conv));
         const std::int64_t C = geometry.weight[0], groups = geometry.conv.groups;
         const auto fan_in = static_cast<std::size_t>(reference::elements(geometry.weight) / C);
-        const Doubles center = cases::betas(random, C);
+        const Doubles drawn = cases::betas(random, C);
+        const backend::Array<double> center(drawn.begin(), drawn.end());
 
         // From the definition: sums about 0, moved to the centers.
         reference::Reals sum(static_cast<std::size_t>(C) * fan_in), product(sum.size());
@@ -91,13 +98,14 @@ TEST_P(PatchSums, EqualTheDefinition) {
           args.dilation[axis] = at(geometry.conv.dilation);
         }
         args.center = center.data();
-        Doubles first;
+        backend::Array<double> first;
         for (const int threads : {1, 2, 3}) {
-          Queue queue = Queue::cpu(threads);
-          Doubles patch_sum(want_sum.size()), products(want.size());
+          Queue queue = backend::queue(threads);
+          backend::Array<double> patch_sum(want_sum.size()), products(want.size());
           args.patch_sum = patch_sum.data();
           args.product = products.data();
           queue.ops().patch_sums(args, queue);
+          queue.wait();
           // Up to 64 products are added in the compute type, so each block is right to 64 of its roundings of the
           // largest term; the blocks are added in double.
           const double unit = std::is_same_v<T, double> ? 0x1p-53 : 0x1p-24;

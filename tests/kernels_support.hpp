@@ -15,6 +15,7 @@
 #include "allnorm/device.hpp"
 #include "allnorm/dtype.hpp"
 #include "allnorm/partition.hpp"
+#include "backend.hpp"
 #include "kernels/ops.hpp"
 
 namespace allnorm::kernel_test {
@@ -53,7 +54,7 @@ class Walled {
  private:
   static constexpr std::int64_t wall = 64;
   static T nan() { return store<T>(std::numeric_limits<compute_t<T>>::quiet_NaN()); }
-  std::vector<T> data_;
+  backend::Array<T> data_;
   std::int64_t size_;
 };
 
@@ -96,11 +97,36 @@ struct Coefficients {
         offset(normal<double>(groups, 16)) {}
 };
 
-/// A test of every element type, with a queue of two threads.
+/// A function of the table that waits for its work, so that the host may look at the result.
+template <class Args>
+struct Call {
+  void (*function)(const Args&, Queue&);
+  void operator()(const Args& args, Queue& queue) const {
+    function(args, queue);
+    queue.wait();
+  }
+};
+struct Calls {
+  Call<MomentsArgs> moments;
+  Call<ApplyArgs> apply;
+  Call<SignMaskArgs> sign_mask;
+  Call<MomentsGradArgs> moments_grad;
+  Call<ApplyGradArgs> apply_grad;
+  Call<RowsArgs> apply_rows, moments_grad_rows, affine_grad_rows, apply_grad_rows;
+  Call<PatchSumsArgs> patch_sums;
+};
+inline Calls calls_of(const Queue& queue) {
+  const Ops& ops = queue.ops();
+  return {{ops.moments},         {ops.apply},      {ops.sign_mask},         {ops.moments_grad},
+          {ops.apply_grad},      {ops.apply_rows}, {ops.moments_grad_rows}, {ops.affine_grad_rows},
+          {ops.apply_grad_rows}, {ops.patch_sums}};
+}
+
+/// A test of every element type, with a queue of the program's device (on the CPU: of two threads).
 template <class T>
 struct OverTypes : testing::Test {
-  Queue queue = Queue::cpu(2);
-  const Ops& ops = queue.ops();
+  Queue queue = backend::queue(2);
+  const Calls ops = calls_of(queue);
 };
 using Types = testing::Types<double, float, f16, bf16>;
 

@@ -107,12 +107,13 @@ TYPED_TEST(Kernels, EmptyGroupsHaveNoMoments) {
 
 /// The goal of the project: |mean| / std = 1e4 in f32 over a million values.
 TEST(KernelsPrecision, VarianceAndOutputWhereTheMeanIsTenThousandDeviations) {
-  Queue queue = Queue::cpu(2);
+  Queue queue = backend::queue(2);
+  const Calls ops = calls_of(queue);
   for (const Partition& p : {Partition{1, 8, 1, 125000}, Partition{1, 250000, 4, 1}, Partition{1, 20, 1000, 50}}) {
     SCOPED_TRACE(text(p));
     const auto x = normal<float>(p.elements(), 5, 1e4, 1.0);
     Walled<double> mean(p.groups()), m2(p.groups()), scale(p.groups()), shift(p.groups());
-    queue.ops().moments({x.data(), DType::f32, p, mean.data(), m2.data()}, queue);
+    ops.moments({x.data(), DType::f32, p, mean.data(), m2.data()}, queue);
     const auto truth = true_moments(x, p);
     for (std::int64_t g = 0; g < p.groups(); ++g) {
       EXPECT_NEAR(m2[g] / truth[static_cast<std::size_t>(g)].m2, 1.0, 1e-7);
@@ -120,14 +121,14 @@ TEST(KernelsPrecision, VarianceAndOutputWhereTheMeanIsTenThousandDeviations) {
       shift.set(g, 0.0);
     }
     Walled<float> y(p.elements());
-    queue.ops().apply({.x = x.data(),
-                       .y = y.data(),
-                       .dtype = DType::f32,
-                       .partition = p,
-                       .center = mean.data(),
-                       .scale = scale.data(),
-                       .shift = shift.data()},
-                      queue);
+    ops.apply({.x = x.data(),
+               .y = y.data(),
+               .dtype = DType::f32,
+               .partition = p,
+               .center = mean.data(),
+               .scale = scale.data(),
+               .shift = shift.data()},
+              queue);
     double worst = 0, largest = 0;
     for (std::int64_t i = 0; i < p.elements(); ++i) {
       const auto& t = truth[static_cast<std::size_t>(p.group_of(i))];
@@ -139,17 +140,18 @@ TEST(KernelsPrecision, VarianceAndOutputWhereTheMeanIsTenThousandDeviations) {
 }
 
 TEST(KernelsPrecision, DoublesKeepTwelveDigitsAndOutliersAsPivotsDoNoHarm) {
-  Queue queue = Queue::cpu(1);
+  Queue queue = backend::queue(1);
+  const Calls ops = calls_of(queue);
   for (const Partition& p : {Partition{1, 5, 1, 40000}, Partition{1, 50000, 4, 1}}) {
     SCOPED_TRACE(text(p));
     auto x = normal<double>(p.elements(), 6, 1e3, 1.0);
     Walled<double> mean(p.groups()), m2(p.groups());
-    queue.ops().moments({x.data(), DType::f64, p, mean.data(), m2.data()}, queue);
+    ops.moments({x.data(), DType::f64, p, mean.data(), m2.data()}, queue);
     const auto truth = true_moments(x, p);
     for (std::int64_t g = 0; g < p.groups(); ++g)
       EXPECT_NEAR(m2[g] / truth[static_cast<std::size_t>(g)].m2, 1.0, 1e-12);
     for (std::int64_t j = 0; j < p.groups(); ++j) x.set(j, 1e5);  // the first value of every group
-    queue.ops().moments({x.data(), DType::f64, p, mean.data(), m2.data()}, queue);
+    ops.moments({x.data(), DType::f64, p, mean.data(), m2.data()}, queue);
     const auto outlier = true_moments(x, p);
     // n values have |pivot - mean|^2 <= m2 for a pivot among them: a block's sums exceed its m2 by at most its n.
     const double block = 2048 * std::sqrt(2048) * eps64;
@@ -201,7 +203,7 @@ TYPED_TEST(Kernels, SignMaskOfAnyLength) {
   for (const std::int64_t n : {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 257, 1000, 70001}) {
     auto y = normal<T>(n, 4);
     for (std::int64_t i = 0; i < n; i += 5) y.set(i, i % 2 == 0 ? 0.0 : -0.0);
-    std::vector<std::uint8_t> mask(static_cast<std::size_t>((n + 7) / 8 + 2), 0xa5);
+    backend::Array<std::uint8_t> mask(static_cast<std::size_t>((n + 7) / 8 + 2), 0xa5);
     this->ops.sign_mask({y.data(), dtype_of<T>(), n, mask.data() + 1}, this->queue);
     EXPECT_EQ(mask.front(), 0xa5);
     EXPECT_EQ(mask.back(), 0xa5);
@@ -252,19 +254,21 @@ TYPED_TEST(Kernels, StreamedMapsEqualMapsInPlace) {
 /// Every f16 and bf16 pattern through an identity map, and floats around every rounding boundary of bf16 and f16.
 template <class T>
 void expect_identity() {
-  Queue queue = Queue::cpu(1);
+  Queue queue = backend::queue(1);
+  const Calls ops = calls_of(queue);
   const Partition p{1, 1, 1, 65536};
   Walled<T> x(p.elements()), y(p.elements());
   for (std::int64_t i = 0; i < p.elements(); ++i) x.data()[i].bits = static_cast<std::uint16_t>(i);
-  const double zero = 0.0, one = 1.0;
-  queue.ops().apply({.x = x.data(),
-                     .y = y.data(),
-                     .dtype = dtype_of<T>(),
-                     .partition = p,
-                     .center = &zero,
-                     .scale = &one,
-                     .shift = &zero},
-                    queue);
+  const backend::Array<double> coefficients{0.0, 1.0, static_cast<double>(1.0f + 0x1p-7f + 0x1p-10f + 0x1p-12f)};
+  const double *zero = coefficients.data(), *one = zero + 1, *scale = zero + 2;
+  ops.apply({.x = x.data(),
+             .y = y.data(),
+             .dtype = dtype_of<T>(),
+             .partition = p,
+             .center = zero,
+             .scale = one,
+             .shift = zero},
+            queue);
   for (std::int64_t i = 0; i < p.elements(); ++i) {
     if (std::isnan(x[i]))
       ASSERT_TRUE(std::isnan(y[i])) << i;
@@ -272,18 +276,17 @@ void expect_identity() {
       ASSERT_EQ(y[i], x[i]) << i;
   }
   // x * scale is not a value of T: the store rounds as allnorm::store does.
-  const double scale = static_cast<double>(1.0f + 0x1p-7f + 0x1p-10f + 0x1p-12f);
-  queue.ops().apply({.x = x.data(),
-                     .y = y.data(),
-                     .dtype = dtype_of<T>(),
-                     .partition = p,
-                     .center = &zero,
-                     .scale = &scale,
-                     .shift = &zero},
-                    queue);
+  ops.apply({.x = x.data(),
+             .y = y.data(),
+             .dtype = dtype_of<T>(),
+             .partition = p,
+             .center = zero,
+             .scale = scale,
+             .shift = zero},
+            queue);
   for (std::int64_t i = 0; i < p.elements(); ++i)
     if (!std::isnan(x[i])) {
-      const float product = static_cast<float>(x[i]) * static_cast<float>(scale);
+      const float product = static_cast<float>(x[i]) * static_cast<float>(*scale);
       ASSERT_EQ(y[i], static_cast<double>(load(store<T>(product)))) << i;
     }
 }

@@ -1,0 +1,230 @@
+// The second halves of a layer's call: what the ranks sent is checked, every block takes the steps of its own groups,
+// and the map follows at once; one launch each.
+#include <limits>
+
+#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/kernels.hpp"
+#include "kernels/cuda/map.cuh"
+
+namespace allnorm::cuda {
+
+namespace {
+
+constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
+
+__device__ __forceinline__ const RecordHead& head_of(const Gathered& gathered, int rank) {
+  return *reinterpret_cast<const RecordHead*>(gathered.records + static_cast<std::size_t>(rank) * gathered.stride);
+}
+
+/// What is wrong with the heads of an exchange.
+struct Verdict {
+  std::uint64_t status;  // ExchangeReport::Status
+  int rank;
+};
+
+/// The first fault of the heads: one that differs from rank 0's, or else a rank whose weights changed within a batch.
+__device__ inline Verdict judge(const Gathered& gathered) {
+  for (int rank = 1; rank < gathered.ranks; ++rank)
+    if (!steps::agree(head_of(gathered, 0), head_of(gathered, rank))) return {ExchangeReport::mismatch, rank};
+  for (int rank = 0; rank < gathered.ranks; ++rank)
+    if ((head_of(gathered, rank).flags & flag_weights_changed) != 0) return {ExchangeReport::weights_changed, rank};
+  return {ExchangeReport::fine, 0};
+}
+
+/// Whether there is a fault: each thread looks at some of the ranks. For all threads of the block.
+__device__ inline bool any_fault(const Gathered& gathered) {
+  bool fault = false;
+  if (gathered.records != nullptr)
+    for (int rank = static_cast<int>(threadIdx.x); rank < gathered.ranks; rank += static_cast<int>(blockDim.x))
+      fault |= (head_of(gathered, rank).flags & flag_weights_changed) != 0 ||
+               !steps::agree(head_of(gathered, 0), head_of(gathered, rank));
+  return __syncthreads_or(fault) != 0;
+}
+
+/// Tells the host that an exchange was read, and what was wrong with it. For one thread of the grid.
+__device__ inline void tell(const Reporter& reporter, const Gathered& gathered, const Verdict& verdict) {
+  if (reporter.report == nullptr) return;
+  ExchangeReport& report = *reporter.report;
+  if (verdict.status != ExchangeReport::fine && report.status == ExchangeReport::fine) {
+    report.rank = static_cast<std::uint64_t>(verdict.rank);
+    if (gathered.records != nullptr) {
+      report.first = head_of(gathered, 0);
+      report.other = head_of(gathered, verdict.rank);
+    }
+    __threadfence_system();  // the host reads the rest once it sees the status
+    report.status = verdict.status;
+    __threadfence_system();
+  }
+  report.finished = ++reporter.counts[1];
+}
+
+/// The frame of group g in a forward call, and where it `commits` the next state. Not inline: every kernel has it
+/// twice.
+__device__ __attribute__((noinline)) steps::GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered,
+                                                                const Turn& turn, std::int64_t g, bool commits) {
+  if (args.source == FrameSource::given) return args.frame.get(g);
+  if (args.source == FrameSource::running) return steps::running_frame(args.rules, args.state, g);
+  if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
+  const steps::Layout layout{args.norm.groups()};
+  const auto current = args.record == nullptr
+                           ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
+                           : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
+  const auto lane = [&](std::int64_t entry, bool of_variance) {
+    if (!args.rules.compensate) return 0.0;
+    return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
+  };
+  return steps::frame_of(args.rules, args.state, turn, g, current, lane, commits);
+}
+
+/// What a call does, for one thread of a block.
+__device__ __attribute__((noinline)) Turn turn_of(const ForwardArgs& args, const Gathered& gathered, bool fails) {
+  Turn turn;
+  turn.call = args.state.now().calls;
+  turn.fails = fails;  // then nothing else is done
+  if (fails || args.source != FrameSource::call) return turn;
+  const double count =
+      args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
+  return steps::turn_of(args.rules, args.state.now(), count, args.derives);
+}
+
+/// A forward call: each block finds out for itself what the call does, and the frames of its groups.
+struct ForwardSource {
+  /// Turn has initializers, which shared variables must not have.
+  struct Shared {
+    alignas(Turn) unsigned char bytes[sizeof(Turn)];
+    __device__ __forceinline__ Turn& turn() { return *reinterpret_cast<Turn*>(bytes); }
+    __device__ __forceinline__ const Turn& turn() const { return *reinterpret_cast<const Turn*>(bytes); }
+  };
+  template <class C>
+  using Coefficients = Affine<C>;
+
+  ForwardArgs args;
+  Gathered gathered;
+  unsigned* ticket;
+
+  /// A lone rank's own weights have no record to be flagged in.
+  __device__ __forceinline__ bool lone_weights_changed() const {
+    return args.record == nullptr && args.weights != nullptr && args.weights[1] != 0;
+  }
+
+  __device__ void begin(Shared& shared) const {
+    if (args.source == FrameSource::given) return;
+    const bool calls = args.source == FrameSource::call;
+    const bool fails = calls && (any_fault(gathered) || lone_weights_changed());
+    if (threadIdx.x == 0) shared.turn() = turn_of(args, gathered, fails);
+    __syncthreads();
+  }
+
+  template <class C>
+  __device__ Affine<C> coefficients(const Shared& shared, std::int64_t fine) const {
+    const auto f = frame_of(args, gathered, shared.turn(), args.to_norm(fine), false);
+    const std::int64_t p = args.to_affine(fine);
+    const auto k = formulas::apply(f.rstd, f.correction, args.weight[p], args.bias[p]);
+    return affine<C>(f.mean, k.scale, k.shift);
+  }
+
+  /// Frame and next state; the last block to finish makes the next state the current one.
+  __device__ void end(const Shared& shared) const {
+    if (args.source == FrameSource::given) return;
+    const Turn& turn = shared.turn();
+    const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+    for (std::int64_t g = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; g < args.norm.groups(); g += stride)
+      args.frame.set(g, frame_of(args, gathered, turn, g, true));
+    const bool is_first = blockIdx.x == 0 && threadIdx.x == 0;
+    if (is_first) *args.frame.scalars = {turn.count, turn.call};
+    if (args.source == FrameSource::running) return;
+
+    if (is_first) {
+      *args.state.last = turn;
+      if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
+      Verdict verdict{ExchangeReport::fine, 0};
+      if (turn.fails) verdict = lone_weights_changed() ? Verdict{ExchangeReport::weights_changed, 0} : judge(gathered);
+      tell(args.reporter, gathered, verdict);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    const bool is_last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;  // which leaves it zero
+    if (is_last && !turn.fails) ++*args.state.turn;
+  }
+};
+
+struct BackwardGroup {
+  double center;
+  formulas::ApplyCoefficients gate;
+  formulas::GradCoefficients map;
+};
+/// The coefficients of a fine group in a backward call. Not inline, as above.
+__device__ __attribute__((noinline)) BackwardGroup group_of(const BackwardArgs& args, const Gathered& gathered,
+                                                            bool fails, std::int64_t fine) {
+  const std::int64_t g = args.to_norm(fine), p = args.to_affine(fine), groups = args.norm.groups();
+  const auto f = args.frame.get(g);
+  const double weight = args.weight[p];
+  const auto gate = formulas::apply(f.rstd, f.correction, weight, args.bias[p]);
+  if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value}};
+  return {f.mean, gate,
+          formulas::apply_grad(f.rstd, f.correction.r, weight, f.share, args.frame.scalars->count,
+                               steps::summed(gathered, g), steps::summed(gathered, groups + g))};
+}
+
+/// A backward call, from the frame and the sums over the ranks.
+struct BackwardSource {
+  struct Shared {
+    bool fails;
+  };
+  template <class C>
+  using Coefficients = GradCoefficients<C>;
+
+  BackwardArgs args;
+  Gathered gathered;
+
+  __device__ void begin(Shared& shared) const {
+    const bool fails = any_fault(gathered);
+    if (threadIdx.x == 0) shared.fails = fails;
+    __syncthreads();
+  }
+  template <class C>
+  __device__ GradCoefficients<C> coefficients(const Shared& shared, std::int64_t fine) const {
+    const auto group = group_of(args, gathered, shared.fails, fine);
+    return grad_coefficients<C>(group.center, group.gate.scale, group.gate.shift, group.map);
+  }
+  __device__ void end(const Shared& shared) const {
+    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    tell(args.reporter, gathered, shared.fails ? judge(gathered) : Verdict{ExchangeReport::fine, 0});
+  }
+};
+
+}  // namespace
+
+void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (groupwise_fits(args, properties_of(queue))) return groupwise_forward(args, queue);
+  if (args.rows) return forward_finish_rows(args, gathered, queue);
+  ApplyArgs map{};
+  map.x = args.x;
+  map.residual = args.residual;
+  map.y = args.y;
+  map.dtype = args.dtype;
+  map.partition = args.fine;
+  map.activation = args.activation;
+  run_apply<true>(queue, map, args.mask, ForwardSource{args, gathered, tickets(queue, 1)});
+}
+
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (groupwise_backward_fits(args, properties_of(queue))) return groupwise_backward(args, queue);
+  if (args.rows) return backward_finish_rows(args, gathered, queue);
+  ApplyGradArgs map{};
+  map.x = args.x;
+  map.dy = args.dy;
+  map.dx = args.dx;
+  map.dresidual = args.dresidual;
+  map.dtype = args.dtype;
+  map.partition = args.fine;
+  map.gate.activation = args.activation;
+  map.gate.mask = args.mask;
+  const bool wanted = args.dx != nullptr || args.dresidual != nullptr;
+  if (!wanted && args.record == nullptr) return;
+  if (!wanted) map.partition = {0, 1, 1, 1};  // the heads are checked all the same
+  run_apply_grad(queue, map, BackwardSource{args, gathered});
+}
+
+}  // namespace allnorm::cuda

@@ -1,0 +1,203 @@
+// How reductions on a GPU cut a partition into blocks of threads: plain arithmetic on the host, and each thread's walk
+// over its part. Everything follows from the shape and what the GPU holds at once, so the order of every sum does.
+#pragma once
+
+#include <cstdint>
+
+#include "allnorm/partition.hpp"
+#include "kernels/formulas.hpp"
+
+namespace allnorm::cuda {
+
+constexpr int warp_threads = 32;
+constexpr int block_threads = 512;                          // of a reduction
+constexpr int runs_batch = 4;                               // vectors that a thread of it has in flight, run by run
+constexpr std::int64_t part_minimum = 8 * block_threads;    // values: less is not worth a block of its own
+constexpr std::int64_t warp_maximum = 4096;                 // values: more is not left to one warp
+constexpr std::int64_t tile_maximum = 128;                  // vectors across a tile of columns
+constexpr std::int64_t short_run = 64, shortest_runs = 16;  // values: walked as columns if many, or always
+
+ALLNORM_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+ALLNORM_HOST_DEVICE constexpr std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+ALLNORM_HOST_DEVICE constexpr std::int64_t max_of(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+
+/// The same groups in the same order with the fewest extents above 1: adjacent reduced (kept) extents become one.
+constexpr Partition canonical(Partition p) noexcept {
+  if (p.keep1 == 1) p = {p.keep0, 1, 1, p.reduce0 * p.reduce1};
+  if (p.reduce0 == 1) p = {1, 1, p.keep0 * p.keep1, p.reduce1};
+  return p;
+}
+
+/// Whether to walk a canonical partition as matrices whose columns belong to groups, and not run by run.
+constexpr bool by_columns(const Partition& p) noexcept {
+  return p.reduce1 <= shortest_runs || (p.reduce1 <= short_run && p.reduce0 >= 4);
+}
+
+// ---- run by run ----------------------------------------------------------------------------------------------------
+
+/// One thread's way through the runs of its part: vectors `across` threads apart, then the run `down` further.
+struct RunWalk {
+  std::int64_t at = 0;  // offset of the vector in memory
+  std::int64_t i = 0, first = 0, length = 0, step = 0;
+  std::int64_t run = 0, runs = 0, down = 1, next_run = 0;  // next_run: offset between runs of this thread
+
+  ALLNORM_HOST_DEVICE bool more() const { return run < runs; }
+  ALLNORM_HOST_DEVICE void advance() {
+    i += step;
+    at += step;
+    if (i < length) return;
+    at += next_run - (i - first);
+    i = first;
+    run += down;
+  }
+};
+
+/// A part of a group: some of its runs, or a piece of each. A block, or a warp of it, sums a part.
+struct RunPlan {
+  Partition p{};                                            // canonical
+  int vector = 1;                                           // adjacent values read at once; divides reduce1
+  int lanes = block_threads;                                // threads per part
+  int across = 1;                                           // of them along a run, a power of two
+  std::int64_t part_runs = 1, part_length = 0, pieces = 1;  // runs per part, values of each; parts along a run
+  std::int64_t parts = 1;                                   // of a group
+  std::int64_t blocks = 0;
+
+  struct Part {
+    std::int64_t offset = 0, runs = 0, length = 0;
+    ALLNORM_HOST_DEVICE std::int64_t values() const { return runs * length; }
+  };
+  ALLNORM_HOST_DEVICE std::int64_t units() const { return p.groups() * parts; }
+  ALLNORM_HOST_DEVICE std::int64_t stride() const { return p.keep1 * p.reduce1; }  // between the runs of a group
+  ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t group) const {
+    return group / p.keep1 * p.reduce0 * stride() + group % p.keep1 * p.reduce1;
+  }
+  ALLNORM_HOST_DEVICE Part part(std::int64_t group, std::int64_t index) const {
+    const std::int64_t run = index / pieces * part_runs, begin = index % pieces * part_length;
+    return {first_of(group) + run * stride() + begin, min_of(part_runs, p.reduce0 - run),
+            min_of(part_length, p.reduce1 - begin)};
+  }
+  ALLNORM_HOST_DEVICE RunWalk walk(const Part& part, int lane) const {
+    RunWalk w;
+    w.i = w.first = static_cast<std::int64_t>(lane % across) * vector;
+    w.length = part.length;
+    w.step = static_cast<std::int64_t>(across) * vector;
+    w.run = lane / across;
+    w.runs = w.first < part.length ? part.runs : 0;
+    w.down = lanes / across;
+    w.next_run = w.down * stride();
+    w.at = part.offset + w.run * stride() + w.i;
+    return w;
+  }
+};
+
+/// `vector` divides reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
+inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
+  RunPlan plan;
+  plan.p = p;
+  plan.vector = vector;
+  const std::int64_t groups = p.groups(), size = p.group_size();
+  plan.part_runs = p.reduce0;
+  plan.part_length = p.reduce1;
+  if (size <= block_threads || (size <= warp_maximum && groups >= wanted)) {
+    plan.lanes = warp_threads;
+  } else {
+    const std::int64_t parts = max_of(1, min_of(wanted / max_of(1, groups), size / part_minimum));
+    plan.part_runs = ceil_div(p.reduce0, min_of(p.reduce0, parts));
+    const std::int64_t bands = ceil_div(p.reduce0, plan.part_runs);
+    plan.part_length = ceil_div(ceil_div(p.reduce1, max_of(1, parts / bands)), vector) * vector;
+    plan.pieces = ceil_div(p.reduce1, plan.part_length);
+    plan.parts = bands * plan.pieces;
+  }
+  // across: a whole warp along a run if it is long enough; of the powers of two the one that idles the fewest threads
+  const std::int64_t vectors = ceil_div(plan.part_length, vector);
+  std::int64_t best = 0;
+  for (int across = plan.lanes; across >= 1; across /= 2) {
+    if (across < warp_threads && vectors > across && best > 0) break;
+    const std::int64_t down = plan.lanes / across;
+    const std::int64_t steps = ceil_div(vectors, across) * ceil_div(plan.part_runs, down);
+    if (best != 0 && steps >= best) continue;
+    best = steps;
+    plan.across = across;
+  }
+  plan.blocks = ceil_div(plan.units(), block_threads / plan.lanes);
+  return plan;
+}
+
+// ---- column by column ----------------------------------------------------------------------------------------------
+
+/// Matrices of `rows` x `width` values, `group_width` adjacent columns to a group. A block sums a tile of columns over
+/// a part of the rows: `down` rows at a time, `across` vectors of each.
+struct ColumnPlan {
+  std::int64_t matrices = 0, rows = 0, width = 0, group_width = 1;
+  std::int64_t matrix_groups = 0, tile_groups = 0;
+  int vector = 1;
+  int across = 1, down = 1;
+  std::int64_t tiles = 0, part_rows = 0, parts = 1;
+  std::int64_t blocks = 0;
+
+  ALLNORM_HOST_DEVICE std::int64_t tile() const { return static_cast<std::int64_t>(across) * vector; }  // columns
+  /// The group of a column within its matrix or tile, without a division where none is needed; its first column.
+  ALLNORM_HOST_DEVICE std::int64_t group_of(std::int64_t column) const {
+    return group_width == 1 ? column : column / group_width;
+  }
+  ALLNORM_HOST_DEVICE std::int64_t first_column(std::int64_t column) const { return group_of(column) * group_width; }
+  struct Unit {
+    std::int64_t matrix = 0, part = 0, row = 0, rows = 0, column = 0, columns = 0;
+  };
+  ALLNORM_HOST_DEVICE std::int64_t rows_of(std::int64_t part) const {
+    return min_of(part_rows, rows - part * part_rows);
+  }
+  ALLNORM_HOST_DEVICE Unit unit(std::int64_t block) const {
+    const std::int64_t t = block % tiles, part = block / tiles % parts;
+    return {block / tiles / parts, part,       part * part_rows,
+            rows_of(part),         t * tile(), min_of(tile(), width - t * tile())};
+  }
+  ALLNORM_HOST_DEVICE std::int64_t group_of(std::int64_t matrix, std::int64_t column) const {
+    return matrix * matrix_groups + group_of(column);
+  }
+  /// The first value of a group.
+  ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t matrix, std::int64_t column) const {
+    return matrix * rows * width + first_column(column);
+  }
+  /// Doubles of shared memory: a value per thread and column (or two per thread), and three per column of a tile.
+  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 3 * tile(); }
+};
+
+constexpr std::int64_t common_multiple(std::int64_t a, std::int64_t b) noexcept {
+  std::int64_t x = a, y = b;
+  while (y != 0) {
+    const std::int64_t rest = x % y;
+    x = y;
+    y = rest;
+  }
+  return a / x * b;
+}
+
+/// `vector` divides the width keep1 * reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
+inline ColumnPlan plan_columns(const Partition& p, int vector, std::int64_t wanted) {
+  ColumnPlan plan;
+  plan.matrices = p.keep0;
+  plan.rows = p.reduce0;
+  plan.width = p.keep1 * p.reduce1;
+  plan.group_width = p.reduce1;
+  plan.vector = vector;
+  // a tile holds whole groups in whole vectors
+  const std::int64_t unit = common_multiple(p.reduce1, vector) / vector, vectors = ceil_div(plan.width, vector);
+  const auto whole = [unit](std::int64_t n) { return ceil_div(n, unit) * unit; };
+  std::int64_t across = unit < warp_threads ? warp_threads / unit * unit : unit;
+  while (2 * across <= tile_maximum && across < vectors && plan.rows * across < 4 * block_threads) across *= 2;
+  plan.tiles = ceil_div(vectors, across);
+  plan.across = static_cast<int>(whole(ceil_div(vectors, plan.tiles)));
+  plan.tiles = ceil_div(vectors, plan.across);
+  plan.down = block_threads / plan.across;
+  plan.matrix_groups = p.keep1;
+  plan.tile_groups = plan.tile() / plan.group_width;
+  const std::int64_t most = plan.rows * min_of(plan.tile(), plan.width) / part_minimum;
+  const std::int64_t parts = max_of(1, min_of(wanted / (plan.matrices * plan.tiles), most));
+  plan.part_rows = ceil_div(plan.rows, parts);
+  plan.parts = ceil_div(plan.rows, plan.part_rows);
+  plan.blocks = plan.matrices * plan.tiles * plan.parts;
+  return plan;
+}
+
+}  // namespace allnorm::cuda

@@ -1,0 +1,34 @@
+// The CUDA backend's functions: what kernels/cuda/ops.cu puts in the table.
+#pragma once
+
+#include "kernels/ops.hpp"
+
+namespace allnorm {
+
+namespace cuda {
+
+void moments(const MomentsArgs& args, Queue& queue);
+void apply(const ApplyArgs& args, Queue& queue);
+void sign_mask(const SignMaskArgs& args, Queue& queue);
+void moments_grad(const MomentsGradArgs& args, Queue& queue);
+void apply_grad(const ApplyGradArgs& args, Queue& queue);
+void apply_rows(const RowsArgs& args, Queue& queue);
+void moments_grad_rows(const RowsArgs& args, Queue& queue);
+void affine_grad_rows(const RowsArgs& args, Queue& queue);
+void apply_grad_rows(const RowsArgs& args, Queue& queue);
+void patch_sums(const PatchSumsArgs& args, Queue& queue);
+
+void forward_local(const ForwardArgs& args, Queue& queue);
+void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);
+void backward_local(const BackwardArgs& args, Queue& queue);
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue);
+void lanes(const LanesArgs& args, Queue& queue);
+void derivatives(const DerivativesArgs& args, Queue& queue);
+void begin_batch(const Rules& rules, const LayerState& state, Queue& queue);
+
+}  // namespace cuda
+
+/// The CUDA backend, on the GPU of `queue`'s device.
+const Ops& cuda_ops();
+
+}  // namespace allnorm

@@ -1,0 +1,139 @@
+// Vectors of values in global memory: loaded into the compute type and stored from it, 16 bytes at a time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "allnorm/dtype.hpp"
+
+namespace allnorm::cuda {
+
+/// f(0), f(1), ... f(n - 1), written out: what indexes arrays that must stay in registers.
+template <class F, int... i>
+__device__ __forceinline__ void unrolled(const F& f, std::integer_sequence<int, i...>) {
+  (f(std::integral_constant<int, i>{}), ...);
+}
+template <int n, class F>
+__device__ __forceinline__ void unrolled(const F& f) {
+  unrolled(f, std::make_integer_sequence<int, n>{});
+}
+
+/// One value, widened and narrowed by the hardware: the same bits as allnorm::load and allnorm::store for every number;
+/// a NaN stays a NaN, of the hardware's bits.
+template <class T>
+__device__ __forceinline__ compute_t<T> widen(T value) {
+  if constexpr (std::is_same_v<T, f16>)
+    return __half2float(__ushort_as_half(value.bits));
+  else if constexpr (std::is_same_v<T, bf16>)
+    return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+  else
+    return value;
+}
+template <class T>
+__device__ __forceinline__ T narrow(compute_t<T> value) {
+  if constexpr (std::is_same_v<T, f16>)
+    return {__half_as_ushort(__float2half_rn(value))};
+  else if constexpr (std::is_same_v<T, bf16>)
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+  else
+    return value;
+}
+
+/// `n` adjacent values as one to four words of at most 16 bytes.
+template <class T, int n>
+struct Vector {
+  static constexpr std::size_t bytes = n * sizeof(T);
+  static constexpr std::size_t word_bytes = bytes < 16 ? bytes : 16;
+  static constexpr int words = static_cast<int>(bytes / word_bytes);
+  static_assert(words * word_bytes == bytes);
+  // clang-format off
+  using Word = std::conditional_t<word_bytes == 16, uint4,
+               std::conditional_t<word_bytes == 8, uint2,
+               std::conditional_t<word_bytes == 4, unsigned, unsigned short>>>;
+  // clang-format on
+  Word word[words];
+};
+/// Values per 16 bytes.
+template <class T>
+inline constexpr int vector_width = static_cast<int>(16 / sizeof(T));
+
+/// Whether vectors can be read and written at p.
+inline bool is_vector_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+/// What a load or store says to the caches.
+enum class Hint : std::uint8_t {
+  keep,  ///< will be read again soon
+  last,  ///< will not: first to be evicted
+};
+
+/// The vector at p, which is aligned to its words.
+template <int n, class T>
+__device__ __forceinline__ Vector<T, n> read_vector(const T* p, Hint hint = Hint::keep) {
+  using V = Vector<T, n>;
+  const auto* from = reinterpret_cast<const typename V::Word*>(p);
+  V v;
+  for (int i = 0; i < V::words; ++i) v.word[i] = hint == Hint::keep ? from[i] : __ldcs(from + i);
+  return v;
+}
+template <int n, class T>
+__device__ __forceinline__ void write_vector(T* p, const Vector<T, n>& v, Hint hint = Hint::keep) {
+  using V = Vector<T, n>;
+  auto* to = reinterpret_cast<typename V::Word*>(p);
+  for (int i = 0; i < V::words; ++i) {
+    if (hint == Hint::keep)
+      to[i] = v.word[i];
+    else
+      __stcs(to + i, v.word[i]);
+  }
+}
+
+/// The values p[0 .. count) one by one, count <= n; the others are 0. p may have any alignment.
+template <int n, class T>
+__device__ __forceinline__ Vector<T, n> read_values(const T* p, int count) {
+  T values[n];
+  for (int i = 0; i < n; ++i) values[i] = i < count ? p[i] : T{};
+  Vector<T, n> v;
+  std::memcpy(static_cast<void*>(&v), values, sizeof(v));
+  return v;
+}
+template <int n, class T>
+__device__ __forceinline__ void write_values(T* p, const Vector<T, n>& v, int count) {
+  T values[n];
+  std::memcpy(static_cast<void*>(values), &v, sizeof(v));
+  for (int i = 0; i < n; ++i)
+    if (i < count) p[i] = values[i];
+}
+
+/// The values of a vector in the compute type, and back.
+template <class T, int n>
+__device__ __forceinline__ void unpack(const Vector<T, n>& v, compute_t<T> (&to)[n]) {
+  T values[n];
+  std::memcpy(static_cast<void*>(values), &v, sizeof(v));
+  for (int i = 0; i < n; ++i) to[i] = widen(values[i]);
+}
+template <class T, int n>
+__device__ __forceinline__ Vector<T, n> pack(const compute_t<T> (&from)[n]) {
+  T values[n];
+  for (int i = 0; i < n; ++i) values[i] = narrow<T>(from[i]);
+  Vector<T, n> v;
+  std::memcpy(static_cast<void*>(&v), values, sizeof(v));
+  return v;
+}
+
+/// p[0 .. n) in the compute type: in whole words (p is aligned to them), or one by one.
+template <bool whole, int n, class T>
+__device__ __forceinline__ void load_values(const T* p, compute_t<T> (&to)[n], Hint hint = Hint::keep) {
+  if constexpr (whole)
+    unpack(read_vector<n>(p, hint), to);
+  else
+    unpack(read_values<n>(p, n), to);
+}
+
+}  // namespace allnorm::cuda

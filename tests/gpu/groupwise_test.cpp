@@ -1,0 +1,330 @@
+// Norms whose groups stay on chip, and the halves over rows that serve the others, against plain loops in double.
+#include "kernels/cuda/groupwise.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../kernels_support.hpp"
+#include "allnorm/partition.hpp"
+#include "allnorm/tensor.hpp"
+#include "src/cuda/queue.hpp"
+
+namespace allnorm::kernel_test {
+namespace {
+
+/// What a layer sees: src/plan.cpp makes the same.
+struct Layout {
+  const char* edge;
+  Partition norm{}, fine{};
+  Coarsening to_norm{}, to_affine{};
+  std::int64_t parameters = 0;
+  bool rows = false;
+
+  std::int64_t parameter_of(std::int64_t i) const { return rows ? i % parameters : to_affine(fine.group_of(i)); }
+};
+Layout rows(const char* edge, std::int64_t count, std::int64_t columns) {
+  return {edge, {1, 1, count, columns}, {}, {}, {}, columns, true};
+}
+Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t groups) {
+  const std::int64_t C = shape[1];
+  return {edge,
+          per_sample_block(shape, order, groups),
+          per_sample_block(shape, order, C),
+          {C / groups, shape[0] * groups},
+          {1, C},
+          C,
+          false};
+}
+Layout channels(const char* edge, const Partition& p) {
+  return {edge, p, p, {1, p.groups()}, {1, p.groups()}, p.groups(), false};
+}
+std::vector<Layout> layouts() {
+  constexpr auto first = Order::channels_first, last = Order::channels_last;
+  return {rows("one value", 1, 1),
+          rows("a warp per row", 9, 64),
+          rows("rows off the vector's width", 7, 257),
+          rows("a block per row", 3, 1032),
+          rows("more values than threads read at once", 2, 20000),
+          rows("many rows", 300, 24),
+          rows("more rows than are added in the compute type", 2000, 40),
+          rows("several teams of more than a warp", 50, 304),
+          blocks("groups of planes off the vector's width", {2, 6, 7, 7}, first, 3),
+          blocks("whole planes in vectors", {2, 32, 8, 8}, first, 4),
+          blocks("vectors that cross planes", {2, 16, 3, 4}, first, 2),
+          blocks("instances", {3, 5, 9, 11}, first, 5),
+          blocks("large instances", {2, 3, 60, 64}, first, 3),
+          blocks("one group", {2, 7, 5, 5}, first, 1),
+          blocks("channels last", {2, 64, 5, 6}, last, 4),
+          blocks("channels last, many rows", {2, 32, 31, 30}, last, 2),
+          blocks("channels last, more channels than a warp has lanes", {2, 96, 4, 5}, last, 2),
+          blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
+          channels("a small batch's channels", {1, 5, 7, 48}),
+          channels("a small batch's channels, off the vector's width", {1, 6, 3, 49}),
+          blocks("one plane's value", {4, 40, 1, 1}, first, 2)};
+}
+
+template <class T>
+struct GroupwiseKernels : OverTypes<T> {
+  const cudaDeviceProp& device = cuda::properties_of(this->queue);
+};
+TYPED_TEST_SUITE(GroupwiseKernels, Types);
+
+/// A layer's state without values, as norms without running statistics have it.
+struct CallState {
+  backend::Array<Counters> counters{2};
+  backend::Array<std::uint32_t> turn;
+  backend::Array<Turn> last{1};
+  backend::Array<steps::FrameScalars> scalars{1};
+  LayerState state{};
+  CallState() : turn(1, 0u) {
+    state.counters = counters.data();
+    state.turn = turn.data();
+    state.last = last.data();
+  }
+};
+struct FrameArrays {
+  Walled<double> mean, var, rstd, share;
+  explicit FrameArrays(std::int64_t groups) : mean(groups), var(groups), rstd(groups), share(groups) {}
+  steps::FrameView view(CallState& state) {
+    return {mean.data(), var.data(), rstd.data(), nullptr, nullptr, share.data(), state.scalars.data()};
+  }
+  bool intact() const { return mean.intact() && var.intact() && rstd.intact() && share.intact(); }
+};
+
+/// Every group's moments, summed in long double, and the largest distance of two of its values.
+struct Moments {
+  std::vector<double> mean, var, spread;
+  template <class T>
+  Moments(const Walled<T>& x, const Partition& p) {
+    const auto groups = static_cast<std::size_t>(p.groups());
+    std::vector<double> low(groups, std::numeric_limits<double>::infinity());
+    std::vector<double> high(groups, -std::numeric_limits<double>::infinity());
+    std::vector<long double> sum(groups), squares(groups);
+    const auto count = static_cast<long double>(p.group_size());
+    for (std::int64_t i = 0; i < p.elements(); ++i) {
+      const auto g = static_cast<std::size_t>(p.group_of(i));
+      sum[g] += x[i], low[g] = std::min(low[g], x[i]), high[g] = std::max(high[g], x[i]);
+    }
+    for (std::int64_t i = 0; i < p.elements(); ++i) {
+      const auto g = static_cast<std::size_t>(p.group_of(i));
+      squares[g] += (x[i] - sum[g] / count) * (x[i] - sum[g] / count);
+    }
+    for (std::size_t g = 0; g < groups; ++g) {
+      mean.push_back(static_cast<double>(sum[g] / count));
+      var.push_back(static_cast<double>(squares[g] / count));
+      spread.push_back(high[g] - low[g]);
+    }
+  }
+};
+
+constexpr double eps = 1e-5;
+constexpr Activation relu{ActivationKind::relu, 0.0};
+// In the compute type: up to 8 values are added, of which each was rounded as a difference and a square.
+constexpr double roundings = 16;
+
+template <class T>
+void expect_forward(const Layout& layout, const Walled<T>& x, const Walled<T>* residual, const Walled<double>& weight,
+                    const Walled<double>& bias, const Activation& activation, const Walled<T>& y,
+                    const FrameArrays& frame) {
+  constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
+  const Moments want(x, layout.norm);
+  const double n = 4 * eps64 * std::sqrt(static_cast<double>(layout.norm.group_size()));
+  for (std::int64_t g = 0; g < layout.norm.groups(); ++g) {
+    const auto i = static_cast<std::size_t>(g);
+    ASSERT_NEAR(frame.mean[g], want.mean[i], roundings * u * want.spread[i] + n * std::abs(want.mean[i]));
+    ASSERT_NEAR(frame.var[g], want.var[i],
+                roundings * u * want.var[i] + n * (want.var[i] + want.mean[i] * want.mean[i] * eps64));
+    ASSERT_NEAR(frame.rstd[g], 1 / std::sqrt(frame.var[g] + eps), 4 * eps64 * frame.rstd[g]);
+    ASSERT_EQ(frame.share[g], 1);
+  }
+  for (std::int64_t i = 0; i < x.size(); ++i) {
+    const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+    const double rstd = 1 / std::sqrt(want.var[static_cast<std::size_t>(g)] + eps);
+    const double z = (x[i] - want.mean[static_cast<std::size_t>(g)]) * rstd;
+    const double other = residual != nullptr ? (*residual)[i] : 0.0;
+    const double sum = z * weight[p] + bias[p] + other, result = activated(sum, activation);
+    const double size = 2 * std::abs(z) + want.spread[static_cast<std::size_t>(g)] * rstd;
+    ASSERT_NEAR(y[i], result,
+                (roundings + 4) * u * (size * std::abs(weight[p]) + std::abs(bias[p]) + std::abs(other)) +
+                    store_unit<T> * std::abs(result) + floor)
+        << i;
+  }
+}
+
+TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
+  using T = TypeParam;
+  for (const Layout& layout : layouts())
+    for (const bool with_residual : {false, true}) {
+      if (with_residual && layout.rows) continue;
+      SCOPED_TRACE(std::string(layout.edge) + (with_residual ? ", residual" : ""));
+      const std::int64_t n = layout.norm.elements();
+      Walled<T> y = normal<T>(n, 2, 3.0, 0.5);
+      const Walled<T> x = y, residual = normal<T>(n, 4);
+      const auto weight = normal<double>(layout.parameters, 21), bias = normal<double>(layout.parameters, 22);
+      const Activation activation = layout.rows ? Activation{} : relu;
+      CallState state;
+      FrameArrays frame(layout.norm.groups());
+      ForwardArgs args{.x = with_residual ? x.data() : y.data(),  // otherwise in place
+                       .residual = with_residual ? residual.data() : nullptr,
+                       .y = y.data(),
+                       .dtype = dtype_of<T>(),
+                       .norm = layout.norm,
+                       .fine = layout.fine,
+                       .to_norm = layout.to_norm,
+                       .to_affine = layout.to_affine,
+                       .rows = layout.rows,
+                       .activation = activation,
+                       .weight = {weight.data(), true, 1},
+                       .bias = {bias.data(), true, 0},
+                       .rules = {.eps = eps},
+                       .state = state.state,
+                       .frame = frame.view(state)};
+      if (!cuda::groupwise_fits(args, this->device)) {
+        EXPECT_GT(layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
+        continue;
+      }
+      for (std::uint32_t call = 0; call < 2; ++call) {
+        std::memcpy(static_cast<void*>(y.data()), x.data(), static_cast<std::size_t>(n) * sizeof(T));
+        cuda::groupwise_forward(args, this->queue);
+        this->queue.wait();
+        EXPECT_TRUE(y.intact() && frame.intact());
+        expect_forward(layout, x, with_residual ? &residual : nullptr, weight, bias, activation, y, frame);
+        EXPECT_EQ(state.turn[0], call + 1);
+        EXPECT_EQ(state.state.now().calls, call + 1);
+        EXPECT_EQ(state.scalars[0].call, call);
+        EXPECT_EQ(state.scalars[0].count, static_cast<double>(layout.norm.group_size()));
+      }
+    }
+}
+
+TYPED_TEST(GroupwiseKernels, FarMeansKeepTheirVariance) {
+  using T = TypeParam;
+  if (sizeof(T) == 2) GTEST_SKIP() << "16 bits do not hold values so close to each other";
+  const Layout layout = rows("", 4, 2048);
+  const auto x = normal<T>(layout.norm.elements(), 5, 1e4, 1.0);
+  Walled<T> y(x.size());
+  CallState state;
+  FrameArrays frame(layout.norm.groups());
+  const ForwardArgs args{.x = x.data(),
+                         .y = y.data(),
+                         .dtype = dtype_of<T>(),
+                         .norm = layout.norm,
+                         .rows = true,
+                         .rules = {.eps = eps},
+                         .state = state.state,
+                         .frame = frame.view(state)};
+  cuda::groupwise_forward(args, this->queue);
+  this->queue.wait();
+  const Moments want(x, layout.norm);
+  for (std::int64_t g = 0; g < layout.norm.groups(); ++g)
+    EXPECT_NEAR(frame.var[g] / want.var[static_cast<std::size_t>(g)], 1, 1e-7);
+}
+
+/// z as the kernels compute it.
+template <class T>
+bool passes(double x, double center, double scale, double shift) {
+  using C = compute_t<T>;
+  const C c = static_cast<C>(center);
+  const C s = static_cast<C>(std::fma(scale, static_cast<double>(c) - center, shift));
+  return !(std::fma(static_cast<C>(x) - c, static_cast<C>(scale), s) <= 0);
+}
+
+TYPED_TEST(GroupwiseKernels, OneLaunchGivesAGroupsGradients) {
+  using T = TypeParam;
+  constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
+  for (const Layout& layout : layouts())
+    for (const bool with_mask : {false, true}) {
+      if (with_mask && layout.rows) continue;
+      SCOPED_TRACE(std::string(layout.edge) + (with_mask ? ", mask" : ""));
+      const std::int64_t n = layout.norm.elements(), G = layout.norm.groups(), P = layout.parameters;
+      const auto x = normal<T>(n, 2, 3.0, 0.5), dy = normal<T>(n, 3);
+      const auto weight = normal<double>(P, 21), bias = normal<double>(P, 22);
+      Walled<T> dx(n), dresidual(n);
+      Walled<double> dweight(P), dbias(P);
+      Walled<double> scratch(backward_scratch(layout.norm, layout.fine, P));
+      backend::Array<std::uint8_t> mask(static_cast<std::size_t>((n + 7) / 8));
+      for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<std::uint8_t>(37 * i + 11);
+      CallState state;
+      FrameArrays frame(G);
+      const Moments moments(x, layout.norm);
+      for (std::int64_t g = 0; g < G; ++g) {
+        const auto i = static_cast<std::size_t>(g);
+        frame.mean.set(g, moments.mean[i]), frame.var.set(g, moments.var[i]), frame.share.set(g, 1);
+        frame.rstd.set(g, 1 / std::sqrt(moments.var[i] + eps));
+      }
+      state.scalars[0] = {static_cast<double>(layout.norm.group_size()), 0};
+      const BackwardArgs args{.x = x.data(),
+                              .dy = dy.data(),
+                              .dx = dx.data(),
+                              .dresidual = with_mask ? dresidual.data() : nullptr,
+                              .dtype = dtype_of<T>(),
+                              .norm = layout.norm,
+                              .fine = layout.fine,
+                              .to_norm = layout.to_norm,
+                              .to_affine = layout.to_affine,
+                              .rows = layout.rows,
+                              .activation = layout.rows ? Activation{} : relu,
+                              .mask = with_mask ? mask.data() : nullptr,
+                              .weight = {weight.data(), true, 1},
+                              .bias = {bias.data(), true, 0},
+                              .parameters = P,
+                              .dweight = {dweight.data(), true},
+                              .dbias = {dbias.data(), true},
+                              .wants_weight = true,
+                              .frame = frame.view(state),
+                              .scratch = scratch.data()};
+      if (!cuda::groupwise_backward_fits(args, this->device)) {
+        EXPECT_GT(2 * layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
+        continue;
+      }
+      cuda::groupwise_backward(args, this->queue);
+      this->queue.wait();
+      EXPECT_TRUE(dx.intact() && dresidual.intact() && dweight.intact() && dbias.intact() && scratch.intact());
+
+      std::vector<double> s1(static_cast<std::size_t>(G)), s2(s1), size1(s1), size2(s1);
+      std::vector<double> gamma(static_cast<std::size_t>(P)), beta(gamma), gamma_size(gamma), beta_size(gamma);
+      std::vector<double> gated(static_cast<std::size_t>(n));
+      for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+        const auto at = static_cast<std::size_t>(g), of = static_cast<std::size_t>(p);
+        const bool open =
+            layout.rows || (with_mask ? (mask[static_cast<std::size_t>(i / 8)] >> (i % 8) & 1) != 0
+                                      : passes<T>(x[i], frame.mean[g], weight[p] * frame.rstd[g], bias[p]));
+        const double value = open ? dy[i] : 0, centred = x[i] - frame.mean[g];
+        gated[static_cast<std::size_t>(i)] = value;
+        s1[at] += weight[p] * value, size1[at] += std::abs(weight[p] * value);
+        s2[at] += weight[p] * value * centred, size2[at] += std::abs(weight[p] * value * centred);
+        gamma[of] += frame.rstd[g] * value * centred, gamma_size[of] += std::abs(frame.rstd[g] * value * centred);
+        beta[of] += value, beta_size[of] += std::abs(value);
+      }
+      const double count = static_cast<double>(layout.norm.group_size());
+      // sums of up to 16 in the compute type, of differences that were rounded against values of size |mean|
+      constexpr double sums = (roundings + 4) * u;
+      for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+        const auto at = static_cast<std::size_t>(g);
+        const double value = gated[static_cast<std::size_t>(i)], r = frame.rstd[g], centred = x[i] - frame.mean[g];
+        const double want = value * weight[p] * r - (r * s1[at] + centred * r * r * r * s2[at]) / count;
+        const double size =
+            std::abs(value * weight[p] * r) + (r * size1[at] + std::abs(centred) * r * r * r * size2[at]) / count;
+        ASSERT_NEAR(dx[i], want, sums * size + store_unit<T> * std::abs(want) + floor) << i;
+        if (with_mask) {
+          ASSERT_EQ(dresidual[i], value);
+        }
+      }
+      for (std::int64_t p = 0; p < P; ++p) {
+        const auto of = static_cast<std::size_t>(p);
+        ASSERT_NEAR(dweight[p], gamma[of], sums * gamma_size[of]) << p;
+        ASSERT_NEAR(dbias[p], beta[of], sums * beta_size[of]) << p;
+      }
+    }
+}
+
+}  // namespace
+}  // namespace allnorm::kernel_test

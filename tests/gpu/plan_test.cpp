@@ -1,0 +1,139 @@
+// How reductions on a GPU cut partitions: every element exactly once, enough blocks, offsets beyond 32 bits.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cuda/grid.cuh"
+#include "kernels_support.hpp"
+
+namespace allnorm::cuda {
+namespace {
+
+constexpr std::int64_t h200 = 132;  // multiprocessors
+
+/// How often each element is read, with the group that it is added to checked on the way.
+struct Coverage {
+  const Partition& p;
+  std::vector<int> reads;  // (elements)
+
+  explicit Coverage(const Partition& partition) : p(partition), reads(static_cast<std::size_t>(partition.elements())) {}
+  void read(std::int64_t at, int count, std::int64_t group) {
+    for (std::int64_t i = at; i < at + count; ++i) {
+      ASSERT_GE(i, 0);
+      ASSERT_LT(i, p.elements());
+      ASSERT_EQ(p.group_of(i), group);
+      ++reads[static_cast<std::size_t>(i)];
+    }
+  }
+  void expect_once() const {
+    for (std::size_t i = 0; i < reads.size(); ++i) ASSERT_EQ(reads[i], 1) << "element " << i;
+  }
+};
+
+void cover(const RunPlan& plan, Coverage& coverage) {
+  for (std::int64_t group = 0; group < plan.p.groups(); ++group)
+    for (std::int64_t index = 0; index < plan.parts; ++index) {
+      const RunPlan::Part part = plan.part(group, index);
+      EXPECT_TRUE(part.values() > 0 || plan.p.elements() == 0);
+      std::int64_t values = 0;
+      for (int lane = 0; lane < plan.lanes; ++lane)
+        for (RunWalk walk = plan.walk(part, lane); walk.more(); walk.advance()) {
+          coverage.read(walk.at, plan.vector, group);
+          values += plan.vector;
+          if (lane > 0) continue;
+          EXPECT_GE(walk.at, plan.first_of(group));
+        }
+      EXPECT_EQ(values, part.values());
+    }
+}
+
+void cover(const ColumnPlan& plan, Coverage& coverage) {
+  for (std::int64_t block = 0; block < plan.blocks; ++block) {
+    const ColumnPlan::Unit unit = plan.unit(block);
+    EXPECT_GT(unit.rows, 0);
+    EXPECT_GT(unit.columns, 0);
+    EXPECT_EQ(unit.columns % plan.group_width, 0);
+    EXPECT_EQ(unit.columns % plan.vector, 0);
+    for (std::int64_t row = unit.row; row < unit.row + unit.rows; ++row)
+      for (std::int64_t column = unit.column; column < unit.column + unit.columns; ++column) {
+        const std::int64_t group = plan.group_of(unit.matrix, column);
+        coverage.read((unit.matrix * plan.rows + row) * plan.width + column, 1, group);
+        EXPECT_EQ(coverage.p.group_of(plan.first_of(unit.matrix, column)), group);
+      }
+  }
+}
+
+TEST(ReductionPlan, ReadsEveryElementOnce) {
+  for (const Partition& given : kernel_test::partitions)
+    for (const int vector : {1, 2, 4, 8})
+      for (const std::int64_t wanted : {std::int64_t{4}, 2 * h200}) {
+        const Partition p = canonical(given);
+        SCOPED_TRACE(kernel_test::text(p) + " by " + std::to_string(vector) + " over " + std::to_string(wanted));
+        EXPECT_EQ(p.groups(), given.groups());
+        if (p.reduce1 % vector == 0) {
+          Coverage coverage(given);
+          cover(plan_runs(p, vector, wanted), coverage);
+          coverage.expect_once();
+        }
+        if (p.elements() > 0 && by_columns(p) && p.keep1 * p.reduce1 % vector == 0) {
+          Coverage coverage(given);
+          cover(plan_columns(p, vector, wanted), coverage);
+          coverage.expect_once();
+        }
+      }
+}
+
+/// The threads of a tile hold whole groups, and no more of them than a block has.
+TEST(ReductionPlan, TilesHoldWholeGroups) {
+  for (std::int64_t run = 1; run <= short_run; ++run)
+    for (const int vector : {1, 2, 4, 8}) {
+      const Partition p{1, 32, 8 * 257, run};
+      const ColumnPlan plan = plan_columns(p, vector, 2 * h200);
+      EXPECT_EQ(plan.tile() % run, 0);
+      EXPECT_LE(plan.across, tile_maximum);
+      EXPECT_GE(plan.down, 1);
+      EXPECT_LE(plan.across * plan.down, block_threads);
+      EXPECT_GE(plan.tiles * plan.tile(), plan.width);
+      EXPECT_LE(plan.down * plan.tile() + 3 * plan.tile(), plan.shared_doubles());
+    }
+}
+
+TEST(ReductionPlan, FewChannelsFillTheGpu) {
+  const std::int64_t wanted = 2 * h200;
+  const Partition first = canonical(per_channel({32, 64, 56, 56}, Order::channels_first)),
+                  last = canonical(per_channel({32, 64, 56, 56}, Order::channels_last));
+  ASSERT_FALSE(by_columns(first));
+  ASSERT_TRUE(by_columns(last));
+  EXPECT_GE(plan_runs(first, 4, wanted).blocks, wanted * 9 / 10);
+  EXPECT_GE(plan_columns(last, 4, wanted).blocks, wanted * 9 / 10);
+  EXPECT_LE(plan_runs(first, 4, wanted).blocks, wanted);
+  EXPECT_LE(plan_columns(last, 4, wanted).blocks, wanted);
+  for (const std::int64_t groups : {1, 3, 17})  // one long run each
+    EXPECT_GE(plan_runs({1, 1, groups, 1 << 22}, 4, wanted).blocks, wanted * 9 / 10) << groups;
+}
+
+/// Threads of one warp read adjacent vectors where a run is long enough for them.
+TEST(ReductionPlan, WarpsReadAdjacentVectors) {
+  for (const std::int64_t run : {128, 1000, 3136, 65536})
+    EXPECT_GE(plan_runs({1, 32, 64, run}, 4, 2 * h200).across, 32) << run;
+}
+
+TEST(ReductionPlan, OffsetsPassThirtyTwoBits) {
+  const Partition runs{1, 70000, 3, 40000};  // 8.4e9 elements
+  const RunPlan plan = plan_runs(runs, 4, 2 * h200);
+  const RunPlan::Part part = plan.part(2, plan.parts - 1);
+  RunWalk walk = plan.walk(part, plan.lanes - 1);
+  std::int64_t last = 0;
+  for (; walk.more(); walk.advance()) last = walk.at;
+  EXPECT_GT(last, std::int64_t{1} << 32);
+  EXPECT_LT(last, runs.elements());
+  EXPECT_EQ(runs.group_of(last), 2);
+  const Partition columns{1, 3000000000, 4, 1};
+  const ColumnPlan tall = plan_columns(columns, 4, 2 * h200);
+  const ColumnPlan::Unit unit = tall.unit(tall.blocks - 1);
+  EXPECT_EQ(unit.row + unit.rows, columns.reduce0);
+}
+
+}  // namespace
+}  // namespace allnorm::cuda
