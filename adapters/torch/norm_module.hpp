@@ -25,15 +25,18 @@ struct ConvolutionTensors {
   torch::Tensor weight;  ///< (C, Ci/groups, k...)
 };
 
-/// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are CPU tensors of type Double, Float, Half or
-/// BFloat16, dense in either order (others are copied). Several forwards may be in flight. Every rank of the layer's
-/// group makes the same forward and backward calls in the same order. Errors are allnorm::Error, but for a second
-/// backward through freed buffers, which is torch's own.
+/// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are of type Double, Float, Half or BFloat16,
+/// dense in either order (others are copied), on the device of the module's queue. On a GPU every call runs on torch's
+/// current stream, whatever the stream of that queue; before a graph is captured, make one call on the stream that
+/// captures. Several forwards may be in flight. Every rank of the layer's group makes the same forward and backward
+/// calls in the same order. Errors are allnorm::Error, but for a second backward through freed buffers, which is
+/// torch's own.
 class NormModule : public torch::nn::Module {
  public:
   /// `channels` is C, also for layer_norm, whose parameters have the layer's normalized_shape (which must be given).
-  /// `queue` is borrowed and must outlive the module, and the module the graphs of its calls. `name` must be the same
-  /// on all ranks. Throws invalid_argument for an activation that the layer's row does not have.
+  /// The parameters are made on the queue's device. `queue` is borrowed and must outlive the module, and the module the
+  /// graphs of its calls. `name` must be the same on all ranks. Throws invalid_argument for an activation that the
+  /// layer's row does not have, unsupported as device_for().
   NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
              const std::string& name);
 
@@ -54,9 +57,17 @@ class NormModule : public torch::nn::Module {
 
   Norm& norm() noexcept { return norm_; }
   const Norm& norm() const noexcept { return norm_; }
+  /// The queue that the module was made with: its device is the module's.
   Queue& queue() noexcept { return *queue_; }
   /// True where the layer acts on trailing axes as they lie.
   bool by_rows() const noexcept { return norm_.layer().row->reduction == Reduction::trailing_axes; }
+
+  /// True where evaluation mode needs statistics that training has gathered: the batch_norm family.
+  bool keeps_running_statistics() const noexcept { return norm_.layer().row->reduction == Reduction::batch_and_space; }
+  /// Throws invalid_argument with the name of a tensor, or parameter, that is on another device than the module's
+  /// queue.
+  void expect_tensors(const torch::Tensor& input, const torch::Tensor& residual,
+                      const ConvolutionTensors& convolution) const;
 
   torch::Tensor weight, bias;  ///< gamma and beta, Float until the module is converted
 
