@@ -12,7 +12,7 @@ bool is_channels_last(const torch::Tensor& tensor) { return tensor.dim() > 2 && 
 
 /// The library's name for the device of a tensor that expect_on() has let pass.
 Device memory_of(const torch::Tensor& tensor) {
-  return tensor.is_cuda() ? Device{DeviceKind::cuda, tensor.get_device()} : Device{};
+  return tensor.is_cuda() ? Device{DeviceKind::cuda, static_cast<int>(tensor.get_device())} : Device{};
 }
 
 }  // namespace
