@@ -99,7 +99,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
 
 NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        const std::string& name)
-    : norm_(layer, channels, std::move(group), queue, name), queue_(&queue) {
+    : norm_(layer, channels, std::move(group), current_queue(queue), name), queue_(&queue) {
   const auto& attributes = layer.row->attributes;
   expect(layer.options.activation.kind == ActivationKind::identity ||
              std::any_of(attributes.begin(), attributes.end(), [](const auto& a) { return a.name == "activation"; }),

@@ -26,11 +26,11 @@ struct ConvolutionTensors {
 };
 
 /// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are of type Double, Float, Half or BFloat16,
-/// dense in either order (others are copied), on the device of the module's queue. On a GPU every call runs on torch's
-/// current stream, whatever the stream of that queue; before a graph is captured, make one call on the stream that
-/// captures. Several forwards may be in flight. Every rank of the layer's group makes the same forward and backward
-/// calls in the same order. Errors are allnorm::Error, but for a second backward through freed buffers, which is
-/// torch's own.
+/// dense in either order (others are copied), on the device of the module's queue. On a GPU everything, the making of
+/// the layer's state included, runs on torch's current stream, whatever the stream of that queue: as with torch's own
+/// modules, a program that changes the current stream orders the two. Several forwards may be in flight. Every rank of
+/// the layer's group makes the same forward and backward calls in the same order. Errors are allnorm::Error, but for a
+/// second backward through freed buffers, which is torch's own.
 class NormModule : public torch::nn::Module {
  public:
   /// `channels` is C, also for layer_norm, whose parameters have the layer's normalized_shape (which must be given).
