@@ -4,6 +4,8 @@
 # mismatch of toolkits that a CPU adapter does not care about. Looks under Libtorch_ROOT, CMAKE_PREFIX_PATH (also
 # where that is torch.utils.cmake_prefix_path), the virtual environment that launch/setup makes, and python3.
 # Sets Libtorch_FOUND, Libtorch_VERSION, Libtorch_DETAIL (a line that says what was found or why not), target Libtorch::torch.
+# Where that libtorch was built with CUDA, and a CUDA Toolkit has the headers that its headers include, also target
+# Libtorch::cuda: what a program needs to use tensors on GPUs.
 
 set(_hints ${Libtorch_ROOT} ${CMAKE_PREFIX_PATH})
 foreach(_prefix IN LISTS CMAKE_PREFIX_PATH)
@@ -68,6 +70,22 @@ if(Libtorch_INCLUDE_DIR)
   endif()
 endif()
 
+# Built with CUDA: torch_cuda has the kernels, c10_cuda the streams. Debian ships their headers without the libraries.
+foreach(_name IN ITEMS torch_cuda c10_cuda)
+  find_library(Libtorch_${_name}_LIBRARY ${_name} HINTS "${Libtorch_INCLUDE_DIR}/../lib" NO_DEFAULT_PATH)
+  mark_as_advanced(Libtorch_${_name}_LIBRARY)
+endforeach()
+set(_cuda FALSE)
+if(_usable AND Libtorch_torch_cuda_LIBRARY AND Libtorch_c10_cuda_LIBRARY)
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND)
+    set(_cuda TRUE)
+    string(APPEND Libtorch_DETAIL " with CUDA")
+  else()
+    string(APPEND Libtorch_DETAIL " with CUDA, which needs a CUDA Toolkit here")
+  endif()
+endif()
+
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(Libtorch REQUIRED_VARS Libtorch_INCLUDE_DIR Libtorch_LIBRARIES _usable
   VERSION_VAR Libtorch_VERSION REASON_FAILURE_MESSAGE "${Libtorch_DETAIL}")
@@ -79,4 +97,13 @@ if(Libtorch_FOUND AND NOT TARGET Libtorch::torch)
     INTERFACE_INCLUDE_DIRECTORIES "${Libtorch_INCLUDE_DIR};${Libtorch_INCLUDE_DIR}/torch/csrc/api/include"
     INTERFACE_LINK_LIBRARIES "${Libtorch_LIBRARIES}")
 endif()
+if(Libtorch_FOUND AND _cuda AND NOT TARGET Libtorch::cuda)
+  add_library(Libtorch::cuda INTERFACE IMPORTED)
+  # torch_cuda registers its kernels when it is loaded: no symbol of it is called, so the linker must be told to keep it.
+  set_target_properties(Libtorch::cuda PROPERTIES
+    INTERFACE_INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}"
+    INTERFACE_LINK_LIBRARIES
+      "Libtorch::torch;-Wl,--push-state,--no-as-needed,${Libtorch_torch_cuda_LIBRARY},--pop-state;${Libtorch_c10_cuda_LIBRARY}")
+endif()
 unset(_usable)
+unset(_cuda)

@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "adapters/torch/streams.hpp"
+
 namespace allnorm::torch_adapter {
 namespace {
 
@@ -30,7 +32,7 @@ Layer with_geometry(Layer layer, const Convolution& geometry) {
 ConvNorm::ConvNorm(ConvolutionShape shape, Layer layer, std::shared_ptr<Communicator> group, Queue& queue,
                    const std::string& name)
     : shape_(std::move(shape)) {
-  weight = register_parameter("weight", at::zeros(weight_extents(shape_)));
+  weight = register_parameter("weight", at::zeros(weight_extents(shape_), device_for(queue)));
   norm_ = register_module("norm", std::make_shared<NormModule>(with_geometry(std::move(layer), shape_.geometry),
                                                                shape_.out, std::move(group), queue, name));
 }

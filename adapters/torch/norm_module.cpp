@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "adapters/torch/streams.hpp"
 #include "adapters/torch/views.hpp"
 
 namespace allnorm::torch_adapter {
@@ -14,6 +15,13 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+// Streams. A call runs on torch's current stream of the module's GPU (current_queue()), and so does every operation of
+// torch around it: the copies that in_order() makes and the outputs that empty_like() allocates are made, used and
+// freed in the order of that one stream, which is all that torch's allocator asks for, so nothing is recorded with it.
+// The library's own buffers are released in the order of the stream they were allocated on. torch runs a backward node
+// on a thread of its own, with the stream of the node's forward as the current one and other streams' gradients already
+// waited for, so backward asks for the current stream in the same way.
 
 /// What a call needs besides the tensors that take gradients.
 struct Plan {
@@ -28,6 +36,8 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
                                const torch::Tensor& bias, const torch::optional<torch::Tensor>& residual,
                                const Plan& plan) {
     NormModule& module = *plan.module;
+    Queue& queue = module.queue();
+    module.expect_tensors(input, residual ? *residual : torch::Tensor(), plan.convolution);
     const Dense x = dense(input, module.by_rows());
     ForwardInputs inputs;
     inputs.input = view_of(x.tensor, x.order);
@@ -47,8 +57,8 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     }
     torch::Tensor output = torch::empty_like(x.tensor);
     const TensorView y = writable_view_of(output, x.order);
-    plan.call->saved = plan.earlier ? module.norm().replay(plan.earlier->saved, inputs, y, module.queue())
-                                    : module.norm().forward(inputs, y, module.queue());
+    plan.call->saved = plan.earlier ? module.norm().replay(plan.earlier->saved, inputs, y, queue)
+                                    : module.norm().forward(inputs, y, queue);
     // The library's record borrows the tensors; torch keeps them, and notices when they are changed in between.
     variable_list kept{x.tensor, weight, bias};
     if (residual) kept.push_back(added);
@@ -64,6 +74,8 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     NormModule& module = *reinterpret_cast<NormModule*>(context->saved_data["module"].toInt());
     const Order order = static_cast<Order>(context->saved_data["order"].toInt());
     const auto call = c10::static_intrusive_pointer_cast<Call>(context->saved_data["call"].toCapsule());
+    Queue& queue = module.queue();
+    expect_on(gradients[0], queue.device(), "grad_output");
     const torch::Tensor grad_output = in_order(gradients[0], order);
 
     const bool has_residual = kept.size() > 3;
@@ -78,7 +90,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     outputs.weight = want(1, kept[1], Order::channels_first);
     outputs.bias = want(2, kept[2], Order::channels_first);
     if (has_residual) outputs.residual = want(3, kept[3], order);
-    module.norm().backward(call->saved, view_of(grad_output, order), outputs, module.queue());
+    module.norm().backward(call->saved, view_of(grad_output, order), outputs, queue);
     return results;
   }
 };
@@ -87,7 +99,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
 
 NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        const std::string& name)
-    : norm_(layer, channels, std::move(group), queue, name), queue_(&queue) {
+    : norm_(layer, channels, std::move(group), current_queue(queue), name), queue_(&queue) {
   const auto& attributes = layer.row->attributes;
   expect(layer.options.activation.kind == ActivationKind::identity ||
              std::any_of(attributes.begin(), attributes.end(), [](const auto& a) { return a.name == "activation"; }),
@@ -99,14 +111,15 @@ NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_pt
     expect(!extents.empty(), Code::invalid_argument,
            "normalized_shape of a layer with parameters is not given, must be the trailing extents");
   }
-  weight = register_parameter("weight", torch::ones(extents));
-  bias = register_parameter("bias", torch::zeros(extents));
+  weight = register_parameter("weight", torch::ones(extents, device_for(queue)));
+  bias = register_parameter("bias", torch::zeros(extents, device_for(queue)));
 }
 
 torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tensor& residual,
                                   const ConvolutionTensors& convolution) {
   const bool gradients = torch::GradMode::is_enabled();
-  if (!is_training() && !gradients && !norm_.has_running()) {
+  if (!is_training() && !gradients && norm_.has_running()) {
+    expect_tensors(input, residual, {});
     const Dense x = dense(input);
     ForwardInputs inputs;
     inputs.input = view_of(x.tensor, x.order);
@@ -118,7 +131,7 @@ torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tenso
       inputs.residual = view_of(added, x.order);
     }
     torch::Tensor output = torch::empty_like(x.tensor);
-    norm_.infer(inputs, writable_view_of(output, x.order), *queue_);
+    norm_.infer(inputs, writable_view_of(output, x.order), queue());
     return output;
   }
   const Plan plan{this, c10::make_intrusive<Call>(), {}, convolution};
@@ -136,6 +149,17 @@ torch::Tensor NormModule::replay(const CallHandle& earlier, const torch::Tensor&
   return NormFunction::apply(
       input, weight, bias,
       residual.defined() ? torch::optional<torch::Tensor>(residual) : torch::optional<torch::Tensor>(), plan);
+}
+
+void NormModule::expect_tensors(const torch::Tensor& input, const torch::Tensor& residual,
+                                const ConvolutionTensors& convolution) const {
+  const Device device = queue_->device();
+  expect_on(input, device, "input");
+  expect_on(residual, device, "residual");
+  expect_on(weight, device, "weight");
+  expect_on(bias, device, "bias");
+  expect_on(convolution.input, device, "the convolution's input");
+  expect_on(convolution.weight, device, "the convolution's weight");
 }
 
 void NormModule::train(bool on) {

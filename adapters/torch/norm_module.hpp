@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "adapters/torch/streams.hpp"
 #include "allnorm/norm.hpp"
 
 namespace allnorm::torch_adapter {
@@ -25,15 +26,18 @@ struct ConvolutionTensors {
   torch::Tensor weight;  ///< (C, Ci/groups, k...)
 };
 
-/// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are CPU tensors of type Double, Float, Half or
-/// BFloat16, dense in either order (others are copied). Several forwards may be in flight. Every rank of the layer's
-/// group makes the same forward and backward calls in the same order. Errors are allnorm::Error, but for a second
-/// backward through freed buffers, which is torch's own.
+/// allnorm::Norm with parameters, autograd and train()/eval(). Tensors are of type Double, Float, Half or BFloat16,
+/// dense in either order (others are copied), on the device of the module's queue. On a GPU everything, the making of
+/// the layer's state included, runs on torch's current stream, whatever the stream of that queue: as with torch's own
+/// modules, a program that changes the current stream orders the two. Several forwards may be in flight. Every rank of
+/// the layer's group makes the same forward and backward calls in the same order. Errors are allnorm::Error, but for a
+/// second backward through freed buffers, which is torch's own.
 class NormModule : public torch::nn::Module {
  public:
   /// `channels` is C, also for layer_norm, whose parameters have the layer's normalized_shape (which must be given).
-  /// `queue` is borrowed and must outlive the module, and the module the graphs of its calls. `name` must be the same
-  /// on all ranks. Throws invalid_argument for an activation that the layer's row does not have.
+  /// The parameters are made on the queue's device. `queue` is borrowed and must outlive the module, and the module the
+  /// graphs of its calls. `name` must be the same on all ranks. Throws invalid_argument for an activation that the
+  /// layer's row does not have, unsupported as device_for().
   NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
              const std::string& name);
 
@@ -49,14 +53,22 @@ class NormModule : public torch::nn::Module {
   void train(bool on = true) override;
 
   /// Running statistics, counters and window: PyTorch's keys and the library's own. Parameters are the module's.
-  State state() const { return norm_.save(); }
-  void load_state(const State& state, const LoadOptions& options = {}) { norm_.load(state, options); }
+  State state() const { return norm_.save(current_queue(*queue_)); }
+  void load_state(const State& state, const LoadOptions& options = {}) {
+    norm_.load(state, current_queue(*queue_), options);
+  }
 
   Norm& norm() noexcept { return norm_; }
   const Norm& norm() const noexcept { return norm_; }
-  Queue& queue() noexcept { return *queue_; }
+  /// The queue of calls made now: on a GPU over torch's current stream there.
+  Queue& queue() const { return current_queue(*queue_); }
   /// True where the layer acts on trailing axes as they lie.
   bool by_rows() const noexcept { return norm_.layer().row->reduction == Reduction::trailing_axes; }
+
+  /// Throws invalid_argument with the name of a tensor, or parameter, that is on another device than the module's
+  /// queue.
+  void expect_tensors(const torch::Tensor& input, const torch::Tensor& residual,
+                      const ConvolutionTensors& convolution) const;
 
   torch::Tensor weight, bias;  ///< gamma and beta, Float until the module is converted
 

@@ -10,7 +10,23 @@ namespace {
 /// Dense with the channel axis last. The shape of such a tensor is (N, C, space...) all the same.
 bool is_channels_last(const torch::Tensor& tensor) { return tensor.dim() > 2 && tensor.movedim(1, -1).is_contiguous(); }
 
+/// The library's name for the device of a tensor that expect_on() has let pass.
+Device memory_of(const torch::Tensor& tensor) {
+  return tensor.is_cuda() ? Device{DeviceKind::cuda, static_cast<int>(tensor.get_device())} : Device{};
+}
+
 }  // namespace
+
+void expect_on(const torch::Tensor& tensor, Device device, const char* name) {
+  if (!tensor.defined()) return;
+  const c10::Device actual = tensor.device();
+  const bool same =
+      device.kind == DeviceKind::cpu ? actual.is_cpu() : actual.is_cuda() && actual.index() == device.index;
+  expect(same, Code::invalid_argument, [&] {
+    return std::string("device of ") + name + " is " + actual.str() + ", must be " + to_string(device) +
+           " as the module's queue";
+  });
+}
 
 DType dtype_of(const torch::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -34,8 +50,6 @@ Shape shape_of(const torch::Tensor& tensor) {
 }
 
 Dense dense(const torch::Tensor& tensor, bool rows) {
-  expect(tensor.device().is_cpu(), Code::unsupported,
-         [&] { return "device of a tensor is " + tensor.device().str() + ", must be cpu"; });
   if (tensor.is_contiguous()) return {tensor, Order::channels_first};
   if (!rows && is_channels_last(tensor)) return {tensor, Order::channels_last};
   return {tensor.contiguous(), Order::channels_first};
@@ -49,12 +63,12 @@ torch::Tensor in_order(const torch::Tensor& tensor, Order order) {
 
 ConstTensorView view_of(const torch::Tensor& tensor, Order order) {
   if (!tensor.defined()) return {};
-  return {tensor.data_ptr(), dtype_of(tensor), Device{}, shape_of(tensor), order};
+  return {tensor.data_ptr(), dtype_of(tensor), memory_of(tensor), shape_of(tensor), order};
 }
 
 TensorView writable_view_of(const torch::Tensor& tensor, Order order) {
   if (!tensor.defined()) return {};
-  return {tensor.data_ptr(), dtype_of(tensor), Device{}, shape_of(tensor), order};
+  return {tensor.data_ptr(), dtype_of(tensor), memory_of(tensor), shape_of(tensor), order};
 }
 
 }  // namespace allnorm::torch_adapter

@@ -7,6 +7,8 @@
 
 namespace allnorm::torch_adapter {
 
+/// Throws invalid_argument, with `name`, unless the tensor is in the memory of `device`. An undefined tensor passes.
+void expect_on(const torch::Tensor& tensor, Device device, const char* name);
 /// The element type. Throws invalid_argument for integers and others that the library does not compute in.
 DType dtype_of(const torch::Tensor& tensor);
 Shape shape_of(const torch::Tensor& tensor);
@@ -17,12 +19,12 @@ struct Dense {
   Order order = Order::channels_first;
 };
 /// `tensor`, copied to channels first unless it is dense in one of the two orders. `rows`: only channels first will do
-/// (layer_norm acts on trailing axes as they lie). Throws unsupported for tensors that are not in CPU memory.
+/// (layer_norm acts on trailing axes as they lie).
 Dense dense(const torch::Tensor& tensor, bool rows = false);
 /// `tensor` in that order, copied only if it lies otherwise.
 torch::Tensor in_order(const torch::Tensor& tensor, Order order);
 
-/// Views of a dense tensor in that order. An undefined tensor is "not given".
+/// Views of a dense tensor in that order, in the memory of the CPU or of a GPU. An undefined tensor is "not given".
 ConstTensorView view_of(const torch::Tensor& tensor, Order order = Order::channels_first);
 TensorView writable_view_of(const torch::Tensor& tensor, Order order = Order::channels_first);
 
