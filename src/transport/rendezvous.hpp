@@ -5,26 +5,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "allnorm/communicator.hpp"
+#include "allnorm/nccl.hpp"
 #include "transport/deadline.hpp"
 
 namespace allnorm {
-
-/// Where and as whom a rank meets the others. `run` is the same text on all ranks and another one in every run: it
-/// keeps out what earlier runs left behind.
-struct Meeting {
-  std::string host{};
-  int port = 0;
-  int rank = 0, size = 1;
-  std::string run{};
-};
-
-/// From MASTER_ADDR, RANK and WORLD_SIZE, as torchrun sets them. The port is ALLNORM_PORT, else MASTER_PORT + 1 (the
-/// launcher's own store listens on MASTER_PORT), else 29601; the run is ALLNORM_RUN, else the launcher's job and
-/// restart. Throws invalid_argument, naming the variable.
-Meeting meeting_from_environment();
 
 /// A socket, owned. Move-only.
 class Socket {
