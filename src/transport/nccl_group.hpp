@@ -1,0 +1,104 @@
+// A group of NCCL ranks as this rank holds it: the ncclComm_t, who may use it when, and its end.
+#pragma once
+
+#include <nccl.h>
+
+#include <atomic>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "allnorm/nccl.hpp"
+#include "src/cuda/queue.hpp"
+#include "src/cuda/watcher.hpp"
+#include "src/transport/deadline.hpp"
+#include "src/transport/rendezvous.hpp"
+
+namespace allnorm {
+
+static_assert(NCCL_VERSION_CODE >= NCCL_VERSION(2, 14, 3),
+              "NCCL must be 2.14.3 or later: communicators that do not block");
+
+/// Throws transport, "TRIED failed: NCCL's text", unless `result` is success. `comm` may be null.
+void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried);
+
+/// Who tells this rank that another one failed, and is told when this one does. Either may be null.
+struct SideChannels {
+  std::shared_ptr<Gathering> gathering{};
+  std::shared_ptr<Communicator> bootstrap{};
+};
+
+class HostExchange;
+
+/// Shared by the communicator and its pending exchanges; watched from its making to its end.
+class NcclGroup final : public cuda::Watched {
+ public:
+  /// Takes `comm`, connected; an own one is destroyed at the end.
+  NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels);
+  ~NcclGroup() override;
+  NcclGroup(const NcclGroup&) = delete;
+  NcclGroup& operator=(const NcclGroup&) = delete;
+
+  int rank() const noexcept { return rank_; }
+  int size() const noexcept { return size_; }
+  bool gathers() const noexcept { return size_ <= patience_.gather_limit; }
+  const Patience& patience() const noexcept { return patience_; }
+  const SideChannels& channels() const noexcept { return channels_; }
+  cuda::Reports& reports() noexcept { return reports_; }
+  const cuda::Failure& failure() const noexcept { return failure_; }
+
+  /// Throws unless the queue is on the group's GPU and the group still lives.
+  void expect_usable(const Queue& queue) const;
+  /// Enqueues what `call(comm)` returns the result of. Does not wait for the GPU; in the first calls NCCL may wait for
+  /// the other ranks' hosts, to connect.
+  template <class Call>
+  void enqueue(const char* tried, const Call& call) {
+    const std::lock_guard lock(use_);
+    failure_.rethrow();
+    begin_use();
+    const ncclResult_t result = call(comm_);
+    settle(result, tried);
+    end_use();
+  }
+  /// This rank failed: tells whom it can, and ends the group.
+  void abort(const std::string& why) noexcept;
+  /// Ends the group with this error: what is enqueued is aborted, every later call throws.
+  void end(Code code, const std::string& why) noexcept;
+  void look() noexcept override;
+
+  /// Exchanges that the host waits for, oldest first: one at a time, so that all ranks enqueue in one order.
+  std::list<std::shared_ptr<HostExchange>> pending{};
+  std::uint64_t host_exchanges = 0;  // begun so far
+
+ private:
+  void begin_use();
+  void end_use() noexcept { busy_until_ = 0; }
+  void settle(ncclResult_t result, const char* tried);
+  void kill(Code code, const std::string& why) noexcept;
+
+  ncclComm_t comm_;
+  const bool own_;
+  int rank_ = 0, size_ = 1, device_ = 0;
+  Patience patience_;
+  SideChannels channels_;
+  Buffer<std::uint64_t> counts_;  // (2) exchanges begun and done, kernels advance them
+  cuda::Reports reports_;
+  cuda::Failure failure_;
+  std::mutex use_;                    // one thread uses comm_ at a time
+  std::atomic<double> busy_until_{};  // a call of NCCL that lasts longer hangs; 0 outside of calls
+  std::atomic<bool> dead_{false};     // comm_ was aborted and is gone
+  bool used_ = false;
+  std::shared_ptr<cuda::Watcher> watcher_;
+};
+
+/// Connects a new communicator, collective over its ranks, on the queue's GPU. Throws timeout, transport.
+ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience);
+
+/// The message of all ranks, summed: see Communicator::start_exchange.
+Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message message, Queue& queue);
+/// Waits for all exchanges that the host has begun.
+void finish_host_exchanges(NcclGroup& group);
+
+}  // namespace allnorm
