@@ -125,7 +125,7 @@ class NcclCommunicator final : public Communicator {
     const ncclComm_t comm =
         connect_nccl(id_from(&ids.payload[first * words]), place, members, queue, group_->patience());
     return std::make_shared<NcclCommunicator>(
-        std::make_shared<NcclGroup>(comm, true, queue, group_->patience(), group_->channels()));
+        std::make_shared<NcclGroup>(comm, true, queue, group_->patience(), group_->channels(), group_->pending()));
   }
 
   void decline(const Error& error) noexcept override {

@@ -1,6 +1,7 @@
 // Exchanges over NCCL that the host waits for: heads first, then payloads of one length.
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -47,8 +48,27 @@ class HostExchange {
 
   bool done() const noexcept { return phase_ == Phase::done; }
 
-  /// A step, where one is possible. Throws what ends the group.
-  void advance() {
+  /// A step, where one is possible. What goes wrong ends this exchange.
+  void advance() noexcept {
+    try {
+      step();
+    } catch (...) {
+      error_ = std::current_exception();
+      phase_ = Phase::done;
+    }
+  }
+  const NcclGroup& group() const noexcept { return group_; }
+
+  Message take() {
+    if (error_) std::rethrow_exception(error_);
+    expect(verdict_.empty(), Code::mismatch, verdict_);
+    return std::move(message_);
+  }
+
+ private:
+  enum class Phase { waiting, heads, payloads, done };
+
+  void step() {
     const cuda::DeviceGuard guard(guard_device_);
     group_.failure().rethrow();
     if (phase_ == Phase::waiting) {
@@ -85,14 +105,6 @@ class HostExchange {
       phase_ = Phase::done;
     }
   }
-
-  Message take() {
-    expect(verdict_.empty(), Code::mismatch, verdict_);
-    return std::move(message_);
-  }
-
- private:
-  enum class Phase { waiting, heads, payloads, done };
 
   std::size_t heads() const noexcept { return sizeof(RecordHead) + payload_; }
   std::size_t payloads() const noexcept { return heads() + ranks_ * sizeof(RecordHead); }
@@ -153,16 +165,17 @@ class HostExchange {
   Event event_{};
   Phase phase_ = Phase::waiting;
   std::string verdict_;
+  std::exception_ptr error_;
 };
 
 namespace {
 
 // Steps of the oldest exchange, and of the next when it is done.
-void advance(NcclGroup& group) {
-  while (!group.pending.empty()) {
-    group.pending.front()->advance();
-    if (!group.pending.front()->done()) return;
-    group.pending.pop_front();
+void advance(HostExchanges& pending) {
+  while (!pending.empty()) {
+    pending.front()->advance();
+    if (!pending.front()->done()) return;
+    pending.pop_front();
   }
 }
 
@@ -172,7 +185,7 @@ class NcclPending final : public Pending::Impl {
       : group_(std::move(group)), exchange_(std::move(exchange)), pause_(group_->patience(), 0) {}
 
   bool poll() override {
-    if (!exchange_->done()) advance(*group_);
+    if (!exchange_->done()) advance(*group_->pending());
     return exchange_->done();
   }
   Message take() override { return exchange_->take(); }
@@ -193,14 +206,19 @@ Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message mes
   message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
   auto exchange = std::make_shared<HostExchange>(*group, std::move(message), queue);
   ++group->host_exchanges;
-  group->pending.push_back(exchange);
-  advance(*group);
+  group->pending()->push_back(exchange);
+  advance(*group->pending());
   return Pending(std::make_unique<NcclPending>(group, std::move(exchange)));
 }
 
 void finish_host_exchanges(NcclGroup& group) {
   Deadline pause(group.patience(), 0);
-  for (advance(group); !group.pending.empty(); advance(group)) pause.relax();
+  HostExchanges& pending = *group.pending();
+  for (advance(pending); !pending.empty(); advance(pending)) pause.relax();
+}
+
+void forget_host_exchanges(NcclGroup& group) noexcept {
+  group.pending()->remove_if([&](const auto& exchange) { return &exchange->group() == &group; });
 }
 
 }  // namespace allnorm

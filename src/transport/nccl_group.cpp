@@ -44,12 +44,14 @@ ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue
   return comm;
 }
 
-NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels)
+NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
+                     std::shared_ptr<HostExchanges> pending)
     : comm_(comm),
       own_(own),
       device_(queue.device().index),
       patience_(patience),
       channels_(std::move(channels)),
+      pending_(std::move(pending)),
       counts_(2, queue),
       reports_(device_, counts_.data()),
       watcher_(cuda::Watcher::of_process()) {
@@ -66,6 +68,7 @@ NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& pa
 
 NcclGroup::~NcclGroup() {
   watcher_->remove(*this);
+  forget_host_exchanges(*this);
   if (dead_ || !own_) return;
   // To destroy it in order its work must be done: a group that still has some at the deadline is aborted.
   try {

@@ -30,13 +30,17 @@ struct SideChannels {
   std::shared_ptr<Communicator> bootstrap{};
 };
 
+/// Exchanges that the host waits for, of a group and of all groups split from it, oldest first. One at a time is under
+/// way: so all ranks enqueue their parts in one order, whichever result they ask for first.
 class HostExchange;
+using HostExchanges = std::list<std::shared_ptr<HostExchange>>;
 
 /// Shared by the communicator and its pending exchanges; watched from its making to its end.
 class NcclGroup final : public cuda::Watched {
  public:
-  /// Takes `comm`, connected; an own one is destroyed at the end.
-  NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels);
+  /// Takes `comm`, connected; an own one is destroyed at the end. `pending`: the parent's, of a group that was split.
+  NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
+            std::shared_ptr<HostExchanges> pending = std::make_shared<HostExchanges>());
   ~NcclGroup() override;
   NcclGroup(const NcclGroup&) = delete;
   NcclGroup& operator=(const NcclGroup&) = delete;
@@ -68,8 +72,7 @@ class NcclGroup final : public cuda::Watched {
   void end(Code code, const std::string& why) noexcept;
   void look() noexcept override;
 
-  /// Exchanges that the host waits for, oldest first: one at a time, so that all ranks enqueue in one order.
-  std::list<std::shared_ptr<HostExchange>> pending{};
+  const std::shared_ptr<HostExchanges>& pending() const noexcept { return pending_; }
   std::uint64_t host_exchanges = 0;  // begun so far
 
  private:
@@ -83,6 +86,7 @@ class NcclGroup final : public cuda::Watched {
   int rank_ = 0, size_ = 1, device_ = 0;
   Patience patience_;
   SideChannels channels_;
+  std::shared_ptr<HostExchanges> pending_;
   Buffer<std::uint64_t> counts_;  // (2) exchanges begun and done, kernels advance them
   cuda::Reports reports_;
   cuda::Failure failure_;
@@ -98,7 +102,9 @@ ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue
 
 /// The message of all ranks, summed: see Communicator::start_exchange.
 Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message message, Queue& queue);
-/// Waits for all exchanges that the host has begun.
+/// Waits for all exchanges of the group's list. Their errors stay theirs.
 void finish_host_exchanges(NcclGroup& group);
+/// Takes a group that ends off its list.
+void forget_host_exchanges(NcclGroup& group) noexcept;
 
 }  // namespace allnorm
