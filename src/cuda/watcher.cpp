@@ -85,7 +85,7 @@ Reporter Reports::reporter() const noexcept {
   return {shared, counts_ != nullptr ? counts_ : reinterpret_cast<std::uint64_t*>(shared + 1)};
 }
 
-std::string Reports::late(const Patience& patience) {
+std::string Reports::late(const Patience& patience, const std::string& who) {
   const std::uint64_t finished = read(report().finished), started = read(report().started);
   const double time = now(patience);
   if (started != started_ || finished != finished_ || started == finished) {
@@ -96,8 +96,8 @@ std::string Reports::late(const Patience& patience) {
   }
   const double timeout = finished == 0 ? patience.first_timeout : patience.timeout;
   if (time - since_ <= timeout) return {};
-  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) +
-         ": a rank is missing or late";
+  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) + ": " + who +
+         " is missing or late";
 }
 
 void Reports::check() {

@@ -68,8 +68,8 @@ class Reports {
 
   Reporter reporter() const noexcept;
   /// What is wrong when exchanges have been under way for longer than `patience` allows; empty while all is well. The
-  /// watcher's, regularly.
-  std::string late(const Patience& patience);
+  /// watcher's, regularly. `who`: what is known of the missing.
+  std::string late(const Patience& patience, const std::string& who = "a rank");
   /// Throws what kernels have found since the last call: mismatch, invalid_argument.
   void check();
 
