@@ -41,6 +41,8 @@ Meeting meeting_from_environment();
 //    group, so that no stream hangs; check() and every later call throw. A mismatch does not end the group;
 //  - on decline(), ends the group too: peers are told at once where ranks met over TCP, through bootstrap->abort()
 //    where there is a bootstrap, and otherwise run into their deadline.
+// Patience::now is called from that thread too. Exchanges of several groups on one GPU must be enqueued in one order on
+// all ranks, as NCCL demands; groups split from each other keep to it if the program calls them in one order.
 // Records of one exchange must be of one length on all ranks. NCCL promises nothing for others: mostly they end at the
 // deadline. start_exchange() waits on the host and names them.
 

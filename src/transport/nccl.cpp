@@ -45,6 +45,10 @@ void expect_sound(const Queue& queue, int rank, int size, const Patience& patien
          "the timeout of an exchange must be positive");
 }
 
+std::shared_ptr<Communicator> connect(
+    const NcclId& id, int rank, int size, Queue& queue, const Patience& patience, const SideChannels& channels,
+    const std::shared_ptr<HostExchanges>& pending = std::make_shared<HostExchanges>());
+
 class NcclCommunicator final : public Communicator {
  public:
   explicit NcclCommunicator(std::shared_ptr<NcclGroup> group) : group_(std::move(group)) {}
@@ -71,6 +75,8 @@ class NcclCommunicator final : public Communicator {
     finish_host_exchanges(*group_);  // all ranks enqueue in one order
     count(record.count);
     if (size() == 1) return {record.data, stride(record.count), 1, nullptr};
+    expect(record.room != nullptr, Code::invalid_argument,
+           [&] { return "a record has no room, must have " + std::to_string(room(record.count, queue)) + " bytes"; });
     const cuda::DeviceGuard guard(queue.device().index);
     const cudaStream_t stream = cuda::stream_of(queue);
     if (group_->gathers()) {
@@ -122,10 +128,8 @@ class NcclCommunicator final : public Communicator {
     ids.payload.assign(ranks * words, 0.0);
     if (first == own) put(NcclId::make(), &ids.payload[own * words]);
     ids = exchange(std::move(ids), queue);
-    const ncclComm_t comm =
-        connect_nccl(id_from(&ids.payload[first * words]), place, members, queue, group_->patience());
-    return std::make_shared<NcclCommunicator>(
-        std::make_shared<NcclGroup>(comm, true, queue, group_->patience(), group_->channels(), group_->pending()));
+    return connect(id_from(&ids.payload[first * words]), place, members, queue, group_->patience(), group_->channels(),
+                   group_->pending());
   }
 
   void decline(const Error& error) noexcept override {
@@ -154,10 +158,11 @@ class NcclCommunicator final : public Communicator {
 };
 
 std::shared_ptr<Communicator> connect(const NcclId& id, int rank, int size, Queue& queue, const Patience& patience,
-                                      SideChannels channels) {
-  const ncclComm_t comm = connect_nccl(id, rank, size, queue, patience);
-  return std::make_shared<NcclCommunicator>(
-      std::make_shared<NcclGroup>(comm, true, queue, patience, std::move(channels)));
+                                      const SideChannels& channels, const std::shared_ptr<HostExchanges>& pending) {
+  OwnComm comm = connect_nccl(id, rank, size, queue, patience);
+  auto group = std::make_shared<NcclGroup>(comm.get(), true, queue, patience, channels, pending);
+  (void)comm.release();  // the group's from here on
+  return std::make_shared<NcclCommunicator>(std::move(group));
 }
 
 }  // namespace

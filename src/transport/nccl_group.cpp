@@ -16,7 +16,7 @@ void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried)
   fail(Code::transport, text);
 }
 
-ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience) {
+OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience) {
   const cuda::DeviceGuard guard(queue.device().index);
   ncclUniqueId unique;
   static_assert(sizeof unique == sizeof id.bytes);
@@ -25,22 +25,16 @@ ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue
   config.blocking = 0;
   const std::string tried = "NCCL's communicator of rank " + std::to_string(rank) + " of " + std::to_string(size);
   Deadline deadline(patience, patience.first_timeout);
-  ncclComm_t comm = nullptr;
-  ncclResult_t state = ncclCommInitRankConfig(&comm, size, unique, rank, &config);
+  ncclComm_t made = nullptr;
+  ncclResult_t state = ncclCommInitRankConfig(&made, size, unique, rank, &config);
+  OwnComm comm(made);
   while (state == ncclInProgress) {
-    if (deadline.over()) {
-      ncclCommAbort(comm);
-      fail(Code::timeout, tried + " is not connected after " + deadline.text() + ": a rank is missing or late");
-    }
+    expect(!deadline.over(), Code::timeout,
+           [&] { return tried + " is not connected after " + deadline.text() + ": a rank is missing or late"; });
     deadline.relax();
-    expect_nccl(ncclCommGetAsyncError(comm, &state), comm, tried);
+    expect_nccl(ncclCommGetAsyncError(made, &state), made, tried);
   }
-  try {
-    expect_nccl(state, comm, tried);
-  } catch (const Error&) {
-    if (comm != nullptr) ncclCommAbort(comm);
-    throw;
-  }
+  expect_nccl(state, made, tried);
   return comm;
 }
 
@@ -96,18 +90,21 @@ void NcclGroup::expect_usable(const Queue& queue) const {
   });
 }
 
-void NcclGroup::begin_use() {
-  busy_until_ = now(patience_) + (used_ ? patience_.timeout : patience_.first_timeout);
+void NcclGroup::begin_call() {
+  call_ends_ = now(patience_) + (used_ ? patience_.timeout : patience_.first_timeout);
   used_ = true;
+  calling_ = true;
 }
 
 // A communicator that does not block may still be connecting: nothing else may be enqueued before that is done.
 void NcclGroup::settle(ncclResult_t result, const char* tried) {
-  Deadline deadline(patience_, busy_until_ - now(patience_));
-  while (result == ncclInProgress) {
-    if (deadline.over()) {
-      kill(Code::timeout,
-           std::string(tried) + " is not begun after " + deadline.text() + ": a rank is missing or late");
+  Deadline deadline(patience_, call_ends_ - now(patience_));
+  while (!dead_ && result == ncclInProgress) {
+    if (deadline.over())
+      failure_.set(Code::timeout,
+                   std::string(tried) + " is not begun after " + deadline.text() + ": a rank is missing or late");
+    if (failure_.is_set()) {  // by the watcher, perhaps
+      kill();
       break;
     }
     deadline.relax();
@@ -116,24 +113,28 @@ void NcclGroup::settle(ncclResult_t result, const char* tried) {
     result = asked == ncclSuccess ? state : asked;
   }
   if (!dead_ && result != ncclSuccess) {
-    try {
-      expect_nccl(result, comm_, tried);
-    } catch (const Error& error) {
-      kill(error.code(), error.message());
-    }
+    fail_with(result, tried);
+    kill();
   }
-  if (failure_.is_set()) end_use();
   failure_.rethrow();
 }
 
-void NcclGroup::kill(Code code, const std::string& why) noexcept {
-  failure_.set(code, why);
+void NcclGroup::fail_with(ncclResult_t result, const std::string& tried) {
+  try {
+    expect_nccl(result, comm_, tried);
+  } catch (const Error& error) {
+    failure_.set(error.code(), error.message());
+  }
+}
+
+void NcclGroup::kill() noexcept {
   if (!dead_.exchange(true)) ncclCommAbort(comm_);
 }
 
 void NcclGroup::end(Code code, const std::string& why) noexcept {
+  failure_.set(code, why);
   const std::lock_guard lock(use_);
-  kill(code, why);
+  kill();
 }
 
 void NcclGroup::abort(const std::string& why) noexcept {
@@ -146,34 +147,30 @@ void NcclGroup::look() noexcept {
   if (dead_) return;
   try {
     const std::string told = channels_.gathering ? channels_.gathering->heard() : std::string();
-    std::unique_lock lock(use_, std::try_to_lock);
+    if (!told.empty()) failure_.set(Code::aborted, told);
+    const std::unique_lock lock(use_, std::try_to_lock);
     if (!lock) {
-      // A thread is inside a call of NCCL. That may last; but where ranks are missing only an abort gets it out.
-      const double until = busy_until_;
-      if (!told.empty())
-        kill(Code::aborted, told);
-      else if (until > 0 && now(patience_) > until)
-        kill(Code::timeout, "a call of NCCL does not return: a rank is missing or late");
+      // A thread uses the communicator. Where it waits in our code it sees the failure; inside NCCL only an abort gets
+      // it out.
+      if (!calling_) return;
+      if (now(patience_) > call_ends_)
+        failure_.set(Code::timeout, "a call of NCCL does not return: a rank is missing or late");
+      looks_while_calling_ += failure_.is_set();
+      if (looks_while_calling_ > 1) kill();
       return;
     }
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
     if (asked != ncclSuccess) state = asked;
-    if (!told.empty()) {
-      kill(Code::aborted, told);
-    } else if (state != ncclSuccess && state != ncclInProgress) {
-      try {
-        expect_nccl(state, comm_, "an exchange over NCCL");
-      } catch (const Error& error) {
-        if (channels_.gathering)
-          channels_.gathering->tell("rank " + std::to_string(rank_) + " failed: " + error.message());
-        kill(Code::transport, error.message());
-      }
-    } else if (const std::string late = reports_.late(patience_); !late.empty()) {
-      kill(Code::timeout, late);
+    if (state != ncclSuccess && state != ncclInProgress && !failure_.is_set()) {
+      fail_with(state, "an exchange over NCCL");
+      if (channels_.gathering)
+        channels_.gathering->tell("rank " + std::to_string(rank_) + " lost NCCL: " + ncclGetErrorString(state));
     }
+    if (const std::string late = reports_.late(patience_); !late.empty()) failure_.set(Code::timeout, late);
+    if (failure_.is_set()) kill();
   } catch (...) {
-    kill(Code::transport, "the watcher of an NCCL group ran out of memory");
+    failure_.set(Code::transport, "the watcher of an NCCL group ran out of memory");
   }
 }
 

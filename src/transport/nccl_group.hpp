@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "allnorm/nccl.hpp"
@@ -61,10 +62,10 @@ class NcclGroup final : public cuda::Watched {
   void enqueue(const char* tried, const Call& call) {
     const std::lock_guard lock(use_);
     failure_.rethrow();
-    begin_use();
+    begin_call();
     const ncclResult_t result = call(comm_);
+    calling_ = false;
     settle(result, tried);
-    end_use();
   }
   /// This rank failed: tells whom it can, and ends the group.
   void abort(const std::string& why) noexcept;
@@ -76,10 +77,10 @@ class NcclGroup final : public cuda::Watched {
   std::uint64_t host_exchanges = 0;  // begun so far
 
  private:
-  void begin_use();
-  void end_use() noexcept { busy_until_ = 0; }
+  void begin_call();
   void settle(ncclResult_t result, const char* tried);
-  void kill(Code code, const std::string& why) noexcept;
+  void fail_with(ncclResult_t result, const std::string& tried);
+  void kill() noexcept;
 
   ncclComm_t comm_;
   const bool own_;
@@ -91,14 +92,22 @@ class NcclGroup final : public cuda::Watched {
   cuda::Reports reports_;
   cuda::Failure failure_;
   std::mutex use_;                    // one thread uses comm_ at a time
-  std::atomic<double> busy_until_{};  // a call of NCCL that lasts longer hangs; 0 outside of calls
+  std::atomic<bool> calling_{false};  // a thread is inside NCCL,
+  std::atomic<double> call_ends_{0};  // and should not be there any more after this
   std::atomic<bool> dead_{false};     // comm_ was aborted and is gone
   bool used_ = false;
+  int looks_while_calling_ = 0;  // the watcher's, since it knows that the group is over
   std::shared_ptr<cuda::Watcher> watcher_;
 };
 
+struct AbortComm {
+  void operator()(ncclComm_t comm) const noexcept { ncclCommAbort(comm); }
+};
+/// Aborted unless released.
+using OwnComm = std::unique_ptr<std::remove_pointer_t<ncclComm_t>, AbortComm>;
+
 /// Connects a new communicator, collective over its ranks, on the queue's GPU. Throws timeout, transport.
-ncclComm_t connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience);
+OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience);
 
 /// The message of all ranks, summed: see Communicator::start_exchange.
 Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message message, Queue& queue);

@@ -24,6 +24,7 @@ struct Clique {
   std::mutex mutex;
   std::condition_variable changed;
   int size = 0, joined = 0;
+  int connected = 0;  // ranks that have begun a collective
   bool refused = false;
   std::vector<std::string> places;        // [rank] host and GPU
   std::map<std::uint64_t, Round> rounds;  // by number, while some rank has yet to take its result
@@ -146,7 +147,15 @@ ncclResult_t collective(const void* send, void* receive, std::size_t bytes, bool
   }
   if (!captured) ++comm->outstanding;
   if (cudaLaunchHostFunc(stream, &run, kept) != cudaSuccess) return ncclUnhandledCudaError;
-  if (comm->blocking || std::exchange(comm->connected, true)) return ncclSuccess;
+  if (std::exchange(comm->connected, true)) return ncclSuccess;
+  if (comm->blocking) {  // the first collective returns when all ranks have begun theirs
+    Clique& clique = *comm->clique;
+    std::unique_lock lock(clique.mutex);
+    ++clique.connected;
+    clique.changed.notify_all();
+    clique.changed.wait(lock, [&] { return comm->aborted || clique.connected >= clique.size; });
+    return comm->aborted ? ncclRemoteError : ncclSuccess;
+  }
   // the first collective of one that does not block goes on connecting for a while
   if (group_depth > 0) {
     connecting = comm;

@@ -391,6 +391,33 @@ TEST_F(Nccl, AHostExchangeEndsAtTheDeadline) {
   });
 }
 
+// A communicator of the caller's blocks the host until all ranks have begun their first collective.
+TEST_F(Nccl, ACallThatDoesNotReturnIsAborted) {
+  constexpr std::size_t count = 4;
+  ncclUniqueId id;
+  ASSERT_EQ(ncclGetUniqueId(&id), ncclSuccess);
+  Patience patience;
+  patience.first_timeout = 0.2;
+  std::atomic<bool> over{false};
+  on_ranks(2, [&](int rank) {
+    Queue queue = Queue::cuda(rank);
+    ASSERT_EQ(cudaSetDevice(rank), cudaSuccess);
+    ncclComm_t comm = nullptr;
+    ASSERT_EQ(ncclCommInitRank(&comm, 2, id, rank), ncclSuccess);
+    if (rank == 1) {
+      while (!over) std::this_thread::yield();
+      EXPECT_EQ(ncclCommDestroy(comm), ncclSuccess);
+      return;
+    }
+    const Group group = nccl(comm, queue, patience);
+    DeviceRecord record(group->room(count, queue), count, queue);
+    EXPECT_EQ(error_of([&] { group->gather(record.view(), queue); }),
+              "timeout: a call of NCCL does not return: a rank is missing or late");
+    queue.wait();
+    over = true;  // and the communicator is gone: it was aborted
+  });
+}
+
 TEST_F(Nccl, AnErrorOfNcclSurfaces) {
   on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
     if (group->rank() == 1) {
