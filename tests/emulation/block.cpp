@@ -79,11 +79,17 @@ void GridBarrier::leave() {
 }
 void GridBarrier::check() {
   if (left_ == 0 || arrived_ == 0) return;
+  if (!failed_) reason_ = "grid synchronization that some blocks never reach";
   failed_ = true;
   changed_.notify_all();
 }
-void GridBarrier::fail() {
+std::string GridBarrier::reason() {
   const std::lock_guard lock(mutex_);
+  return reason_;
+}
+void GridBarrier::fail(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (!failed_) reason_ = reason;
   failed_ = true;
   changed_.notify_all();
 }
@@ -136,8 +142,14 @@ std::string Block::run(const Grid& grid, uint3 index, std::uint64_t seed, GridBa
     thread.fiber->restart();
     idle_fibers_.push_back(thread.fiber);
   }
-  if (barrier_ != nullptr) failed_ ? barrier_->fail() : barrier_->leave();
-  return failed_ ? failure_ : std::string();
+  if (!failed_) {
+    if (barrier_ != nullptr) barrier_->leave();
+    return {};
+  }
+  failure_ = "block (" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) +
+             "): " + failure_;
+  if (barrier_ != nullptr) barrier_->fail(failure_);
+  return failure_;
 }
 
 void Block::resume(std::size_t thread) {
@@ -181,8 +193,9 @@ void Block::wait(State state) {
   t.fiber->switch_to(scheduler_);
 }
 
-void Block::fail(std::string reason) {
-  failure_ = std::move(reason);
+void Block::fail(const char* reason, const char* subject) {
+  failure_ = reason;
+  failure_ += subject;
   failed_ = true;
   threads_[current_].fiber->switch_to(scheduler_);
   std::abort();  // the scheduler restarts the fiber of a failed thread, it never resumes it
@@ -245,7 +258,7 @@ void Block::release_block_barrier() {
 
 std::uint64_t Block::at_warp(WarpOp op, unsigned mask, std::uint64_t value, int source) {
   Thread& t = threads_[current_];
-  if ((mask >> (current_ % 32) & 1u) == 0) fail(std::string(name_of(op)) + ": the mask lacks the calling lane");
+  if ((mask >> (current_ % 32) & 1u) == 0) fail("the mask lacks the calling lane in a ", name_of(op));
   t.op = op;
   t.mask = mask;
   t.value = value;

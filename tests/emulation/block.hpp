@@ -50,8 +50,11 @@ class GridBarrier {
   bool arrive_and_wait();
   /// A block has returned: if others wait, or will, they can never be joined.
   void leave();
-  void fail();
+  /// The grid fails for `reason`, unless it has failed before.
+  void fail(const std::string& reason);
   bool failed();
+  /// Why it failed first; empty if it did not.
+  std::string reason();
 
  private:
   void check();
@@ -61,6 +64,7 @@ class GridBarrier {
   std::size_t blocks_, arrived_ = 0, left_ = 0;
   std::uint64_t generation_ = 0;
   bool failed_ = false;
+  std::string reason_;
 };
 
 /// Runs blocks, one after the other, on the OS thread that calls run(). Keeps the fibers.
@@ -75,7 +79,8 @@ class Block {
   std::uint64_t at_warp(WarpOp op, unsigned mask, std::uint64_t value, int source);
   void at_grid_barrier();
   void yield();
-  [[noreturn]] void fail(std::string reason);
+  /// Takes no strings of its own: the stack that calls it is abandoned, and what it owns would leak.
+  [[noreturn]] void fail(const char* reason, const char* subject = "");
   int lane() const { return static_cast<int>(current_ % 32); }
   unsigned live_lanes() const { return live_[current_ / 32]; }
   void* dynamic_shared() const { return shared_; }
@@ -110,7 +115,6 @@ class Block {
   std::vector<std::uint32_t> ready_;  // threads that may run
   std::size_t current_ = 0, live_threads_ = 0, at_barrier_ = 0, predicates_ = 0;
   BlockOp block_op_ = BlockOp::sync;
-  int block_result_ = 0;
   const Grid* grid_ = nullptr;
   GridBarrier* barrier_ = nullptr;
   Shuffler shuffler_{1};

@@ -130,8 +130,7 @@ void Fiber::prepare() {
 #else
 void Fiber::prepare() {
   auto* top = reinterpret_cast<std::uintptr_t*>(stack_ + stack_bytes_);
-  *--top = 0;  // keeps the stack of the entry function aligned as after a call
-  *--top = 0;  // its return address: the end for unwinders
+  *--top = 0;  // the return address of the entry function: the end for unwinders, and the stack as after a call
   *--top = reinterpret_cast<std::uintptr_t>(entry_);
   for (int i = 0; i < 6; ++i) *--top = 0;
   stack_pointer_ = top;

@@ -52,10 +52,6 @@ cudaError_t check(const cudaLaunchConfig_t& config, const void* function) {
   return config.dynamicSmemBytes > max_dynamic_shared(function) ? cudaErrorInvalidValue : cudaSuccess;
 }
 
-std::string where(uint3 index) {
-  return "block (" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + "): ";
-}
-
 /// One block after the other on the calling thread. Returns why it failed; empty if it did not.
 std::string run_in_turn(const Grid& grid, std::uint64_t seed) {
   BlockLease block;
@@ -67,9 +63,8 @@ std::string run_in_turn(const Grid& grid, std::uint64_t seed) {
     order[other] = static_cast<std::uint32_t>(i);
   }
   for (const std::uint32_t flat : order) {
-    const uint3 index = unflatten(flat, grid.extent);
-    if (auto failure = (*block).run(grid, index, shuffler.next(), nullptr); !failure.empty())
-      return where(index) + failure;
+    auto failure = (*block).run(grid, unflatten(flat, grid.extent), shuffler.next(), nullptr);
+    if (!failure.empty()) return failure;
   }
   return {};
 }
@@ -78,20 +73,15 @@ std::string run_in_turn(const Grid& grid, std::uint64_t seed) {
 std::string run_together(const Grid& grid, std::uint64_t seed) {
   const std::size_t count = volume(grid.extent);
   GridBarrier barrier(count);
-  std::mutex mutex;
-  std::string first;
   std::vector<std::thread> threads;
   for (std::size_t flat = 0; flat < count; ++flat) {
     threads.emplace_back([&, flat] {
       BlockLease block;
-      const uint3 index = unflatten(flat, grid.extent);
-      const auto failure = (*block).run(grid, index, seed * 0x9e3779b97f4a7c15u + flat, &barrier);
-      const std::lock_guard lock(mutex);
-      if (!failure.empty() && first.empty()) first = where(index) + failure;
+      (*block).run(grid, unflatten(flat, grid.extent), seed * 0x9e3779b97f4a7c15u + flat, &barrier);
     });
   }
   for (std::thread& thread : threads) thread.join();
-  return first;
+  return barrier.reason();  // of the block that failed first: the others fail in its wake
 }
 
 }  // namespace

@@ -376,14 +376,19 @@ TEST(CudaQueues, LeaveTheCallersStreamToTheCaller) {
 }
 
 TEST(CudaQueues, MayUseTheDefaultStreamWhileAnotherIsCaptured) {
-  Queue captured = Queue::cuda(), other = Queue::cuda(0, nullptr);
-  EXPECT_EQ(other.stream(), nullptr);
-  EXPECT_EQ(to_host(to_device(count_from(1), other), other), count_from(1));
-  EXPECT_FALSE(cuda::is_capturing(captured));
-  Graph graph(captured);
-  EXPECT_TRUE(cuda::is_capturing(captured));
-  EXPECT_FALSE(cuda::is_capturing(other));
-  graph.end();
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);  // the default stream waits for this kind
+  {
+    Queue captured = Queue::cuda(0, stream), other = Queue::cuda(0, nullptr);
+    EXPECT_EQ(other.stream(), nullptr);
+    EXPECT_EQ(to_host(to_device(count_from(1), other), other), count_from(1));
+    EXPECT_FALSE(cuda::is_capturing(captured));
+    Graph graph(captured);
+    EXPECT_TRUE(cuda::is_capturing(captured));
+    EXPECT_FALSE(cuda::is_capturing(other));
+    graph.end();
+  }
+  cudaStreamDestroy(stream);
 }
 
 }  // namespace
