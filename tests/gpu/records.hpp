@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstring>
@@ -84,11 +85,11 @@ inline Received received(const Gathered& gathered, std::size_t count, Queue& que
 
 /// What kernels do with a report, as functions in the stream's order: an exchange begins, or is done.
 inline void report_begun(const Reporter& reporter, Queue& queue) {
-  const auto advance = [](void* report) { ++static_cast<ExchangeReport*>(report)->started; };
+  const auto advance = [](void* report) { ++std::atomic_ref(static_cast<ExchangeReport*>(report)->started); };
   ASSERT_EQ(cudaLaunchHostFunc(stream_of_queue(queue), advance, reporter.report), cudaSuccess);
 }
 inline void report_done(const Reporter& reporter, Queue& queue) {
-  const auto advance = [](void* report) { ++static_cast<ExchangeReport*>(report)->finished; };
+  const auto advance = [](void* report) { ++std::atomic_ref(static_cast<ExchangeReport*>(report)->finished); };
   ASSERT_EQ(cudaLaunchHostFunc(stream_of_queue(queue), advance, reporter.report), cudaSuccess);
 }
 
