@@ -207,6 +207,8 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     return static_cast<CUdeviceptr>(
         reinterpret_cast<std::uintptr_t>(static_cast<std::uint64_t*>(flags_block_.device()) + rank));
   }
+  // Streams run on through their waits, over slots that others may be writing: what they read means nothing, and every
+  // later call says so.
   void open_flags() noexcept {
     for (std::size_t rank = 0; rank < members_.size(); ++rank) flag(rank).store(open_flag);
   }
