@@ -1,0 +1,125 @@
+// The watcher's thread, and the reports of kernels.
+#include "src/cuda/watcher.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "src/cuda/errors.hpp"
+#include "src/exchange.hpp"
+#include "src/transport/deadline.hpp"
+
+namespace allnorm::cuda {
+
+namespace {
+
+constexpr std::chrono::milliseconds between_looks{20};
+
+// Words that kernels write while the host reads.
+std::uint64_t read(std::uint64_t& word) { return std::atomic_ref(word).load(std::memory_order_acquire); }
+
+}  // namespace
+
+std::shared_ptr<Watcher> Watcher::of_process() {
+  static std::mutex mutex;
+  static std::weak_ptr<Watcher> present;
+  const std::lock_guard lock(mutex);
+  auto watcher = present.lock();
+  if (!watcher) present = watcher = std::make_shared<Watcher>();
+  return watcher;
+}
+
+Watcher::Watcher() : thread_([this] { run(); }) {}
+
+Watcher::~Watcher() {
+  {
+    const std::lock_guard lock(mutex_);
+    end_ = true;
+  }
+  ends_.notify_one();
+  thread_.join();
+}
+
+void Watcher::add(Watched& watched) {
+  const std::lock_guard lock(mutex_);
+  all_.push_back(&watched);
+}
+
+void Watcher::remove(Watched& watched) noexcept {
+  const std::lock_guard lock(mutex_);
+  all_.erase(std::remove(all_.begin(), all_.end(), &watched), all_.end());
+}
+
+void Watcher::run() {
+  const RelaxedCapture relaxed;
+  std::unique_lock lock(mutex_);
+  while (!ends_.wait_for(lock, between_looks, [this] { return end_; }))
+    for (Watched* watched : all_) watched->look();
+}
+
+void Failure::set(Code code, const std::string& message) noexcept {
+  try {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_.emplace(code, message);
+  } catch (...) {  // no memory for the words
+  }
+}
+
+bool Failure::is_set() const noexcept {
+  const std::lock_guard lock(mutex_);
+  return error_.has_value();
+}
+
+void Failure::rethrow() const {
+  const std::lock_guard lock(mutex_);
+  if (error_) throw Error(*error_);
+}
+
+Reports::Reports(int device, std::uint64_t* counts)
+    : block_(sizeof(ExchangeReport) + 2 * sizeof(std::uint64_t), device), counts_(counts) {
+  new (block_.host()) ExchangeReport{};
+}
+
+Reporter Reports::reporter() const noexcept {
+  auto* shared = static_cast<ExchangeReport*>(block_.device());
+  return {shared, counts_ != nullptr ? counts_ : reinterpret_cast<std::uint64_t*>(shared + 1)};
+}
+
+std::string Reports::late(const Patience& patience, const std::string& who) {
+  const std::uint64_t finished = read(report().finished), started = read(report().started);
+  const double time = now(patience);
+  if (started != started_ || finished != finished_ || started == finished) {
+    started_ = started;
+    finished_ = finished;
+    since_ = time;
+    return {};
+  }
+  const double timeout = finished == 0 ? patience.first_timeout : patience.timeout;
+  if (time - since_ <= timeout) return {};
+  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) + ": " + who +
+         " is missing or late";
+}
+
+void Reports::check() {
+  ExchangeReport& shared = report();
+  const std::uint64_t status = read(shared.status);
+  if (status == ExchangeReport::fine) return;
+  const auto rank = static_cast<int>(shared.rank);
+  const RecordHead first = shared.first, other = shared.other;
+  std::atomic_ref(shared.status).store(ExchangeReport::fine, std::memory_order_release);
+  if (status == ExchangeReport::weights_changed)
+    fail(Code::invalid_argument,
+         "rank " + std::to_string(rank) +
+             ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
+  Header theirs = other.header;
+  std::string text = verdict(first.header, 0, theirs, rank);
+  if (text.empty()) {  // equal headers, other lengths
+    Header ours = first.header;
+    ours.set(Field::payload, first.count);
+    theirs.set(Field::payload, other.count);
+    text = verdict(ours, 0, theirs, rank);
+  }
+  fail(Code::mismatch, text);
+}
+
+}  // namespace allnorm::cuda

@@ -1,0 +1,50 @@
+// How a rank waits on the host: until when, and what it does meanwhile.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "allnorm/communicator.hpp"
+
+namespace allnorm {
+
+/// The time in seconds by the clock of `patience`.
+inline double now(const Patience& patience) {
+  if (patience.now) return patience.now();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// "120 s", "0.25 s".
+inline std::string seconds_text(double seconds) {
+  std::string text = std::to_string(seconds);
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text + " s";
+}
+
+/// The end of a wait of `seconds` that begins now.
+class Deadline {
+ public:
+  Deadline(const Patience& patience, double seconds)
+      : patience_(patience), seconds_(seconds), end_(now(patience) + seconds) {}
+
+  bool over() const { return now(patience_) > end_; }
+  std::string text() const { return seconds_text(seconds_); }
+  /// Between two looks: gives way to threads that have work, later sleeps.
+  void relax() {
+    if (patience_.relax)
+      patience_.relax();
+    else if (++looks_ < 64)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
+ private:
+  Patience patience_;
+  double seconds_, end_;
+  int looks_ = 0;
+};
+
+}  // namespace allnorm

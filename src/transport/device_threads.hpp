@@ -1,0 +1,31 @@
+// Exchanges of records between ranks that are threads of one process, on one GPU or several.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "allnorm/communicator.hpp"
+
+namespace allnorm {
+
+/// What the ranks of a group share. Each rank's functions are called by its own thread; abort() by any.
+class DeviceHub {
+ public:
+  virtual ~DeviceHub() = default;
+  /// See Communicator::gather; needs no room. The result lies in the hub's memory and may be read by what is enqueued
+  /// on this queue before the rank's next gather(). The host waits in a rank's first call only, for the others' first.
+  /// Throws unsupported while the queue is captured.
+  virtual Gathered gather(int rank, const Record& record, Queue& queue) = 0;
+  virtual Reporter reporter(int rank) const noexcept = 0;
+  /// See Communicator::check.
+  virtual void check(int rank) = 0;
+  /// The group is over: no stream waits any more, all calls of all ranks throw aborted with `why`.
+  virtual void abort(const std::string& why) noexcept = 0;
+  /// A rank's last call: the hub ends when all work that is enqueued by now is done.
+  virtual void leave(int rank) noexcept = 0;
+};
+
+/// For ranks 0 to `ranks` - 1. Throws unsupported where this build has no CUDA.
+std::shared_ptr<DeviceHub> make_device_hub(int ranks, const Patience& patience);
+
+}  // namespace allnorm

@@ -1,0 +1,10 @@
+// In builds without CUDA there are no ranks on GPUs.
+#include "transport/device_threads.hpp"
+
+namespace allnorm {
+
+std::shared_ptr<DeviceHub> make_device_hub(int, const Patience&) {
+  fail(Code::unsupported, "ranks exchange on a GPU, must be on the CPU: this build has no CUDA");
+}
+
+}  // namespace allnorm

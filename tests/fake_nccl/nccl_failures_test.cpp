@@ -1,0 +1,187 @@
+// Ranks over NCCL: what is said, and that nothing hangs, when one is wrong, late or gone.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "nccl_ranks.hpp"
+
+namespace allnorm::test {
+namespace {
+
+// ---- what goes wrong
+// --------------------------------------------------------------------------------------------------
+
+TEST_F(Nccl, AMismatchThatKernelsFindIsNamedOnceAndTheGroupGoesOn) {
+  on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
+    ExchangeReport& report = *group->reporter().report;
+    report.first.header = report.other.header = Header("bn1", Direction::forward, 4);
+    report.first.header.set(Field::eps, 1e-5);
+    report.other.header.set(Field::eps, 1e-3);
+    report.rank = 1;
+    report.status = ExchangeReport::mismatch;
+    EXPECT_EQ(error_of([&] { group->check(); }),
+              "mismatch: rank 1: bn1, call 4, forward: eps is 0.001, must be 1e-05 as on rank 0");
+    EXPECT_EQ(error_of([&] { group->check(); }), "");
+    report.other.header = report.first.header;
+    report.first.count = 65;
+    report.other.count = 129;
+    report.status = ExchangeReport::mismatch;
+    EXPECT_EQ(error_of([&] { group->check(); }),
+              "mismatch: rank 1: bn1, call 4, forward: payload length is 129, must be 65 as on rank 0");
+    report.status = ExchangeReport::weights_changed;
+    EXPECT_EQ(
+        error_of([&] { group->check(); }),
+        "invalid argument: rank 1: conv_weight has changed within a batch of mini-batches, must be the same until "
+        "the batch ends");
+    expect_group(group, group->rank(), 2, queue);
+  });
+}
+
+TEST_F(Nccl, ALateRankEndsTheGroupAtTheDeadline) {
+  constexpr std::size_t count = 4;
+  Patience patience;
+  patience.timeout = 30;
+  patience.now = [] {  // goes 100 times as fast as it should
+    return 100 * std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  };
+  std::atomic<int> begun{0};
+  on_nccl_ranks(3, patience, [&](const Group& group, Queue& queue) {
+    DeviceRecord record(group->room(count, queue), count, queue);
+    record.write(Header("bn", Direction::forward, 0), whole_numbers(group->rank(), count), queue);
+    const auto exchange = [&] {
+      report_begun(group->reporter(), queue);
+      group->gather(record.view(), queue);
+      report_done(group->reporter(), queue);
+    };
+    exchange();
+    queue.wait();
+    ++begun;
+    if (group->rank() == 2) {  // comes for the first exchange only
+      while (begun < 5) std::this_thread::yield();
+      return;
+    }
+    while (begun < 3) std::this_thread::yield();
+    exchange();
+    EXPECT_EQ(found_by(*group), "timeout: exchange 2 is not done after 30 s: a rank is missing or late");
+    EXPECT_EQ(error_of([&] { group->check(); }),
+              "timeout: exchange 2 is not done after 30 s: a rank is missing or late");
+    EXPECT_EQ(error_of([&] { group->gather(record.view(), queue); }),
+              "timeout: exchange 2 is not done after 30 s: a rank is missing or late");
+    queue.wait();  // the stream does not hang
+    ++begun;
+  });
+}
+
+TEST_F(Nccl, RecordsOfDifferentLengthsEndAtTheDeadline) {
+  Patience patience;
+  patience.first_timeout = patience.timeout = 0.25;
+  on_nccl_ranks(2, patience, [&](const Group& group, Queue& queue) {
+    const std::size_t count = group->rank() == 0 ? 4 : 6;
+    DeviceRecord record(group->room(count, queue), count, queue);
+    record.write(Header("bn", Direction::forward, 0), whole_numbers(group->rank(), count), queue);
+    report_begun(group->reporter(), queue);
+    group->gather(record.view(), queue);
+    EXPECT_EQ(found_by(*group), "timeout: exchange 1 is not done after 0.25 s: a rank is missing or late");
+    queue.wait();
+  });
+}
+
+TEST_F(Nccl, AMissingRankIsNotConnectedFor) {
+  Patience patience;
+  patience.first_timeout = 0.1;
+  Queue queue = Queue::cuda(0);
+  EXPECT_EQ(error_of([&] { nccl(NcclId::make(), 0, 2, queue, patience); }),
+            "timeout: NCCL's communicator of rank 0 of 2 is not connected after 0.1 s: a rank is missing or late");
+}
+
+TEST_F(Nccl, AHostExchangeEndsAtTheDeadline) {
+  Patience patience;
+  patience.first_timeout = 0.2;
+  std::atomic<bool> over{false};
+  on_nccl_ranks(2, patience, [&](const Group& group, Queue& queue) {
+    if (group->rank() == 0) {
+      EXPECT_EQ(error_of([&] {
+                  group->exchange({Header("stop", Direction::agreement, 5), {}, 0, {}}, queue);
+                }),
+                "timeout: stop, call 5, agreement: a rank is missing or late, not done after 0.2 s");
+      over = true;
+    }
+    while (!over) std::this_thread::yield();
+  });
+}
+
+// A communicator of the caller's blocks the host until all ranks have begun their first collective.
+TEST_F(Nccl, ACallThatDoesNotReturnIsAborted) {
+  constexpr std::size_t count = 4;
+  ncclUniqueId id;
+  ASSERT_EQ(ncclGetUniqueId(&id), ncclSuccess);
+  Patience patience;
+  patience.first_timeout = 0.2;
+  std::atomic<bool> over{false};
+  on_ranks(2, [&](int rank) {
+    Queue queue = Queue::cuda(rank);
+    ASSERT_EQ(cudaSetDevice(rank), cudaSuccess);
+    ncclComm_t comm = nullptr;
+    ASSERT_EQ(ncclCommInitRank(&comm, 2, id, rank), ncclSuccess);
+    if (rank == 1) {
+      while (!over) std::this_thread::yield();
+      EXPECT_EQ(ncclCommDestroy(comm), ncclSuccess);
+      return;
+    }
+    const Group group = nccl(comm, queue, patience);
+    DeviceRecord record(group->room(count, queue), count, queue);
+    EXPECT_EQ(error_of([&] { group->gather(record.view(), queue); }),
+              "timeout: a call of NCCL does not return: a rank is missing or late");
+    queue.wait();
+    over = true;  // and the communicator is gone: it was aborted
+  });
+}
+
+TEST_F(Nccl, AnErrorOfNcclSurfaces) {
+  on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
+    if (group->rank() == 1) {
+      fake_nccl::fail_async(1, ncclRemoteError);
+      EXPECT_EQ(found_by(*group),
+                "transport: an exchange over NCCL failed: remote process exited or there was a network error");
+      EXPECT_EQ(error_of([&] {
+                  group->exchange({Header("stop", Direction::agreement, 5), {}, 0, {}}, queue);
+                }).substr(0, 10),
+                "transport:");
+    }
+  });
+}
+
+TEST_F(Nccl, AnAbortReachesPeersThatMetOverTcp) {
+  constexpr std::size_t count = 4;
+  const Meeting meeting{"localhost", 20000 + (::getpid() + 1) % 20000, 0, 3, "a run"};
+  for (const bool declines : {true, false})
+    on_ranks(3, [&](int rank) {
+      fake_nccl::set_host_id("host " + std::to_string(rank));
+      Queue queue = Queue::cuda(0);
+      Meeting own = meeting;
+      own.rank = rank;
+      const Group group = nccl_over(own, queue);
+      if (rank == 1) {
+        const Error error(Code::invalid_argument, "eps is -1");
+        declines ? group->decline(error) : group->abort(error);
+      } else {
+        DeviceRecord record(group->room(count, queue), count, queue);
+        record.write(Header("bn", Direction::forward, 0), whole_numbers(rank, count), queue);
+        try {
+          group->gather(record.view(), queue);
+        } catch (const Error& error) {  // where the news came first
+          EXPECT_EQ(error.message(), "rank 1 failed: eps is -1");
+        }
+      }
+      EXPECT_EQ(found_by(*group), "aborted: rank 1 failed: eps is -1");
+      queue.wait();
+    });
+}
+
+}  // namespace
+}  // namespace allnorm::test
