@@ -64,7 +64,7 @@ ALLNORM_HOST_DEVICE inline double ramp_value(const RampView& ramp, std::int64_t 
   for (std::int64_t i = 1; i < ramp.count; ++i)
     if (call <= p[i].call)
       return p[i - 1].value + (p[i].value - p[i - 1].value) * static_cast<double>(call - p[i - 1].call) /
-                                   static_cast<double>(p[i].call - p[i - 1].call);
+                                  static_cast<double>(p[i].call - p[i - 1].call);
   return p[ramp.count - 1].value;
 }
 

@@ -24,9 +24,7 @@ struct Context {
   bool gradient_of(std::string_view name) const { return plan.wants_gradients() && plan.gives(name); }
 };
 
-NpyArray doubles(const std::vector<double>& values, const Shape& shape) {
-  return from_doubles(values, shape);
-}
+NpyArray doubles(const std::vector<double>& values, const Shape& shape) { return from_doubles(values, shape); }
 
 NpyArray like_input(const Context& context, const std::vector<std::byte>& values) {
   const LoadedTensor& x = context.tensors.input();
@@ -65,12 +63,9 @@ constexpr Source sources[] = {
     {"output", [](const Context&) { return true; }, [](const Context& c) { return like_input(c, c.result.output); }},
     {"grad_input", [](const Context& c) { return c.gradient_of("input"); },
      [](const Context& c) { return like_input(c, c.result.grad_input); }},
-    {"mean", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.mean); }},
-    {"var", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.var); }},
-    {"rstd", [](const Context&) { return true; },
-     [](const Context& c) { return statistics(c, c.result.rstd); }},
+    {"mean", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.mean); }},
+    {"var", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.var); }},
+    {"rstd", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.rstd); }},
     {"r", [](const Context& c) { return !c.result.r.empty(); },
      [](const Context& c) { return statistics(c, c.result.r); }},
     {"d", [](const Context& c) { return !c.result.d.empty(); },
@@ -191,7 +186,8 @@ StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& nor
   return result;
 }
 
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, std::int64_t step) {
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result,
+                                std::int64_t step) {
   const Context context{plan, tensors, result};
   std::vector<NamedArray> results;
   for (const char* name : {"output", "grad_input"})

@@ -30,7 +30,8 @@ struct NamedArray {
   NpyArray array;
 };
 /// The arrays of a step that cli.md promises, in the order of the row's outputs.
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result, std::int64_t step);
+std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result,
+                                std::int64_t step);
 
 /// Gives every rank's files their names, or none of them. `state` is written where the plan and the rank ask for it.
 /// Collective over rank.world.

@@ -41,8 +41,9 @@ class LayerMemory {
   void set_running(const RunningStatistics& running, Queue& queue);
   Norm::PastStatistics past(Queue& queue) const;
   void save(State& state, Queue& queue) const;
-  /// Checks everything and reads; on throwing the memory may be half written: load into a fresh one.
-  void load(const State& state, bool drop_per_rank, Queue& queue);
+  /// Checks everything and reads; on throwing the memory may be half written: load into a fresh one. `calls`: the
+  /// layer's training calls so far, which no state changes.
+  void load(const State& state, bool drop_per_rank, std::int64_t calls, Queue& queue);
 
   /// Does `state` hold parts of a sum over ranks?
   static bool has_per_rank_parts(const State& state) noexcept;

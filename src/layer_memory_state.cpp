@@ -162,13 +162,14 @@ void LayerMemory::save_history(State& state, const Counters& now, Queue& queue) 
   }
 }
 
-void LayerMemory::load(const State& state, bool drop_per_rank, Queue& queue) {
+void LayerMemory::load(const State& state, bool drop_per_rank, std::int64_t calls, Queue& queue) {
   using namespace state_reader;
   const Shape C{view_.channels};
   put(LayerState::running_mean, finite(state, "running_mean", C), queue);
   const double least = rules_.keeps_std ? std::numeric_limits<double>::min() : 0;
   put(LayerState::running_spread, finite(state, spread_name(rules_), C, least), queue);
   Counters now;
+  now.calls = calls;
   if (state.find("num_batches_tracked")) now.tracked = integer(state, "num_batches_tracked", 0);
   if (state.find("allnorm.pivot")) put(LayerState::pivot, finite(state, "allnorm.pivot", C), queue);
   now.counted = state.find("allnorm.calls") ? integer(state, "allnorm.calls", 0) : now.tracked;

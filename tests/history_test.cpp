@@ -127,9 +127,7 @@ TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
   }
   const Doubles last(expected.y[0].v.end() - static_cast<std::ptrdiff_t>(y.size()), expected.y[0].v.end());
   EXPECT_LE(cases::relative_error(y, last), 1e-14);
-  EXPECT_LE(
-      cases::relative_error(norm.running(queue).spread, oracle.state.running_var),
-      1e-14);
+  EXPECT_LE(cases::relative_error(norm.running(queue).spread, oracle.state.running_var), 1e-14);
 }
 
 // ---- state
@@ -181,7 +179,7 @@ TEST(State, IsRefusedByAnotherLayer) {
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=4:window=3"),
             "invalid input: state was made with minibatches = 2, must be made with 4");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3", 4),
-            "invalid input: state allnorm.batch.mean has shape (3,), must have (4,)");
+            "invalid input: state running_mean has shape (3,), must have (4,)");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:variant=paper:renorm=true"),
             "invalid input: state running_std is missing");
   EXPECT_NE(
@@ -189,7 +187,8 @@ TEST(State, IsRefusedByAnotherLayer) {
       std::string::npos);
   Queue queue = Queue::cpu();
   Norm rows(Layer("layer_norm"), 3, nullptr, queue);
-  EXPECT_EQ(error_of([&] { rows.load(state, queue); }), "invalid input: layer_norm has no state, must be loaded with none");
+  EXPECT_EQ(error_of([&] { rows.load(state, queue); }),
+            "invalid input: layer_norm has no state, must be loaded with none");
 }
 
 TEST(State, OfAnotherNumberOfRanksLosesItsWindowOnRequestOnly) {

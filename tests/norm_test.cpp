@@ -74,8 +74,7 @@ TEST(BatchNorm, OneValuePerChannelGivesItsBiasAndNoGradient) {
   EXPECT_EQ(call.y, Doubles(3, 0.0));
   for (std::size_t c = 0; c < 3; ++c)
     EXPECT_LE(std::abs(call.dx[c]), 1e-15 * saved.frame().rstd[c] * std::abs(call.dy.v[c]) * 4);
-  for (const double v : call.running().spread)
-    EXPECT_EQ(v, 0.9);  // Bessel's factor of one value is 1: 0.9*1 + 0.1*0
+  for (const double v : call.running().spread) EXPECT_EQ(v, 0.9);  // Bessel's factor of one value is 1: 0.9*1 + 0.1*0
 }
 
 TEST(BatchNorm, AnEmptyCallChangesNothing) {

@@ -80,10 +80,10 @@ struct LoadOptions {
   bool drop_window = false;  ///< accept a state of another number of ranks, without its per-rank parts
 };
 
-/// One layer object. Calls are made by one thread at a time, all with queues of the device (on CUDA: of the stream) that
-/// the layer was made with. A call that throws leaves the state as it was. On CUDA, calls return when their work is
-/// enqueued: a disagreement between ranks leaves the state as it was, fills y or the gradients with NaN, and is thrown
-/// by the next call that takes part in the group's exchanges, or by Communicator::check() after Queue::wait().
+/// One layer object. Calls are made by one thread at a time, all with queues of the device (on CUDA: of the stream)
+/// that the layer was made with. A call that throws leaves the state as it was. On CUDA, calls return when their work
+/// is enqueued: a disagreement between ranks leaves the state as it was, fills y or the gradients with NaN, and is
+/// thrown by the next call that takes part in the group's exchanges, or by Communicator::check() after Queue::wait().
 ///
 /// Sources: Ioffe & Szegedy 2015 (BN), Peng et al. 2018 (Cross-GPU BN), Ioffe 2017 (Batch Renormalization), Yao et al.
 /// 2021 (Cross-Iteration BN), Bochkovskiy et al. 2020 (CmBN), Ba et al. 2016 (LN), Wu & He 2018 (GN);

@@ -125,7 +125,8 @@ void Trainer::average_running_statistics() {
   if (rank_.size == 1 || group_->size() == rank_.size) return;
   Message message{Header("running statistics", Direction::gradients, exchanges_++), {}, 0, {}};
   for (std::size_t l = 0; l < network_->layers(); ++l)
-    for (const RunningStatistics own = network_->norm(l).running(network_->queue()); const auto* values : {&own.mean, &own.spread})
+    for (const RunningStatistics own = network_->norm(l).running(network_->queue());
+         const auto* values : {&own.mean, &own.spread})
       message.payload.insert(message.payload.end(), values->begin(), values->end());
   if (message.payload.empty()) return;
   const Message sum = rank_.world->exchange(std::move(message), rank_.queue);

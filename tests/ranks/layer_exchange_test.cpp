@@ -139,7 +139,8 @@ TEST(Disagreement, NamesTheFieldAndTheRank) {
   EXPECT_EQ(told(sync, attribute("minibatches", "3")), rank1 + "minibatches is 3, must be 1 as on rank 0");
   EXPECT_EQ(told(sync, attribute("renorm", "true")), rank1 + "renorm is true, must be false as on rank 0");
   EXPECT_EQ(told(
-                sync, [](Layer&) {}, [](Rank& r) {
+                sync, [](Layer&) {},
+                [](Rank& r) {
                   RunningStatistics running = r.norm.running(r.queue);
                   running.mean[2] = 1;
                   r.norm.set_running(running, r.queue);
