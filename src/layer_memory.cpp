@@ -87,7 +87,7 @@ void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue)
   const std::size_t size = wide ? sizeof(double) : sizeof(float);
   const std::size_t means = index(ring.slots * shape.mean_rows * shape.fan_in) * size,
                     weights = index(ring.slots * shape.channels * shape.fan_in) * size;
-  derivatives_ = Buffer<std::byte>(means + 2 * weights, queue);
+  derivatives_ = Buffer<std::byte>(means + 2 * weights, queue, Fill::none);  // not zeroed by every replay of a graph
   ring.wide = wide;
   ring.fan_in = shape.fan_in;
   ring.mean_rows = shape.mean_rows;
