@@ -219,6 +219,17 @@ TEST(DeviceThreads, AnAbortReleasesStreamsThatWait) {
   });
 }
 
+TEST(DeviceThreads, LazyLoadingOfKernelsIsRefused) {
+#if ALLNORM_CUDA_EMULATED  // the driver reads its environment once
+  ::setenv("CUDA_MODULE_LOADING", "LAZY", 1);
+  EXPECT_NE(error_of([] { make_device_hub(2, {}); }).find("set CUDA_MODULE_LOADING=EAGER"), std::string::npos);
+  ::setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+  EXPECT_EQ(error_of([] { make_device_hub(2, {}); }), "");
+#else
+  GTEST_SKIP() << "the driver reads CUDA_MODULE_LOADING once";
+#endif
+}
+
 TEST(DeviceThreads, CaptureIsRefused) {
   on_hub(1, 1, {}, [](const Rank& r) {
     DeviceRecord record(0, 4, r.queue);
