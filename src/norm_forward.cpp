@@ -37,10 +37,14 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
                  channels)),
       group_(group ? std::move(group) : self()),
       name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
+      device_(queue.device()),
       memory_(layer, channels, queue) {}
 
 Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {
   const ConstTensorView& x = in.input;
+  expect(queue.device() == device_, Code::device, [&] {
+    return "the queue is on " + to_string(queue.device()) + ", must be on the layer's " + to_string(device_);
+  });
   expect(x.given(), Code::invalid_argument, "input is missing");
   expect(x.device == queue.device(), Code::device, [&] {
     return "input is on " + to_string(x.device) + ", must be on the queue's " + to_string(queue.device());

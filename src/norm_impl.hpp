@@ -43,6 +43,7 @@ class NormImpl {
   std::int64_t channels_;
   std::shared_ptr<Communicator> group_;
   std::string name_;
+  Device device_;
   LayerMemory memory_;
 
  private:

@@ -229,6 +229,8 @@ TEST(BadPointers, AreNamed) {
             "device: input is on cuda:0, must be on the queue's cpu");
   in.input = view(device, x_shape);
   EXPECT_EQ(told(on_cpu, in, view(host.data(), x_shape), cpu), "device: input is on cuda:0, must be in host memory");
+  EXPECT_EQ(told(step.norm, in, view(host.data(), x_shape), cpu),
+            "device: the queue is on cpu, must be on the layer's cuda:0");
   EXPECT_EQ(step.norm.running(gpu).tracked, 0);
   ASSERT_EQ(cudaFree(device), cudaSuccess);
 }
