@@ -87,7 +87,7 @@ void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue)
   const std::size_t size = wide ? sizeof(double) : sizeof(float);
   const std::size_t means = index(ring.slots * shape.mean_rows * shape.fan_in) * size,
                     weights = index(ring.slots * shape.channels * shape.fan_in) * size;
-  derivatives_ = Buffer<std::byte>(means + 2 * weights, queue);
+  derivatives_ = Buffer<std::byte>(means + 2 * weights, queue, Fill::none);  // not zeroed by every replay of a graph
   ring.wide = wide;
   ring.fan_in = shape.fan_in;
   ring.mean_rows = shape.mean_rows;
@@ -147,6 +147,37 @@ Norm::PastStatistics LayerMemory::past(Queue& queue) const {
       parts[part]->insert(parts[part]->end(), from, from + C);
     }
   return past;
+}
+
+void LayerMemory::take(LayerMemory&& other, Queue& queue) {
+  const auto into = [&queue](auto& to, auto& from) {
+    if (to.size() == from.size())
+      copy_on_device(to.data(), from.data(), from.size() * sizeof(*from.data()), queue);
+    else
+      to = std::move(from);
+  };
+  into(r_max_ramp_, other.r_max_ramp_);
+  into(d_max_ramp_, other.d_max_ramp_);
+  rules_ = other.rules_;
+  rules_.r_max_ramp.points = r_max_ramp_.data();
+  rules_.d_max_ramp.points = d_max_ramp_.data();
+  into(counters_, other.counters_);
+  into(turn_, other.turn_);
+  into(last_, other.last_);
+  into(values_, other.values_);
+  into(ring_, other.ring_);
+  const Ring& theirs = other.view_.ring;
+  Ring& ring = view_.ring;
+  if (theirs.fan_in == 0) return;  // it has no derivatives: ours mean nothing to its counters
+  const bool same = ring.wide == theirs.wide && ring.fan_in == theirs.fan_in && ring.mean_rows == theirs.mean_rows;
+  if (same) return into(derivatives_, other.derivatives_);
+  derivatives_ = std::move(other.derivatives_);
+  ring.wide = theirs.wide;
+  ring.fan_in = theirs.fan_in;
+  ring.mean_rows = theirs.mean_rows;
+  ring.dmean = theirs.dmean;
+  ring.dvar = theirs.dvar;
+  ring.weight = theirs.weight;
 }
 
 std::size_t LayerMemory::bytes() const noexcept {

@@ -45,6 +45,10 @@ class LayerMemory {
   /// layer's training calls so far, which no state changes.
   void load(const State& state, bool drop_per_rank, std::int64_t calls, Queue& queue);
 
+  /// Takes over what `other`, of the same layer, holds. Arrays stay where they are as far as they have the same shapes:
+  /// a captured graph goes on with them.
+  void take(LayerMemory&& other, Queue& queue);
+
   /// Does `state` hold parts of a sum over ranks?
   static bool has_per_rank_parts(const State& state) noexcept;
   std::size_t bytes() const noexcept;

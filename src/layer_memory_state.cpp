@@ -117,7 +117,7 @@ void LayerMemory::save_history(State& state, const Counters& now, Queue& queue) 
   const Shape C{channels};
   state.add("allnorm.batches", now.batches);
   state.add("allnorm.window.entries", now.entries);
-  if (ring.fan_in > 0) {
+  if (now.derivatives != 0 || (ring.fan_in > 0 && now.entries > 0)) {
     state.add("allnorm.weight.fan_in", ring.fan_in);
     state.add("allnorm.weight.mean_rows", ring.mean_rows);
   }

@@ -51,10 +51,12 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     args.wants_weight = out.weight.given() || out.bias.given();
     args.frame = frame_view(saved);
     args.header = header(x.dtype, groups, Direction::backward);
-    args.reporter = group_->reporter();
     make_record(messages, record, args.header, 2 * groups, queue);
     args.sums = steps::payload_of(record.data);
-    if (exchanges) args.record = record.data;
+    if (exchanges) {
+      args.record = record.data;
+      args.reporter = group_->reporter();
+    }
     scratch = Buffer<double>(index(backward_scratch(plan.norm, plan.fine, plan.parameters)), queue, Fill::none);
     args.scratch = scratch.data();
     queue.ops().backward_local(args, queue);

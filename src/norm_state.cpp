@@ -108,7 +108,7 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
   LayerMemory memory(layer, channels_, queue);
   memory.load(state, drop, memory_.counters(queue).calls, queue);
   layer_ = std::move(layer);
-  memory_ = std::move(memory);
+  memory_.take(std::move(memory), queue);
 }
 
 }  // namespace allnorm

@@ -5,12 +5,17 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
+#include "allnorm/tensor.hpp"
 
 namespace backend {
 
 /// A queue on the program's device (`threads`: of the CPU).
 allnorm::Queue queue(int threads = 1);
 allnorm::Device device();
+
+/// How far statistics of values of a 16 or 32-bit type may be off, relative: the CPU sums in double, a GPU up to eight
+/// differences from a pivot, or their squares, in f32.
+extern const double statistics_unit;
 
 /// Memory that the device and the host both read and write (the host once the queue was waited for).
 void* allocate(std::size_t bytes);
@@ -28,5 +33,13 @@ struct Allocator {
 };
 template <class T>
 using Array = std::vector<T, Allocator<T>>;
+
+/// Views of such memory.
+template <class T>
+auto view(T* data, const allnorm::Shape& shape, allnorm::Order order = allnorm::Order::channels_first) {
+  auto made = allnorm::view(data, shape, order);
+  made.device = device();
+  return made;
+}
 
 }  // namespace backend

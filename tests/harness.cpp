@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "allnorm/error.hpp"
+#include "backend.hpp"
 
 namespace harness {
 
@@ -19,7 +20,7 @@ void run(int ranks, const Body& body, const allnorm::Patience& patience) {
   for (std::size_t rank = 0; rank < worlds.size(); ++rank)
     workers.emplace_back([&, rank] {
       try {
-        allnorm::Queue queue = allnorm::Queue::cpu();
+        allnorm::Queue queue = backend::queue();
         body(worlds[rank], queue);
       } catch (const Error& error) {
         worlds[rank]->abort(error);

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/fused.hpp"
 #include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/map.cuh"
 
@@ -12,52 +13,6 @@ namespace allnorm::cuda {
 namespace {
 
 constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
-
-__device__ __forceinline__ const RecordHead& head_of(const Gathered& gathered, int rank) {
-  return *reinterpret_cast<const RecordHead*>(gathered.records + static_cast<std::size_t>(rank) * gathered.stride);
-}
-
-/// What is wrong with the heads of an exchange.
-struct Verdict {
-  std::uint64_t status;  // ExchangeReport::Status
-  int rank;
-};
-
-/// The first fault of the heads: one that differs from rank 0's, or else a rank whose weights changed within a batch.
-__device__ inline Verdict judge(const Gathered& gathered) {
-  for (int rank = 1; rank < gathered.ranks; ++rank)
-    if (!steps::agree(head_of(gathered, 0), head_of(gathered, rank))) return {ExchangeReport::mismatch, rank};
-  for (int rank = 0; rank < gathered.ranks; ++rank)
-    if ((head_of(gathered, rank).flags & flag_weights_changed) != 0) return {ExchangeReport::weights_changed, rank};
-  return {ExchangeReport::fine, 0};
-}
-
-/// Whether there is a fault: each thread looks at some of the ranks. For all threads of the block.
-__device__ inline bool any_fault(const Gathered& gathered) {
-  bool fault = false;
-  if (gathered.records != nullptr)
-    for (int rank = static_cast<int>(threadIdx.x); rank < gathered.ranks; rank += static_cast<int>(blockDim.x))
-      fault |= (head_of(gathered, rank).flags & flag_weights_changed) != 0 ||
-               !steps::agree(head_of(gathered, 0), head_of(gathered, rank));
-  return __syncthreads_or(fault) != 0;
-}
-
-/// Tells the host that an exchange was read, and what was wrong with it. For one thread of the grid.
-__device__ inline void tell(const Reporter& reporter, const Gathered& gathered, const Verdict& verdict) {
-  if (reporter.report == nullptr) return;
-  ExchangeReport& report = *reporter.report;
-  if (verdict.status != ExchangeReport::fine && report.status == ExchangeReport::fine) {
-    report.rank = static_cast<std::uint64_t>(verdict.rank);
-    if (gathered.records != nullptr) {
-      report.first = head_of(gathered, 0);
-      report.other = head_of(gathered, verdict.rank);
-    }
-    __threadfence_system();  // the host reads the rest once it sees the status
-    report.status = verdict.status;
-    __threadfence_system();
-  }
-  report.finished = ++reporter.counts[1];
-}
 
 /// The frame of group g in a forward call, and where it `commits` the next state. Not inline: every kernel has it
 /// twice.
@@ -111,7 +66,7 @@ struct ForwardSource {
   __device__ void begin(Shared& shared) const {
     if (args.source == FrameSource::given) return;
     const bool calls = args.source == FrameSource::call;
-    const bool fails = calls && (any_fault(gathered) || lone_weights_changed());
+    const bool fails = calls && (Heads{gathered, args.record}.any_fault() || lone_weights_changed());
     if (threadIdx.x == 0) shared.turn() = turn_of(args, gathered, fails);
     __syncthreads();
   }
@@ -138,9 +93,10 @@ struct ForwardSource {
     if (is_first) {
       *args.state.last = turn;
       if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
+      const Heads heads{gathered, args.record};
       Verdict verdict{ExchangeReport::fine, 0};
-      if (turn.fails) verdict = lone_weights_changed() ? Verdict{ExchangeReport::weights_changed, 0} : judge(gathered);
-      tell(args.reporter, gathered, verdict);
+      if (turn.fails) verdict = lone_weights_changed() ? Verdict{ExchangeReport::weights_changed, 0} : heads.judge();
+      heads.tell(args.reporter, verdict);
     }
     __syncthreads();
     if (threadIdx.x != 0) return;
@@ -180,7 +136,7 @@ struct BackwardSource {
   Gathered gathered;
 
   __device__ void begin(Shared& shared) const {
-    const bool fails = any_fault(gathered);
+    const bool fails = Heads{gathered, args.record}.any_fault();
     if (threadIdx.x == 0) shared.fails = fails;
     __syncthreads();
   }
@@ -191,7 +147,8 @@ struct BackwardSource {
   }
   __device__ void end(const Shared& shared) const {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
-    tell(args.reporter, gathered, shared.fails ? judge(gathered) : Verdict{ExchangeReport::fine, 0});
+    const Heads heads{gathered, args.record};
+    heads.tell(args.reporter, shared.fails ? heads.judge() : Verdict{ExchangeReport::fine, 0});
   }
 };
 

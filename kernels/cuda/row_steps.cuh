@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "kernels/ops.hpp"
 
@@ -30,30 +31,11 @@ struct NoLane {
   __device__ double operator()(std::int64_t, bool) const { return 0; }
 };
 
-/// Whether the heads of an exchange differ, for all threads of a block, which call it together. The block that
+/// Whether the heads of an exchange are at fault, for all threads of a block, which call it together. The block that
 /// `reports` says that the exchange was read, and what it found.
-__device__ inline bool heads_differ(const Gathered& gathered, const Reporter& reporter, bool reports) {
-  const auto head = [&](int rank) -> const RecordHead& {
-    return *reinterpret_cast<const RecordHead*>(gathered.records + static_cast<std::size_t>(rank) * gathered.stride);
-  };
-  int differs = 0;
-  const int ranks = gathered.records == nullptr ? 0 : gathered.ranks;
-  for (int rank = 1 + static_cast<int>(threadIdx.x); rank < ranks; rank += static_cast<int>(blockDim.x))
-    differs |= steps::agree(head(0), head(rank)) ? 0 : 1;
-  const bool fails = __syncthreads_or(differs) != 0;
-  if (!reports || threadIdx.x != 0 || reporter.report == nullptr) return fails;
-  ExchangeReport& report = *reporter.report;
-  if (fails && report.status == ExchangeReport::fine) {
-    int rank = 1;
-    while (steps::agree(head(0), head(rank))) ++rank;
-    report.rank = static_cast<std::uint64_t>(rank);
-    report.first = head(0);
-    report.other = head(rank);
-    __threadfence_system();  // the host reads the rest once it sees the status
-    report.status = ExchangeReport::mismatch;
-    __threadfence_system();
-  }
-  report.finished = ++reporter.counts[1];
+__device__ inline bool heads_differ(const Heads& heads, const Reporter& reporter, bool reports) {
+  const bool fails = heads.any_fault();
+  if (reports && threadIdx.x == 0) heads.tell(reporter, fails ? heads.judge() : Verdict{ExchangeReport::fine, 0});
   return fails;
 }
 

@@ -302,7 +302,7 @@ void sum_columns(const RowsCall& call, Queue& queue) {
 __global__ void __launch_bounds__(step_threads) row_frames_kernel(const ForwardArgs args, const Gathered gathered) {
   const std::int64_t rows = args.norm.groups();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
-  const bool fails = rows::heads_differ(gathered, args.reporter, blockIdx.x == 0);
+  const bool fails = rows::heads_differ({gathered, args.record}, args.reporter, blockIdx.x == 0);
   const bool alone = args.record == nullptr;
   const double count = alone ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
   if (row < rows) {
@@ -321,7 +321,7 @@ __global__ void __launch_bounds__(step_threads)
     row_gradients_kernel(const BackwardArgs args, const Gathered gathered, double* coefficients) {
   const std::int64_t rows = args.norm.groups();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * step_threads + threadIdx.x;
-  const bool fails = rows::heads_differ(gathered, args.reporter, blockIdx.x == 0);
+  const bool fails = rows::heads_differ({gathered, args.record}, args.reporter, blockIdx.x == 0);
   if (row >= rows) return;
   const auto frame = args.frame.get(row);
   auto k = formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, args.frame.scalars->count,

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "adapters/torch/conv_norm.hpp"
+#include "adapters/torch/streams.hpp"
 #include "launch/train/random.hpp"
 
 namespace allnorm::launch::train {
@@ -42,11 +43,11 @@ bool takes_activation(const Row& row) {
                      [](const Attribute& attribute) { return attribute.name == "activation"; });
 }
 
-torch::Tensor per_channel(const std::vector<float>& values) {
-  return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1});
+torch::Tensor per_channel(const std::vector<float>& values, const c10::Device& device) {
+  return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1}).to(device);
 }
 
-PastFrame past_frame(const Frame& frame, Queue& queue) {
+PastFrame past_frame(const Frame& frame, Queue& queue, const c10::Device& device) {
   const std::vector<double> mean = to_host(frame.mean, queue), rstd = to_host(frame.rstd, queue),
                             r = to_host(frame.r, queue), d = to_host(frame.d, queue);
   std::vector<float> factor(mean.size()), offset(mean.size());
@@ -55,7 +56,7 @@ PastFrame past_frame(const Frame& frame, Queue& queue) {
     factor[c] = static_cast<float>(a);
     offset[c] = static_cast<float>((d.empty() ? 0 : d[c]) - mean[c] * a);
   }
-  return {per_channel(factor), per_channel(offset)};
+  return {per_channel(factor, device), per_channel(offset, device)};
 }
 
 }  // namespace
@@ -69,7 +70,8 @@ class Network::Impl {
         window_(layer.options.window),
         minibatches_(layer.options.minibatches),
         fuses_activation_(takes_activation(*layer.row)),
-        queue_(&queue) {
+        queue_(&queue),
+        device_(torch_adapter::device_for(queue)) {
     std::int64_t in = input.channels, height = input.height, width = input.width;
     for (const Block& block : blocks) {
       height = (height - 1) / block.stride + 1;
@@ -83,8 +85,8 @@ class Network::Impl {
           std::make_unique<ConvNorm>(shape, own, group, queue, "norm" + std::to_string(blocks_.size() + 1)));
       in = block.channels;
     }
-    linear_weight_ = torch::zeros({classes, in}).requires_grad_();
-    linear_bias_ = torch::zeros({classes}).requires_grad_();
+    linear_weight_ = torch::zeros({classes, in}, device_).requires_grad_();
+    linear_bias_ = torch::zeros({classes}, device_).requires_grad_();
     draw_weights(seed);
     make_flat();
   }
@@ -96,26 +98,32 @@ class Network::Impl {
 
   double learn(float* pixels, const std::int64_t* labels, std::int64_t batch, double scale, PastDistances* distances) {
     set_training(true);
+    to_device();
     const torch::Tensor images = wrap(pixels, batch);
     const torch::Tensor logits = forward(images);
-    torch::Tensor gradient = torch::empty_like(logits);
-    const double loss = cross_entropy(logits, labels, scale, gradient);
+    const torch::Tensor scores = logits.detach().cpu();
+    torch::Tensor gradient = torch::empty_like(scores);
+    const double loss = cross_entropy(scores, labels, scale, gradient);
     if (window_ > 1) {
       if (distances) *distances = measure_past();
       remember(images);
     }
-    logits.backward(gradient);
+    logits.backward(gradient.to(device_));
+    from_device();
+    for (std::size_t l = 0; l < layers(); ++l) norm(l).group().check();
     return loss;
   }
 
   std::int64_t count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch) {
     const torch::NoGradGuard no_gradients;
     set_training(false);
+    to_device();
     return wrong(forward(wrap(pixels, batch)), labels);
   }
 
   std::int64_t count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
     const torch::NoGradGuard no_gradients;
+    to_device();
     torch::Tensor x = wrap(pixels, batch);
     for (auto& block : blocks_) {
       x = block->convolve(x);
@@ -129,7 +137,7 @@ class Network::Impl {
   void forget() { past_.clear(); }
   std::size_t layers() const noexcept { return blocks_.size(); }
   Norm& norm(std::size_t layer) noexcept { return blocks_[layer]->norm().norm(); }
-  Queue& queue() noexcept { return *queue_; }
+  Queue& queue() noexcept { return blocks_.front()->norm().queue(); }
   const Frame& frame(std::size_t layer) const noexcept { return blocks_[layer]->norm().last_call()->saved.frame(); }
 
  private:
@@ -138,16 +146,18 @@ class Network::Impl {
     std::uint64_t which = 0;
     const auto draw = [&](torch::Tensor& weight, double variance) {
       Random random(Purpose::weights, {seed, which++});
-      float* values = weight.data_ptr<float>();
-      for (std::int64_t i = 0; i < weight.numel(); ++i)
+      const torch::Tensor drawn = torch::empty(weight.sizes());
+      float* values = drawn.data_ptr<float>();
+      for (std::int64_t i = 0; i < drawn.numel(); ++i)
         values[i] = static_cast<float>(std::sqrt(variance) * random.normal());
+      weight.copy_(drawn);
     };
     for (auto& block : blocks_) draw(block->weight, 2.0 / static_cast<double>(kernel * kernel * block->shape().in));
     draw(linear_weight_, 1.0 / static_cast<double>(linear_weight_.size(1)));
   }
 
-  /// Moves all parameters into one buffer and their gradients into another, so that the exchange and the optimizer see
-  /// two arrays.
+  /// Moves all parameters into one array and their gradients into another, so that the exchange and the optimizer see
+  /// two arrays, on the host. On a GPU the tensors lie in copies there.
   void make_flat() {
     std::vector<std::pair<torch::Tensor*, bool>> all;  // with weight decay or without
     for (auto& block : blocks_) {
@@ -162,19 +172,39 @@ class Network::Impl {
       return (static_cast<std::size_t>(t.numel()) + alignment - 1) / alignment * alignment;
     };
     for (const auto& [tensor, decays] : all) size += padded(*tensor);
-    parameters_ = Buffer<float>(size, *queue_);
-    gradients_ = Buffer<float>(size, *queue_);
+    Queue host = Queue::cpu();
+    parameters_ = Buffer<float>(size, host);
+    gradients_ = Buffer<float>(size, host);
     const torch::NoGradGuard no_gradients;
+    flat_parameters_ = torch::from_blob(parameters_.data(), {static_cast<std::int64_t>(size)}).to(device_);
+    flat_gradients_ = torch::from_blob(gradients_.data(), {static_cast<std::int64_t>(size)}).to(device_);
     std::size_t at = 0;
     for (const auto& [tensor, decays] : all) {
-      const torch::Tensor place = torch::from_blob(parameters_.data() + at, tensor->sizes());
+      const auto part = [&, t = tensor](const torch::Tensor& flat) {
+        return flat.narrow(0, static_cast<std::int64_t>(at), t->numel()).view(t->sizes());
+      };
+      const torch::Tensor place = part(flat_parameters_);
       place.copy_(*tensor);
       tensor->set_data(place);
-      tensor->mutable_grad() = torch::from_blob(gradients_.data() + at, tensor->sizes());
+      tensor->mutable_grad() = part(flat_gradients_);
       if (decays) decayed_.push_back({at, at + static_cast<std::size_t>(tensor->numel())});
       parameter_count_ += tensor->numel();
       at += padded(*tensor);
     }
+  }
+
+  /// Before and after the work of a GPU: the arrays that the optimizer sees are on the host.
+  void to_device() {
+    if (device_.is_cpu()) return;
+    const torch::NoGradGuard no_gradients;
+    flat_parameters_.copy_(host(parameters_));
+    flat_gradients_.copy_(host(gradients_));
+  }
+  void from_device() {
+    if (!device_.is_cpu()) host(gradients_).copy_(flat_gradients_);
+  }
+  static torch::Tensor host(Buffer<float>& array) {
+    return torch::from_blob(array.data(), {static_cast<std::int64_t>(array.size())});
   }
 
   void set_training(bool on) {
@@ -184,7 +214,7 @@ class Network::Impl {
   }
 
   torch::Tensor wrap(float* pixels, std::int64_t batch) const {
-    return torch::from_blob(pixels, {batch, input_.channels, input_.height, input_.width});
+    return torch::from_blob(pixels, {batch, input_.channels, input_.height, input_.width}).to(device_);
   }
 
   torch::Tensor forward(torch::Tensor x) {
@@ -202,7 +232,7 @@ class Network::Impl {
   }
 
   static std::int64_t wrong(const torch::Tensor& logits, const std::int64_t* labels) {
-    const torch::Tensor best = logits.argmax(1);
+    const torch::Tensor best = logits.argmax(1).cpu();
     const std::int64_t* found = best.data_ptr<std::int64_t>();
     std::int64_t errors = 0;
     for (std::int64_t i = 0; i < best.numel(); ++i) errors += found[i] != labels[i];
@@ -234,7 +264,7 @@ class Network::Impl {
     if (past_.size() > static_cast<std::size_t>(window_)) past_.pop_back();
     past_.front().images.push_back(images.clone());
     std::vector<PastFrame>& frames = past_.front().frames.emplace_back();
-    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l), queue()));
+    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l), queue(), device_));
   }
 
   /// The truth is the past batch, sent again through the network with the present weights. Every layer normalizes it
@@ -273,7 +303,7 @@ class Network::Impl {
 
   static void add_moments(const torch::Tensor& x, std::vector<double>& moments) {
     const torch::Tensor wide = x.to(torch::kDouble);
-    const torch::Tensor both = torch::cat({wide.mean({0, 2, 3}), wide.square().mean({0, 2, 3})});
+    const torch::Tensor both = torch::cat({wide.mean({0, 2, 3}), wide.square().mean({0, 2, 3})}).cpu();
     moments.resize(static_cast<std::size_t>(both.numel()));
     for (std::size_t i = 0; i < moments.size(); ++i) moments[i] += both.data_ptr<double>()[i];
   }
@@ -310,9 +340,11 @@ class Network::Impl {
   std::int64_t window_, minibatches_;
   bool fuses_activation_;  // the layer applies ReLU itself
   Queue* queue_;
+  c10::Device device_;
   std::vector<std::unique_ptr<ConvNorm>> blocks_;
   torch::Tensor linear_weight_, linear_bias_;  // (classes, C), (classes)
   Buffer<float> parameters_, gradients_;
+  torch::Tensor flat_parameters_, flat_gradients_;  // the same values on the network's device
   std::vector<Range> decayed_;
   std::int64_t parameter_count_ = 0;
   bool training_ = true;

@@ -31,11 +31,11 @@ class Deadline {
 
   bool over() const { return now(patience_) > end_; }
   std::string text() const { return seconds_text(seconds_); }
-  /// Between two looks: gives way to threads that have work, later sleeps.
+  /// Between two looks: gives way to threads that have work for some milliseconds, later sleeps.
   void relax() {
     if (patience_.relax)
       patience_.relax();
-    else if (++looks_ < 64)
+    else if (++looks_ < 4096)
       std::this_thread::yield();
     else
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

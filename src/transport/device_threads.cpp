@@ -44,7 +44,7 @@ void find(const char* name, Function& function) {
 #else
   const cudaError_t asked = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status);
 #endif
-  cuda::check(asked, "looking for the driver's stream memory operations");
+  cuda::check(asked, "looking for a function of the CUDA driver");
   expect(status == cudaDriverEntryPointSuccess && found != nullptr, Code::unsupported,
          [&] { return "the CUDA driver has no " + std::string(name) + ", must be of CUDA 12 or later"; });
   function = reinterpret_cast<Function>(found);
@@ -68,6 +68,18 @@ int connections() {
   return value;
 }
 
+// A kernel that is loaded at its first launch may have to wait for all that runs on the GPU; beside a stream that waits
+// for a rank which has not come that far it would wait for ever.
+void expect_loaded_kernels() {
+  CUresult (*loading_mode)(CUmoduleLoadingMode*) = nullptr;
+  find("cuModuleGetLoadingMode", loading_mode);
+  CUmoduleLoadingMode mode{};
+  expect_enqueued(loading_mode(&mode), "asking how kernels are loaded");
+  expect(mode == CU_MODULE_EAGER_LOADING, Code::unsupported,
+         "ranks as threads share a GPU and its kernels are loaded when first used, must be loaded at the start: set "
+         "CUDA_MODULE_LOADING=EAGER in the environment before the program uses CUDA");
+}
+
 class ThreadHub final : public DeviceHub, public cuda::Watched {
  public:
   ThreadHub(int ranks, const Patience& patience)
@@ -75,6 +87,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
         members_(static_cast<std::size_t>(ranks)),
         flags_block_(static_cast<std::size_t>(ranks) * sizeof(std::uint64_t), current_device()),
         watcher_(cuda::Watcher::of_process()) {
+    if (ranks > 1) expect_loaded_kernels();
     find("cuStreamWriteValue64", stream_flags_.write);
     find("cuStreamWaitValue64", stream_flags_.wait);
     const int device = current_device();

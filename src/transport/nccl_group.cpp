@@ -57,6 +57,7 @@ NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& pa
     return "the queue is on " + to_string(queue.device()) + ", must be on cuda:" + std::to_string(device) +
            " as the NCCL communicator";
   });
+  queue.wait();  // the counts are zero for whichever queue comes first
   watcher_->add(*this);
 }
 

@@ -7,6 +7,7 @@ namespace backend {
 
 allnorm::Queue queue(int threads) { return allnorm::Queue::cpu(threads); }
 allnorm::Device device() { return {}; }
+const double statistics_unit = 0;
 void* allocate(std::size_t bytes) { return ::operator new(bytes); }
 void release(void* data) noexcept { ::operator delete(data); }
 

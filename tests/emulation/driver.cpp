@@ -1,5 +1,6 @@
 // Stream memory operations of the driver, and how a program gets at them without linking it.
 #include <chrono>
+#include <cstdlib>
 #include <string_view>
 #include <thread>
 
@@ -81,6 +82,7 @@ cudaError_t entry_point(const char* call_name, const char* symbol, void** functi
     const Entry entries[] = {
         {"cuGetErrorString", address_of(&cuGetErrorString)},
         {"cuGetErrorName", address_of(&cuGetErrorName)},
+        {"cuModuleGetLoadingMode", address_of(&cuModuleGetLoadingMode)},
         {"cuStreamWriteValue32", address_of(&cuStreamWriteValue32)},
         {"cuStreamWriteValue64", address_of(&cuStreamWriteValue64)},
         {"cuStreamWaitValue32", address_of(&cuStreamWaitValue32)},
@@ -100,6 +102,11 @@ cudaError_t entry_point(const char* call_name, const char* symbol, void** functi
 
 using namespace cuda_emulation::detail;
 
+CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode* mode) {
+  const char* asked = std::getenv("CUDA_MODULE_LOADING");
+  *mode = asked != nullptr && std::string_view(asked) == "EAGER" ? CU_MODULE_EAGER_LOADING : CU_MODULE_LAZY_LOADING;
+  return CUDA_SUCCESS;
+}
 CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned int flags) {
   return write_value("cuStreamWriteValue32", stream, address, value, flags);
 }

@@ -167,16 +167,25 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
     return error != cudaSuccess ? error : allocate(pointer, bytes, cudaMemoryTypeDevice);
   });
 }
+cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned int flags) {
+  return call("cudaMallocManaged", [&] {
+    if (flags != cudaMemAttachGlobal) return cudaErrorInvalidValue;
+    const cudaError_t error = unsafe_call();
+    return error != cudaSuccess ? error : allocate(pointer, bytes, cudaMemoryTypeManaged);
+  });
+}
 cudaError_t cudaFree(void* pointer) {
   return call("cudaFree", [&] {
     if (pointer == nullptr) return cudaSuccess;
     if (const cudaError_t error = unsafe_call(); error != cudaSuccess) return error;
     cudaMemoryType type;
     int device = 0;
-    if (classify(pointer, 1, type, device) != cudaSuccess || type != cudaMemoryTypeDevice) return cudaErrorInvalidValue;
+    if (classify(pointer, 1, type, device) != cudaSuccess ||
+        (type != cudaMemoryTypeDevice && type != cudaMemoryTypeManaged))
+      return cudaErrorInvalidValue;
     ++counters().host_waits;
     wait_for_device(device);
-    return free_now(pointer, cudaMemoryTypeDevice, false);
+    return free_now(pointer, type, false);
   });
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t handle) {

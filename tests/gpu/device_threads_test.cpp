@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -199,8 +200,10 @@ TEST(DeviceThreads, ARankThatNeverComesIsNamed) {
 }
 
 TEST(DeviceThreads, AnAbortReleasesStreamsThatWait) {
-  on_hub(3, 1, {}, [](const Rank& r) {
+  std::barrier done(3);  // after an abort nothing keeps a rank from writing over what others still read
+  on_hub(3, 1, {}, [&done](const Rank& r) {
     expect_sums(r, 0, 4);
+    done.arrive_and_wait();
     if (r.rank == 1) {
       r.hub->abort("rank 1 failed: eps is -1");
     } else {
@@ -214,6 +217,17 @@ TEST(DeviceThreads, AnAbortReleasesStreamsThatWait) {
     }
     EXPECT_EQ(error_found(r), "aborted: rank 1 failed: eps is -1");
   });
+}
+
+TEST(DeviceThreads, LazyLoadingOfKernelsIsRefused) {
+#if ALLNORM_CUDA_EMULATED  // the driver reads its environment once
+  ::setenv("CUDA_MODULE_LOADING", "LAZY", 1);
+  EXPECT_NE(error_of([] { make_device_hub(2, {}); }).find("set CUDA_MODULE_LOADING=EAGER"), std::string::npos);
+  ::setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+  EXPECT_EQ(error_of([] { make_device_hub(2, {}); }), "");
+#else
+  GTEST_SKIP() << "the driver reads CUDA_MODULE_LOADING once";
+#endif
 }
 
 TEST(DeviceThreads, CaptureIsRefused) {

@@ -70,6 +70,7 @@ inline constexpr unsigned int cudaEventBlockingSync = 0x1;
 inline constexpr unsigned int cudaEventDisableTiming = 0x2;
 inline constexpr unsigned int cudaEventRecordDefault = 0x0;
 inline constexpr unsigned int cudaEventWaitDefault = 0x0;
+inline constexpr unsigned int cudaMemAttachGlobal = 0x1;
 inline constexpr unsigned int cudaHostAllocDefault = 0x0;
 inline constexpr unsigned int cudaHostAllocPortable = 0x1;
 inline constexpr unsigned int cudaHostAllocMapped = 0x2;
