@@ -2,6 +2,7 @@
 // and the map follows at once; one launch each.
 #include <limits>
 
+#include "kernels/cuda/fused.hpp"
 #include "kernels/cuda/groupwise.hpp"
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/kernels.hpp"
@@ -155,6 +156,7 @@ struct BackwardSource {
 
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (groupwise_fits(args, properties_of(queue))) return groupwise_forward(args, queue);
+  if (fused_fits(args, queue)) return fused_forward(args, queue);
   if (args.rows) return forward_finish_rows(args, gathered, queue);
   ApplyArgs map{};
   map.x = args.x;
@@ -168,6 +170,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
 
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (groupwise_backward_fits(args, properties_of(queue))) return groupwise_backward(args, queue);
+  if (fused_fits(args, queue)) return fused_backward(args, queue);
   if (args.rows) return backward_finish_rows(args, gathered, queue);
   ApplyGradArgs map{};
   map.x = args.x;

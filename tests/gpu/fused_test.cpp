@@ -1,0 +1,420 @@
+// Fused calls of a lone rank against the separate kernels on the same values: statistics, state, outputs, gradients.
+#include "kernels/cuda/fused.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "../kernels_support.hpp"
+#include "finish_support.hpp"
+#include "kernels/cuda/kernels.hpp"
+#include "src/cuda/queue.hpp"
+
+namespace allnorm::kernel_test {
+namespace {
+
+using cuda::FusedPath;
+using finish_test::FrameMemory;
+using finish_test::LayerMemory;
+
+/// The process's choice, until the end of a scope.
+struct Choose {
+  explicit Choose(FusedPath path) { cuda::set_fused_path(path); }
+  Choose(const Choose&) = delete;
+  Choose& operator=(const Choose&) = delete;
+  ~Choose() { cuda::set_fused_path(FusedPath::automatic); }
+};
+
+struct Case {
+  const char* edge;
+  Partition p;
+};
+const Case cases[] = {{"one value", {1, 1, 1, 1}},
+                      {"one channel", {1, 3, 1, 50}},
+                      {"one channel in columns", {1, 333, 1, 1}},
+                      {"a value of each channel", {1, 1, 5, 1}},
+                      {"planes off the vector's width", {1, 4, 3, 49}},
+                      {"planes in vectors", {1, 2, 17, 264}},
+                      {"a warp for each channel", {1, 6, 64, 80}},
+                      {"short runs, more channels than blocks", {1, 2, 257, 20}},
+                      {"runs as columns", {1, 40, 5, 8}},
+                      {"runs as columns off the vector's width", {1, 70, 3, 5}},
+                      {"columns off the vector's width", {1, 150, 17, 1}},
+                      {"columns in vectors", {1, 50, 64, 1}},
+                      {"several tiles of columns", {1, 24, 1032, 1}},
+                      {"an odd number of columns", {1, 120, 257, 1}},
+                      {"more than is kept on chip, by runs", {1, 8, 3, 20480}},
+                      {"more than is kept on chip, by columns", {1, 8000, 64, 1}},
+                      {"more than is kept on chip, value by value", {1, 5, 7, 14001}}};
+
+Rules batch_norm() {
+  Rules rules;
+  rules.eps = 1e-5;
+  rules.momentum = 0.1;
+  rules.persists = rules.unbiased = true;
+  rules.r_max = 3;
+  rules.d_max = 5;
+  return rules;
+}
+
+constexpr std::int64_t bytes_of(std::int64_t bits) { return (bits + 7) / 8; }
+
+/// A layer with everything that a call of it reads and writes. T: of its tensors.
+template <class T>
+struct Layer {
+  Partition p;
+  Rules rules;
+  LayerMemory memory;
+  FrameMemory frame;
+  Walled<T> x, residual, y, dy, dx, dresidual;
+  Walled<float> weight, bias;
+  Walled<double> mean, m2, dweight, dbias, sums;
+  backend::Array<double> scratch;
+  backend::Array<std::uint8_t> mask;
+  Activation activation{ActivationKind::relu, 0.0};
+  bool with_residual = true, with_mask = false;
+
+  Layer(const Partition& partition, const Rules& r)
+      : p(partition),
+        rules(r),
+        memory(r, p.groups()),
+        frame(p.groups()),
+        x(normal<T>(p.elements(), 1, 1.5, 2.0)),
+        residual(normal<T>(p.elements(), 2)),
+        y(p.elements()),
+        dy(normal<T>(p.elements(), 3)),
+        dx(p.elements()),
+        dresidual(p.elements()),
+        weight(normal<float>(p.groups(), 4, 1.0, 0.2)),
+        bias(normal<float>(p.groups(), 5)),
+        mean(p.groups()),
+        m2(p.groups()),
+        dweight(p.groups()),
+        dbias(p.groups()),
+        sums(2 * p.groups()),
+        scratch(static_cast<std::size_t>(backward_scratch(p, p, p.groups()))),
+        mask(static_cast<std::size_t>(bytes_of(p.elements())), std::uint8_t{0}) {}
+
+  ForwardArgs forward() {
+    ForwardArgs a;
+    a.x = x.data();
+    a.residual = with_residual ? residual.data() : nullptr;
+    a.y = y.data();
+    a.dtype = dtype_of<T>();
+    a.norm = a.fine = p;
+    a.to_norm = a.to_affine = {1, p.groups()};
+    a.activation = activation;
+    a.weight = {weight.data(), false, 1};
+    a.bias = {bias.data(), false, 0};
+    a.mask = with_mask ? mask.data() : nullptr;
+    a.rules = rules;
+    a.state = memory.view();
+    a.frame = frame.view();
+    a.mean = mean.data();
+    a.m2 = m2.data();
+    return a;
+  }
+  BackwardArgs backward() {
+    BackwardArgs a;
+    a.x = x.data();
+    a.dy = dy.data();
+    a.dx = dx.data();
+    a.dresidual = with_residual ? dresidual.data() : nullptr;
+    a.dtype = dtype_of<T>();
+    a.norm = a.fine = p;
+    a.to_norm = a.to_affine = {1, p.groups()};
+    a.activation = activation;
+    a.mask = with_mask ? mask.data() : nullptr;
+    a.weight = {weight.data(), false, 1};
+    a.bias = {bias.data(), false, 0};
+    a.parameters = p.groups();
+    a.dweight = {dweight.data(), true};
+    a.dbias = {dbias.data(), true};
+    a.wants_weight = true;
+    a.frame = frame.view();
+    a.sums = sums.data();
+    a.scratch = scratch.data();
+    return a;
+  }
+  bool intact() const {
+    return y.intact() && dx.intact() && dresidual.intact() && mean.intact() && m2.intact() && dweight.intact() &&
+           dbias.intact() && sums.intact();
+  }
+};
+
+void call(const ForwardArgs& args, Queue& queue, FusedPath path) {
+  const Choose choice(path);
+  EXPECT_EQ(cuda::fused_fits(args, queue), path == FusedPath::always);
+  cuda::forward_local(args, queue);
+  cuda::forward_finish(args, {}, queue);
+  queue.wait();
+}
+void call(const BackwardArgs& args, Queue& queue, FusedPath path) {
+  const Choose choice(path);
+  EXPECT_EQ(cuda::fused_fits(args, queue), path == FusedPath::always);
+  cuda::backward_local(args, queue);
+  cuda::backward_finish(args, {nullptr, 0, 0, args.sums}, queue);
+  queue.wait();
+}
+
+/// How far two orders of summation may leave the mean and the variance of a group apart: every value's difference from
+/// a pivot among the group's values, its square, and the additions to sums of `chain` values are rounded in C.
+struct SumModel {
+  double mean = 0, var = 0;
+
+  template <class T>
+  static SumModel of(const Walled<T>& x, const Partition& p) {
+    double low = std::numeric_limits<double>::infinity(), high = -low;
+    for (std::int64_t i = 0; i < x.size(); ++i) {
+      low = std::min(low, x[i]);
+      high = std::max(high, x[i]);
+    }
+    const auto n = static_cast<double>(p.group_size());
+    const double chain = std::is_same_v<T, double> ? n : 8;  // beyond it sums are double
+    const double unit = compute_unit<T> * (chain + 2) + eps64 * n, range = high - low;
+    return {2 * unit * range, 4 * unit * range * range};
+  }
+};
+
+void expect_close(double actual, double expected, double bound, const char* what, std::int64_t i) {
+  EXPECT_NEAR(actual, expected, bound + 16 * eps64 * std::abs(expected)) << what << " " << i;
+}
+
+/// The frames, counters and running statistics of two layers that saw the same values.
+template <class T>
+void expect_same_state(Layer<T>& actual, Layer<T>& expected, const SumModel& model) {
+  const auto a = actual.frame.view(), b = expected.frame.view();
+  EXPECT_EQ(a.scalars->count, b.scalars->count);
+  EXPECT_EQ(a.scalars->call, b.scalars->call);
+  for (std::int64_t g = 0; g < actual.p.groups(); ++g) {
+    expect_close(a.mean[g], b.mean[g], model.mean, "mean", g);
+    expect_close(a.var[g], b.var[g], model.var, "var", g);
+    // 1/sqrt(var + eps) has the slope -1/2 (var + eps)^(-3/2)
+    expect_close(a.rstd[g], b.rstd[g], model.var * std::pow(b.rstd[g], 3), "rstd", g);
+    EXPECT_EQ(a.share[g], b.share[g]);
+  }
+  const LayerState s = actual.memory.view(), t = expected.memory.view();
+  EXPECT_EQ(*s.turn, *t.turn);
+  EXPECT_EQ(s.now().calls, t.now().calls);
+  EXPECT_EQ(s.now().counted, t.now().counted);
+  EXPECT_EQ(s.now().tracked, t.now().tracked);
+  EXPECT_EQ(s.now().batches, t.now().batches);
+  EXPECT_EQ(s.now().done, t.now().done);
+  EXPECT_EQ(s.now().entries, t.now().entries);
+  EXPECT_EQ(s.now().newest, t.now().newest);
+  EXPECT_EQ(s.now().count, t.now().count);
+  EXPECT_EQ(s.last->call, t.last->call);
+  EXPECT_EQ(s.last->count, t.last->count);
+  const double bound = 2 * std::max(model.mean, model.var);  // Bessel's factor is at most 2
+  for (std::size_t i = 0; i < actual.memory.values.size(); ++i)
+    expect_close(actual.memory.values[i], expected.memory.values[i], bound, "state", static_cast<std::int64_t>(i));
+  for (std::size_t i = 0; i < actual.memory.ring_mean.size(); ++i) {
+    expect_close(actual.memory.ring_mean[i], expected.memory.ring_mean[i], bound, "window", 0);
+    expect_close(actual.memory.ring_var[i], expected.memory.ring_var[i], bound, "window", 1);
+  }
+}
+
+template <class T>
+struct FusedKernels : OverTypes<T> {};
+TYPED_TEST_SUITE(FusedKernels, Types);
+
+TYPED_TEST(FusedKernels, ForwardIsTheSeparateKernels) {
+  using T = TypeParam;
+  for (const auto& [edge, p] : cases) {
+    SCOPED_TRACE(std::string(edge) + " " + text(p));
+    Layer<T> fused(p, batch_norm()), plain(p, batch_norm());
+    const auto model = SumModel::of(fused.x, p);
+    for (const bool with_residual : {true, false}) {
+      fused.with_residual = plain.with_residual = with_residual;
+      call(fused.forward(), this->queue, FusedPath::always);
+      call(plain.forward(), this->queue, FusedPath::never);
+      expect_same_state(fused, plain, model);
+      // with the same frame, the same bits
+      ForwardArgs given = plain.forward();
+      given.source = FrameSource::given;
+      given.frame = fused.frame.view();
+      call(given, this->queue, FusedPath::never);
+      EXPECT_TRUE(fused.y.same_bits(plain.y));
+      EXPECT_TRUE(fused.intact());
+    }
+  }
+}
+
+TYPED_TEST(FusedKernels, ForwardInPlace) {
+  using T = TypeParam;
+  for (const Partition p : {Partition{1, 8, 3, 20480}, Partition{1, 8000, 64, 1}}) {
+    SCOPED_TRACE(text(p));
+    Layer<T> apart(p, batch_norm()), in_place(p, batch_norm());
+    call(apart.forward(), this->queue, FusedPath::always);
+    ForwardArgs args = in_place.forward();
+    args.y = in_place.x.data();
+    call(args, this->queue, FusedPath::always);
+    EXPECT_TRUE(in_place.x.same_bits(apart.y));
+  }
+}
+
+TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
+  using T = TypeParam;
+  for (const auto& [edge, p] : cases) {
+    SCOPED_TRACE(std::string(edge) + " " + text(p));
+    Layer<T> fused(p, batch_norm()), plain(p, batch_norm());
+    for (const auto& [activation, with_mask] :
+         {std::pair{activations[0], false}, {activations[1], true}, {activations[2], false}}) {
+      fused.activation = plain.activation = activation;
+      fused.with_mask = plain.with_mask = fused.with_residual = plain.with_residual = with_mask;
+      call(fused.forward(), this->queue, FusedPath::never);
+      plain.frame = fused.frame;
+      plain.mask = fused.mask;
+      call(fused.backward(), this->queue, FusedPath::always);
+      call(plain.backward(), this->queue, FusedPath::never);
+
+      const std::int64_t G = p.groups();
+      std::vector<double> size_g(static_cast<std::size_t>(G)), size_gx(size_g);  // sums of absolute values
+      for (std::int64_t i = 0; i < p.elements(); ++i) {
+        const auto g = static_cast<std::size_t>(p.group_of(i));
+        const double centre = fused.frame.view().mean[g];
+        size_g[g] += std::abs(fused.dy[i]);
+        // the rounded centre is taken off first
+        size_gx[g] += std::abs(fused.dy[i]) * (std::abs(fused.x[i] - centre) + compute_unit<T> * std::abs(centre));
+      }
+      const double unit = 2 * eps64 * (static_cast<double>(p.group_size()) + 4);
+      for (std::int64_t g = 0; g < G; ++g) {
+        const auto at = static_cast<std::size_t>(g);
+        const double weight = std::abs(fused.weight[g]), rstd = fused.frame.view().rstd[g];
+        expect_close(fused.sums[g], plain.sums[g], unit * weight * size_g[at], "s1", g);
+        expect_close(fused.sums[G + g], plain.sums[G + g], unit * weight * size_gx[at], "s2", g);
+        expect_close(fused.dbias[g], plain.dbias[g], unit * size_g[at], "dbias", g);
+        expect_close(fused.dweight[g], plain.dweight[g], unit * rstd * size_gx[at], "dweight", g);
+      }
+      // with the same sums, the same bits
+      const Choose choice(FusedPath::never);
+      cuda::backward_finish(plain.backward(), {nullptr, 0, 0, fused.sums.data()}, this->queue);
+      this->queue.wait();
+      EXPECT_TRUE(fused.dx.same_bits(plain.dx));
+      if (with_mask) {
+        EXPECT_TRUE(fused.dresidual.same_bits(plain.dresidual));
+      }
+      EXPECT_TRUE(fused.intact());
+    }
+  }
+}
+
+/// A mask is made where a thread writes whole bytes of it: for halves in vectors.
+TEST(FusedForward, MakesTheMaskOfHalves) {
+  Queue queue = backend::queue();
+  for (const Partition p : {Partition{1, 3, 5, 264}, Partition{1, 77, 24, 1}, Partition{1, 8, 3, 20480}}) {
+    SCOPED_TRACE(text(p));
+    Layer<bf16> fused(p, batch_norm()), plain(p, batch_norm());
+    fused.with_mask = plain.with_mask = true;
+    call(fused.forward(), queue, FusedPath::always);
+    ForwardArgs given = plain.forward();
+    given.source = FrameSource::given;
+    given.frame = fused.frame.view();
+    call(given, queue, FusedPath::never);
+    EXPECT_TRUE(fused.y.same_bits(plain.y));
+    EXPECT_EQ(fused.mask, plain.mask);
+  }
+}
+
+TEST(FusedForward, TakesTheLayersStepsCallAfterCall) {
+  Queue queue = backend::queue();
+  Rules window = batch_norm(), minibatches = batch_norm(), renorm = batch_norm();
+  window.window = 3;
+  minibatches.minibatches = 2;
+  renorm.renorm = renorm.cumulative = true;
+  for (const Rules& rules : {batch_norm(), window, minibatches, renorm}) {
+    const Partition p{1, 300, 17, 1};
+    Layer<double> fused(p, rules), plain(p, rules);
+    for (unsigned step = 0; step < 6; ++step) {
+      SCOPED_TRACE(step);
+      fused.x = plain.x = normal<double>(p.elements(), 20 + step, 0.1 * step, 1 + 0.2 * step);
+      call(fused.forward(), queue, FusedPath::always);
+      call(plain.forward(), queue, FusedPath::never);
+      expect_same_state(fused, plain, SumModel::of(fused.x, p));
+    }
+  }
+}
+
+TEST(FusedForward, GivesTheSameBitsAgain) {
+  Queue queue = backend::queue();
+  const Partition p{1, 8, 3, 20480};
+  Layer<float> first(p, batch_norm()), again(p, batch_norm());
+  call(first.forward(), queue, FusedPath::always);
+  call(again.forward(), queue, FusedPath::always);
+  EXPECT_TRUE(first.y.same_bits(again.y));
+  EXPECT_EQ(first.memory.values, again.memory.values);
+}
+
+TEST(Fused, CallsAreCapturedAndReplayed) {
+  Queue queue = backend::queue();
+  const Partition p{1, 40, 17, 64};
+  Layer<float> fused(p, batch_norm()), plain(p, batch_norm());
+  const cudaStream_t stream = cuda::stream_of(queue);
+  constexpr int replays = 3;
+  cudaGraphExec_t exec = nullptr;
+  {
+    const Choose choice(FusedPath::always);
+    ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    cuda::forward_local(fused.forward(), queue);
+    cuda::forward_finish(fused.forward(), {}, queue);
+    cuda::backward_local(fused.backward(), queue);
+    cuda::backward_finish(fused.backward(), {nullptr, 0, 0, fused.sums.data()}, queue);
+    cudaGraph_t graph = nullptr;
+    ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+    cudaGraphDestroy(graph);
+  }
+  EXPECT_EQ(*fused.memory.view().turn, 0u);
+  for (int i = 0; i < replays; ++i) {
+    ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+    call(plain.forward(), queue, FusedPath::never);
+    expect_same_state(fused, plain, SumModel::of(fused.x, p));
+  }
+  EXPECT_EQ(fused.memory.view().now().calls, replays);
+  Layer<float> direct(p, batch_norm());
+  direct.frame = fused.frame;
+  call(direct.backward(), queue, FusedPath::always);
+  EXPECT_TRUE(fused.dx.same_bits(direct.dx));
+  cudaGraphExecDestroy(exec);
+}
+
+TEST(Fused, FitsWhereItCanAndShouldPay) {
+  Queue queue = backend::queue();
+  Layer<float> small({1, 3, 5, 7}, batch_norm());
+  EXPECT_FALSE(cuda::fused_fits(small.forward(), queue)) << "a grid's wait for a few values";
+
+  const cudaDeviceProp& device = cuda::properties_of(queue);
+  const std::int64_t values = static_cast<std::int64_t>(device.sharedMemPerBlockOptin) / 8 * device.multiProcessorCount;
+  ForwardArgs forward = small.forward();
+  BackwardArgs backward = small.backward();
+  const auto sized = [&](std::int64_t rows) {
+    forward.norm = forward.fine = backward.norm = backward.fine = {1, rows, 64, 1};
+    forward.to_norm = forward.to_affine = backward.to_norm = backward.to_affine = {1, 64};
+    backward.parameters = 64;
+  };
+  sized(values / 64);
+  EXPECT_TRUE(cuda::fused_fits(forward, queue));
+  EXPECT_TRUE(cuda::fused_fits(backward, queue));
+  const auto refused = [&](auto change) {
+    ForwardArgs other = forward;
+    change(other);
+    const Choose choice(FusedPath::always);
+    return !cuda::fused_fits(other, queue);
+  };
+  std::byte record{};
+  EXPECT_TRUE(refused([&](ForwardArgs& a) { a.record = &record; })) << "ranks exchange between the halves";
+  EXPECT_TRUE(refused([](ForwardArgs& a) { a.source = FrameSource::running; }));
+  EXPECT_TRUE(refused([](ForwardArgs& a) { a.rules.persists = false; }));
+  EXPECT_TRUE(refused([](ForwardArgs& a) { a.rules.compensate = true; }));
+  EXPECT_TRUE(refused([](ForwardArgs& a) { a.norm = a.fine = {1, 0, 64, 1}; })) << "no values";
+  EXPECT_TRUE(refused([&](ForwardArgs& a) { a.mask = small.mask.data(); })) << "two threads to a byte";
+  sized(64 * values);
+  EXPECT_FALSE(cuda::fused_fits(forward, queue)) << "most would be read from memory again";
+  EXPECT_FALSE(cuda::fused_fits(backward, queue));
+}
+
+}  // namespace
+}  // namespace allnorm::kernel_test
