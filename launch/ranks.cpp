@@ -2,10 +2,8 @@
 #include "launch/ranks.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 #include <optional>
 #include <set>
@@ -18,6 +16,7 @@
 
 #include "allnorm/nccl.hpp"
 #include "build_config.hpp"
+#include "launch/launcher.hpp"
 #include "launch/ranks_nccl.hpp"
 
 #if ALLNORM_HAVE_MPI
@@ -31,60 +30,6 @@ namespace po = boost::program_options;
 namespace {
 
 constexpr int max_threads = 1024;  // ranks or workers in one process; more is a slip of the finger
-
-// ---- the launcher ---------------------------------------------------------------------------------------------------
-
-// What started this process, as far as the environment tells. size 0: MPI alone knows it.
-struct Launcher {
-  std::string_view name;
-  int rank = 0, size = 0;
-  bool speaks_mpi = true;
-};
-
-std::optional<int> number_in(const char* variable) {
-  const char* text = std::getenv(variable);
-  if (!text) return std::nullopt;
-  const std::string_view digits(text);
-  int number = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-  if (error != std::errc{} || end != digits.data() + digits.size() || number < 0) return std::nullopt;
-  return number;
-}
-
-struct LauncherVariables {
-  std::string_view name;
-  const char *rank, *size;
-  bool speaks_mpi;
-  bool even_alone;  // a lone process is its rank too; otherwise the variables may be set where nothing was launched
-};
-constexpr LauncherVariables launchers[] = {
-    {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", true, true},
-    {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", true, true},
-    {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", true, true},
-    {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true,
-     false},  // the size is that of a step, so not sbatch's script
-    {"torchrun", "RANK", "WORLD_SIZE", false, false},
-};
-
-std::optional<Launcher> launcher() {
-  for (const auto& known : launchers) {
-    const auto rank = number_in(known.rank), size = number_in(known.size);
-    if (rank && size && (*size > 1 || known.even_alone)) return Launcher{known.name, *rank, *size, known.speaks_mpi};
-  }
-  if (const auto rank = number_in("PMIX_RANK")) return Launcher{"a PMIx launcher", *rank, 0, true};
-  return std::nullopt;
-}
-
-std::string text_of(const Launcher& from) {
-  return std::string(from.name) + (from.size > 0 ? " with " + std::to_string(from.size) + " ranks" : "");
-}
-
-// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.
-[[maybe_unused]] int local_rank(int rank) {
-  for (const char* variable : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "LOCAL_RANK"})
-    if (const auto number = number_in(variable)) return *number;
-  return rank;
-}
 
 // The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
 Queue queue_of(const RankOptions& options, int number) {
@@ -171,7 +116,8 @@ int report_all(const std::vector<std::optional<Failure>>& failures) {
     if (severity(*failure) > 0 && !printed.empty()) continue;          // every rank tells the same story
     if (!printed.insert(failure->message).second) continue;
     const auto same = [&](const auto& other) { return other && other->message == failure->message; };
-    const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1;
+    const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1 &&
+                             severity(*failure) == 0 && !failure->message.starts_with("rank ");  // it names one
     print_line((one_of_many ? "rank " + std::to_string(rank) + ": " : "") + failure->message);
   }
   return first->code;

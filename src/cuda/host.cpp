@@ -1,9 +1,10 @@
-// Page-locked memory and the identity of a GPU, for host code without CUDA headers.
+// Page-locked memory, the identity of a GPU, and reports of kernels, for host code without CUDA headers.
 #include <cstdio>
 
 #include "src/cuda/errors.hpp"
 #include "src/cuda/memory.hpp"
 #include "src/cuda/queue.hpp"
+#include "src/cuda/watcher.hpp"
 #include "src/gpu.hpp"
 
 namespace allnorm {
@@ -24,6 +25,22 @@ std::string gpu_identity(int index) {
   }
   return text;
 }
+
+namespace {
+
+class OwnReports final : public LoneReports {
+ public:
+  explicit OwnReports(int index) : reports_(index, nullptr) {}
+  Reporter reporter() const noexcept override { return reports_.reporter(); }
+  void check() override { reports_.check(); }
+
+ private:
+  cuda::Reports reports_;
+};
+
+}  // namespace
+
+std::shared_ptr<LoneReports> lone_reports(int index) { return std::make_shared<OwnReports>(index); }
 
 bool is_captured(Queue& queue) { return cuda::is_capturing(queue); }
 
