@@ -14,6 +14,10 @@
 #include "launch/help.hpp"
 #include "launch/ranks.hpp"
 
+#if ALLNORM_HAVE_NCCL
+#include "src/transport/nccl_version.hpp"
+#endif
+
 namespace allnorm::launch {
 
 namespace {
@@ -27,6 +31,7 @@ struct Remedy {
 constexpr Remedy remedies[] = {
     {"mpi", "ranks as processes: install libopenmpi-dev or libmpich-dev and configure again"},
     {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
+    {"nccl", "ranks with a GPU each: install libnccl-dev and configure again"},
     {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
 };
 
@@ -56,11 +61,21 @@ std::vector<Available> devices() {
           {"cuda", cuda_summary(), cuda_devices() > 0}};
 }
 
+Available nccl() {
+#if ALLNORM_HAVE_NCCL
+  const std::string version = "NCCL " + nccl_version();
+  if (cuda_devices() == 0) return {"nccl", version + ", but " + cuda_summary(), false};
+  return {"nccl", "ranks with a GPU each (--device cuda --transport nccl), " + version, true};
+#else
+  return {"nccl", "this build has no NCCL", false};
+#endif
+}
+
 std::vector<Available> transports() {
   return {{"self", "one rank", true},
           {"threads", "ranks as threads of one process (--ranks K)", true},
           {"mpi", has("mpi") ? "ranks as processes (mpirun -n K allnorm ...)" : "this build has no MPI", has("mpi")},
-          {"nccl", has("nccl") ? "ranks as processes with a GPU each" : "this build has no NCCL", has("nccl")}};
+          nccl()};
 }
 
 void print_json() {

@@ -2,10 +2,8 @@
 #include "launch/ranks.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 #include <optional>
 #include <set>
@@ -16,7 +14,10 @@
 
 #include <boost/program_options/value_semantic.hpp>
 
+#include "allnorm/nccl.hpp"
 #include "build_config.hpp"
+#include "launch/launcher.hpp"
+#include "launch/ranks_nccl.hpp"
 
 #if ALLNORM_HAVE_MPI
 #include "allnorm/mpi.hpp"
@@ -30,69 +31,20 @@ namespace {
 
 constexpr int max_threads = 1024;  // ranks or workers in one process; more is a slip of the finger
 
-// ---- the launcher ---------------------------------------------------------------------------------------------------
-
-// What started this process, as far as the environment tells. size 0: MPI alone knows it.
-struct Launcher {
-  std::string_view name;
-  int rank = 0, size = 0;
-  bool speaks_mpi = true;
-};
-
-std::optional<int> number_in(const char* variable) {
-  const char* text = std::getenv(variable);
-  if (!text) return std::nullopt;
-  const std::string_view digits(text);
-  int number = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-  if (error != std::errc{} || end != digits.data() + digits.size() || number < 0) return std::nullopt;
-  return number;
-}
-
-struct LauncherVariables {
-  std::string_view name;
-  const char *rank, *size;
-  bool speaks_mpi;
-  bool even_alone;  // a lone process is its rank too; otherwise the variables may be set where nothing was launched
-};
-constexpr LauncherVariables launchers[] = {
-    {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", true, true},
-    {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", true, true},
-    {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", true, true},
-    {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true,
-     false},  // the size is that of a step, so not sbatch's script
-    {"torchrun", "RANK", "WORLD_SIZE", false, false},
-};
-
-std::optional<Launcher> launcher() {
-  for (const auto& known : launchers) {
-    const auto rank = number_in(known.rank), size = number_in(known.size);
-    if (rank && size && (*size > 1 || known.even_alone)) return Launcher{known.name, *rank, *size, known.speaks_mpi};
-  }
-  if (const auto rank = number_in("PMIX_RANK")) return Launcher{"a PMIx launcher", *rank, 0, true};
-  return std::nullopt;
-}
-
-std::string text_of(const Launcher& from) {
-  return std::string(from.name) + (from.size > 0 ? " with " + std::to_string(from.size) + " ranks" : "");
-}
-
-// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.
-[[maybe_unused]] int local_rank(int rank) {
-  for (const char* variable : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "LOCAL_RANK"})
-    if (const auto number = number_in(variable)) return *number;
-  return rank;
-}
-
 // The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
 Queue queue_of(const RankOptions& options, int number) {
   return options.device == "cuda" ? Queue::cuda(number % std::max(cuda_devices(), 1)) : Queue::cpu(options.threads);
 }
 
-bool use_mpi(const RankOptions& options) {
-  if (!options.transport.empty()) return options.transport == "mpi";
+// How the ranks come about: threads of this process (or one rank alone), processes that MPI knows, or processes that
+// meet over TCP.
+enum class Ranks { threads, mpi, meeting };
+
+Ranks ranks_of(const RankOptions& options) {
   const auto from = launcher();
-  return ALLNORM_HAVE_MPI && from && from->speaks_mpi;
+  if (options.transport == "nccl") return !from ? Ranks::threads : from->speaks_mpi ? Ranks::mpi : Ranks::meeting;
+  if (!options.transport.empty()) return options.transport == "mpi" ? Ranks::mpi : Ranks::threads;
+  return ALLNORM_HAVE_MPI && from && from->speaks_mpi ? Ranks::mpi : Ranks::threads;
 }
 
 // ---- printing -------------------------------------------------------------------------------------------------------
@@ -137,6 +89,12 @@ Patience patience_of(const RankOptions& options) {
   return patience;
 }
 
+// What the ranks exchange over: `bootstrap`, or NCCL between its ranks.
+std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
+                                         Queue& queue) {
+  return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options)) : bootstrap;
+}
+
 // ---- threads of this process ----------------------------------------------------------------------------------------
 
 // Of several failures, the one whose code all leave with: a rank's own first, then a mismatch, then a missing rank.
@@ -158,7 +116,8 @@ int report_all(const std::vector<std::optional<Failure>>& failures) {
     if (severity(*failure) > 0 && !printed.empty()) continue;          // every rank tells the same story
     if (!printed.insert(failure->message).second) continue;
     const auto same = [&](const auto& other) { return other && other->message == failure->message; };
-    const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1;
+    const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1 &&
+                             severity(*failure) == 0 && !failure->message.starts_with("rank ");  // it names one
     print_line((one_of_many ? "rank " + std::to_string(rank) + ": " : "") + failure->message);
   }
   return first->code;
@@ -175,9 +134,11 @@ int run_threads(const RankOptions& options, const std::function<void(Rank&)>& bo
   std::vector<std::optional<Failure>> failures(static_cast<std::size_t>(size));
   const auto run = [&](std::size_t r) {
     try {
-      Rank rank{static_cast<int>(r), size, worlds[r], queue_of(options, static_cast<int>(r)), size > 1};
+      Queue queue = queue_of(options, static_cast<int>(r));
+      auto world = world_over(options, worlds[r], queue);
+      Rank rank{static_cast<int>(r), size, std::move(world), std::move(queue), size > 1};
       failures[r] = run_one(rank, body);
-    } catch (const std::exception& error) {  // no queue
+    } catch (const std::exception& error) {  // no queue, or no NCCL
       failures[r] = failure_of(error);
       worlds[r]->abort(Error(failures[r]->kind, failures[r]->message));
     }
@@ -209,9 +170,6 @@ void give_way(int rank, std::chrono::milliseconds base) {
 
 #if ALLNORM_HAVE_MPI
 
-// How the processes meet: the one place that chooses between transports of processes.
-std::shared_ptr<Communicator> meet(const RankOptions& options) { return mpi(MPI_COMM_WORLD, patience_of(options)); }
-
 int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) {
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
@@ -230,7 +188,9 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
     return leave({exit_usage, Code::invalid_argument,
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)});
   try {
-    Rank own{rank, size, meet(options), queue_of(options, local_rank(rank)), false};
+    Queue queue = queue_of(options, local_rank(rank));
+    auto world = world_over(options, mpi(MPI_COMM_WORLD, patience_of(options)), queue);
+    Rank own{rank, size, std::move(world), std::move(queue), false};
     if (const auto failure = run_one(own, body)) return leave(*failure);  // `own` keeps MPI's objects until the abort
   } catch (const std::exception& error) {
     return leave(failure_of(error));
@@ -244,6 +204,38 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
 int run_mpi(const RankOptions&, const std::function<void(Rank&)>&) {
   fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");
 }
+
+#endif
+
+// ---- processes that meet over TCP -----------------------------------------------------------------------------------
+
+#if ALLNORM_HAVE_NCCL
+
+// Nobody ends the others here: a rank that fails tells them through the meeting, and each leaves by itself.
+int run_meeting(const RankOptions& options, const std::function<void(Rank&)>& body) {
+  const Meeting meeting = meeting_from_environment();
+  const auto leave = [&](const Failure& failure) {
+    print_line("rank " + std::to_string(meeting.rank) + ": " + failure.message);
+    return failure.code;
+  };
+  try {
+    Queue queue = queue_of(options, local_rank(meeting.rank));
+    auto world = nccl_over(meeting, queue, patience_of(options));
+    Rank own{meeting.rank, meeting.size, std::move(world), std::move(queue), false};
+    const auto failure = run_one(own, body);
+    return failure ? leave(*failure) : exit_success;
+  } catch (const std::exception& error) {
+    return leave(failure_of(error));
+  }
+}
+void expect_meeting() { (void)meeting_from_environment(); }
+
+#else
+
+int run_meeting(const RankOptions&, const std::function<void(Rank&)>&) {
+  fail(Code::unsupported, "transport is nccl, must be self, threads or mpi: this build has no NCCL");
+}
+void expect_meeting() {}
 
 #endif
 
@@ -287,8 +279,9 @@ po::options_description describe(RankOptions& options) {
   description.add_options()("ranks", po::value(&options.ranks)->value_name("K")->notifier(at_least_one("--ranks")),
                             "ranks; without a launcher K threads of this process stand for K processes (1)")(
       "transport", po::value(&options.transport)->value_name("NAME"),
-      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank)")(
-      "device", po::value(&options.device)->value_name("NAME"), "cpu or cuda (cpu)")(
+      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank); nccl: with a GPU per "
+      "rank")("device", po::value(&options.device)->value_name("NAME"),
+              "cpu or cuda (cpu); ranks of one machine take its GPUs in turn")(
       "threads", po::value(&options.threads)->value_name("T")->notifier(at_least_one("--threads")),
       "CPU threads per rank (1)")("timeout",
                                   po::value(&options.timeout)->value_name("S")->notifier(positive("--timeout")),
@@ -330,33 +323,52 @@ void check(const RankOptions& options) {
            " allnorm ...)";
   });
 
+  expect(options.transport != "nccl" || options.device == "cuda", Code::invalid_argument,
+         "--transport is nccl, must be self, threads or mpi with --device cpu: ranks of NCCL have a GPU each");
+
   constexpr std::string_view get_mpi = "install Open MPI or MPICH (Debian, Ubuntu: libopenmpi-dev) and configure again";
   expect(options.device != "cuda" || cuda_devices() > 0, Code::unsupported,
          [&] { return "--device is cuda, must be cpu: " + cuda_summary(); });
-  expect(options.transport != "nccl", Code::unsupported,
-         "--transport is nccl, must be self, threads or mpi: this build has no NCCL");
+  const bool over_nccl = options.transport == "nccl";
+  expect(!over_nccl || ALLNORM_HAVE_NCCL, Code::unsupported,
+         "--transport is nccl, must be self, threads or mpi: this build has no NCCL; install it (Debian, Ubuntu: "
+         "libnccl-dev) and configure again");
   expect(options.transport != "mpi" || ALLNORM_HAVE_MPI, Code::unsupported,
          [&] { return "--transport is mpi, must be self or threads: this build has no MPI; " + std::string(get_mpi); });
-  if (!from || !options.transport.empty()) return;
-  expect(from->speaks_mpi, Code::unsupported,
-         [&] { return "the launcher is " + text_of(*from) + ", must be mpirun or srun: ranks meet through MPI"; });
-  expect(ALLNORM_HAVE_MPI || from->size == 1, Code::unsupported,
+  if (!from || (!over_nccl && !options.transport.empty())) return;
+  expect(from->speaks_mpi || over_nccl, Code::unsupported, [&] {
+    return "the launcher is " + text_of(*from) +
+           ", must be mpirun or srun: ranks meet through MPI (with a GPU each, --device cuda --transport nccl does "
+           "without)";
+  });
+  expect(!from->speaks_mpi || ALLNORM_HAVE_MPI || (from->size == 1 && !over_nccl), Code::unsupported,
          [&] { return "the launcher is " + text_of(*from) + ", but this build has no MPI; " + std::string(get_mpi); });
+  if (ranks_of(options) == Ranks::meeting) expect_meeting();
 }
 
 bool under_launcher() noexcept { return launcher().has_value(); }
 
-bool ranks_are_threads(const RankOptions& options) noexcept { return !use_mpi(options) && options.ranks > 1; }
+bool ranks_are_threads(const RankOptions& options) noexcept {
+  return ranks_of(options) == Ranks::threads && options.ranks > 1;
+}
 
 int expected_ranks(const RankOptions& options) noexcept {
-  if (!use_mpi(options)) return std::max(options.ranks, 1);
+  if (ranks_of(options) == Ranks::threads) return std::max(options.ranks, 1);
   const auto from = launcher();
   return from ? from->size : 1;
 }
 
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body) {
   check(options);
-  return use_mpi(options) ? run_mpi(options, body) : run_threads(options, body);
+  switch (ranks_of(options)) {
+    case Ranks::mpi:
+      return run_mpi(options, body);
+    case Ranks::meeting:
+      return run_meeting(options, body);
+    case Ranks::threads:
+      break;
+  }
+  return run_threads(options, body);
 }
 
 int report(const std::exception& error) {

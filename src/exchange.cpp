@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "src/gpu.hpp"
+
 namespace allnorm {
 
 bool Pending::poll() {
@@ -29,27 +31,51 @@ std::string verdict(const Header& first, int first_rank, const Header& other, in
 
 std::size_t Communicator::room(std::size_t, const Queue&) const { return 0; }
 
-// Through the host: on a CUDA queue the record is brought there and the sum taken back.
-Gathered Communicator::gather(const Record& record, Queue& queue) {
-  const std::size_t bytes = sizeof(RecordHead) + record.count * sizeof(double);
-  std::vector<std::byte> staged;
+namespace {
+
+std::size_t bytes_of(const Record& record) noexcept { return sizeof(RecordHead) + record.count * sizeof(double); }
+bool is_gpu(const Queue& queue) noexcept { return queue.device().kind != DeviceKind::cpu; }
+
+struct ThroughHost {
+  Gathered sums;
+  std::uint64_t flags;  // of all ranks
+};
+
+// Exchanges the records as messages: on a CUDA queue the record is brought to `staged`, and the sum taken back.
+// `more_flags` are this rank's, beside the record's own.
+ThroughHost gather_through_host(Communicator& group, const Record& record, std::byte* staged, std::uint64_t more_flags,
+                                Queue& queue) {
   const std::byte* own = record.data;
-  if (queue.device().kind != DeviceKind::cpu) {
-    staged.resize(bytes);
-    copy_to_host(staged.data(), record.data, bytes, queue);
+  if (is_gpu(queue)) {
+    expect(!is_captured(queue), Code::unsupported, [&] {
+      return "an exchange of records over " + std::string(group.transport()) +
+             " goes through the host, it cannot be captured in a graph";
+    });
+    copy_to_host(staged, record.data, bytes_of(record), queue);
     queue.wait();
-    own = staged.data();
+    own = staged;
   }
   RecordHead head;
   std::memcpy(&head, own, sizeof head);
   std::vector<double> payload(record.count);
   if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
-  const Message sum = exchange({head.header, std::move(payload), head.flags, {}}, queue);
+  const Message sum = group.exchange({head.header, std::move(payload), head.flags | more_flags, {}}, queue);
   expect((sum.flags & flag_weights_changed) == 0, Code::invalid_argument,
          "conv_weight has changed within a batch of mini-batches on a rank, must be the same until the batch ends");
   std::byte* to = record.data + sizeof head;
   copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
-  return {nullptr, 0, 0, reinterpret_cast<const double*>(to)};
+  return {{nullptr, 0, 0, reinterpret_cast<const double*>(to)}, sum.flags};
+}
+
+}  // namespace
+
+Gathered Communicator::gather(const Record& record, Queue& queue) {
+  std::vector<std::byte> staged(is_gpu(queue) ? bytes_of(record) : 0);
+  return gather_through_host(*this, record, staged.data(), 0, queue).sums;
+}
+
+std::shared_ptr<DeviceHub> Links::device_hub(const std::vector<int>&, std::uint64_t, const Patience&) {
+  return nullptr;
 }
 
 namespace {
@@ -332,6 +358,11 @@ class TreeExchange final : public Exchange {
 class LinkedCommunicator final : public Communicator {
  public:
   explicit LinkedCommunicator(std::shared_ptr<const Group> group) : group_(std::move(group)) {}
+  LinkedCommunicator(const LinkedCommunicator&) = delete;
+  LinkedCommunicator& operator=(const LinkedCommunicator&) = delete;
+  ~LinkedCommunicator() override {
+    if (hub_) hub_->leave(rank());
+  }
 
   int rank() const noexcept override { return group_->rank; }
   int size() const noexcept override { return group_->size(); }
@@ -339,11 +370,42 @@ class LinkedCommunicator final : public Communicator {
   Traffic traffic() const noexcept override { return traffic_; }
   void abort(const Error& error) noexcept override { group_->links->abort(error); }
 
+  Reporter reporter() noexcept override {
+    if (hub_) return hub_->reporter(rank());
+    return lone_ ? lone_->reporter() : Reporter{};
+  }
+  void check() override {
+    if (hub_) hub_->check(rank());
+    if (lone_) lone_->check();
+  }
+  // Needs none, but is asked before every call: a rank without peers makes no exchange, and its kernels may still find
+  // that weights have changed.
+  std::size_t room(std::size_t, const Queue& queue) const override {
+    if (size() == 1 && is_gpu(queue) && !lone_) lone_ = lone_reports(queue.device().index);
+    return 0;
+  }
+
+  // Through the host until one exchange between GPUs is done there, from then on in their memory where the transport
+  // can. So all ranks change over together, and what is wrong in a group's first call is told as on the CPU.
+  Gathered gather(const Record& record, Queue& queue) override {
+    if (hub_) {
+      expect(is_gpu(queue), Code::invalid_argument,
+             "the queue of an exchange is on cpu, must be on a GPU as in the group's earlier ones");
+      count(record.count);
+      return hub_->gather(rank(), record, queue);
+    }
+    constexpr std::uint64_t on_cpu = std::uint64_t{1} << 63;  // beside the flags of Flag, between ranks only
+    const ThroughHost all = is_gpu(queue)
+                                ? gather_through_host(*this, record, staging(bytes_of(record), queue), 0, queue)
+                                : gather_through_host(*this, record, nullptr, on_cpu, queue);
+    if ((all.flags & on_cpu) == 0) hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
+    return all.sums;
+  }
+
   Pending start_exchange(Message message, Queue&) override {
     message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
-    ++traffic_.exchanges;
-    traffic_.bytes += message.payload.size() * sizeof(double);
+    count(message.payload.size());
     drain();
     return Pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
   }
@@ -352,6 +414,7 @@ class LinkedCommunicator final : public Communicator {
     if (size() == 1) return;
     try {
       const std::string why = "rank " + std::to_string(rank()) + " failed: " + error.message();
+      if (hub_) return hub_->abort(why);  // peers wait in their streams, where no message reaches them
       declined_.push_back(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
     } catch (...) {  // no memory to say so: the peers' deadline remains
     }
@@ -380,6 +443,20 @@ class LinkedCommunicator final : public Communicator {
   }
 
  private:
+  void count(std::size_t doubles) noexcept {
+    ++traffic_.exchanges;
+    traffic_.bytes += doubles * sizeof(double);
+  }
+
+  // Where records of a GPU pass the host.
+  std::byte* staging(std::size_t bytes, const Queue& queue) {
+    if (bytes > staging_size_) {
+      staging_ = pinned_memory(bytes, queue.device().index);
+      staging_size_ = bytes;
+    }
+    return staging_.get();
+  }
+
   std::unique_ptr<Pending::Impl> begin(Parcel own) {
     const double timeout = sequence_ == 0 ? group_->patience.first_timeout : group_->patience.timeout;
     if (size() <= group_->patience.gather_limit)
@@ -403,6 +480,10 @@ class LinkedCommunicator final : public Communicator {
   std::uint64_t sequence_ = 0;
   Traffic traffic_;
   std::vector<std::unique_ptr<Pending::Impl>> declined_;
+  mutable std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
+  std::shared_ptr<DeviceHub> hub_;             // null while records go through the host
+  std::shared_ptr<std::byte> staging_;
+  std::size_t staging_size_ = 0;  // bytes
 };
 
 }  // namespace

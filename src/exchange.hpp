@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "allnorm/communicator.hpp"
+#include "transport/device_threads.hpp"
 
 namespace allnorm {
 
@@ -32,6 +33,10 @@ class Links {
   /// What a waiting rank does between two looks; `looks` counts them.
   virtual void relax(int looks) = 0;
   virtual void abort(const Error& error) noexcept = 0;
+  /// What the ranks `members` share in order to exchange records in the memory of their GPUs, the same on all of them;
+  /// null where the transport does not reach it. `context` is their communicator's. Asked for by every rank.
+  virtual std::shared_ptr<DeviceHub> device_hub(const std::vector<int>& members, std::uint64_t context,
+                                                const Patience& patience);
 
   /// The smallest context number that no communicator over these links uses yet on this rank.
   std::uint64_t next_context = 1;

@@ -3,6 +3,7 @@
 
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
+#include "gpu.hpp"
 #include "queue.hpp"
 
 namespace allnorm {
@@ -21,5 +22,10 @@ int cuda_devices() noexcept { return 0; }
 std::string cuda_summary() { return "this build has no CUDA"; }
 
 void expect_host_memory(const void*, const char*) {}
+
+std::shared_ptr<std::byte> pinned_memory(std::size_t, int index) { refuse(index); }
+std::string gpu_identity(int index) { refuse(index); }
+std::shared_ptr<LoneReports> lone_reports(int index) { refuse(index); }
+bool is_captured(Queue&) { return false; }
 
 }  // namespace allnorm

@@ -1,8 +1,9 @@
-// Ranks as threads of one process: a mailbox each.
+// Ranks as threads of one process: a mailbox each, and between GPUs what device_threads.hpp has.
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <list>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -32,8 +33,10 @@ struct Hub {
 
   std::vector<Mailbox> boxes;  // [rank]
   std::atomic<bool> aborted{false};
-  std::mutex abort_mutex;
+  std::mutex mutex;  // of what follows
   std::string abort_reason;
+  // Of the groups that exchange between GPUs, by context and first member: groups of one context are disjoint.
+  std::map<std::pair<std::uint64_t, int>, std::weak_ptr<DeviceHub>> devices;
 };
 
 class ThreadLinks final : public Links {
@@ -70,7 +73,7 @@ class ThreadLinks final : public Links {
     }
     if (bytes) return bytes;
     if (hub_->aborted.load(std::memory_order_acquire)) {
-      const std::lock_guard lock(hub_->abort_mutex);
+      const std::lock_guard lock(hub_->mutex);
       fail(Code::aborted, hub_->abort_reason);
     }
     return nullptr;
@@ -91,12 +94,30 @@ class ThreadLinks final : public Links {
 
   void abort(const Error& error) noexcept override {
     try {
-      const std::lock_guard lock(hub_->abort_mutex);
+      std::vector<std::shared_ptr<DeviceHub>> ended;  // let go of without the lock
+      const std::lock_guard lock(hub_->mutex);
       if (hub_->aborted.load(std::memory_order_relaxed)) return;
       hub_->abort_reason = "rank " + std::to_string(rank_) + " failed: " + error.message();
+      for (const auto& [group, weak] : hub_->devices)
+        if (ended.push_back(weak.lock()); ended.back()) ended.back()->abort(hub_->abort_reason);
     } catch (...) {  // no memory for the reason: the flag says enough
     }
     hub_->aborted.store(true, std::memory_order_release);
+  }
+
+  std::shared_ptr<DeviceHub> device_hub(const std::vector<int>& members, std::uint64_t context,
+                                        const Patience& patience) override {
+    if (members.size() == 1) return nullptr;
+    const std::lock_guard lock(hub_->mutex);
+    std::weak_ptr<DeviceHub>& known = hub_->devices[{context, members.front()}];
+    std::shared_ptr<DeviceHub> devices = known.lock();
+    if (devices) return devices;
+    Patience later = patience;
+    later.first_timeout = patience.timeout;  // all ranks have made an exchange through the host
+    devices = make_device_hub(static_cast<int>(members.size()), later);
+    if (!hub_->abort_reason.empty()) devices->abort(hub_->abort_reason);
+    known = devices;
+    return devices;
   }
 
  private:

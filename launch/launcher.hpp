@@ -1,0 +1,22 @@
+// What started this process, as far as the environment tells: mpirun, srun, torchrun or nobody.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace allnorm::launch {
+
+struct Launcher {
+  std::string_view name;
+  int rank = 0, size = 0;  ///< size 0: MPI alone knows it
+  bool speaks_mpi = true;
+};
+/// None where this process is no rank of a launcher.
+std::optional<Launcher> launcher();
+/// "srun with 4 ranks".
+std::string text_of(const Launcher& from);
+/// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.
+int local_rank(int rank);
+
+}  // namespace allnorm::launch

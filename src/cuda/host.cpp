@@ -1,0 +1,47 @@
+// Page-locked memory, the identity of a GPU, and reports of kernels, for host code without CUDA headers.
+#include <cstdio>
+
+#include "src/cuda/errors.hpp"
+#include "src/cuda/memory.hpp"
+#include "src/cuda/queue.hpp"
+#include "src/cuda/watcher.hpp"
+#include "src/gpu.hpp"
+
+namespace allnorm {
+
+std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index) {
+  const auto block = std::make_shared<cuda::PinnedBlock>(bytes, index);
+  return {block, static_cast<std::byte*>(block->host())};
+}
+
+std::string gpu_identity(int index) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, index), "asking for a GPU's properties");
+  std::string text;
+  for (const char byte : properties.uuid.bytes) {
+    char digits[3];
+    std::snprintf(digits, sizeof digits, "%02x", static_cast<unsigned>(static_cast<unsigned char>(byte)));
+    text += digits;
+  }
+  return text;
+}
+
+namespace {
+
+class OwnReports final : public LoneReports {
+ public:
+  explicit OwnReports(int index) : reports_(index, nullptr) {}
+  Reporter reporter() const noexcept override { return reports_.reporter(); }
+  void check() override { reports_.check(); }
+
+ private:
+  cuda::Reports reports_;
+};
+
+}  // namespace
+
+std::shared_ptr<LoneReports> lone_reports(int index) { return std::make_shared<OwnReports>(index); }
+
+bool is_captured(Queue& queue) { return cuda::is_capturing(queue); }
+
+}  // namespace allnorm

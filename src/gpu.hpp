@@ -1,0 +1,34 @@
+// What host code that sees no CUDA header needs of GPUs. (src/cuda/host.cpp or src/cuda/none.cpp)
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "allnorm/communicator.hpp"
+
+namespace allnorm {
+
+/// Page-locked memory of the host, which copies from and to GPU `index` use directly. Throws device when there is none
+/// left, unsupported where this build has no CUDA.
+std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index);
+
+/// The UUID of GPU `index`: the same text in every process that uses this GPU, whatever number it has there. Throws
+/// device, unsupported.
+std::string gpu_identity(int index);
+
+/// Where the kernels of a rank without peers report, and what the host reads there. Nothing has a deadline.
+class LoneReports {
+ public:
+  virtual ~LoneReports() = default;
+  virtual Reporter reporter() const noexcept = 0;
+  /// Throws what kernels have found since the last call.
+  virtual void check() = 0;
+};
+/// In memory that all GPUs reach. Throws device, unsupported.
+std::shared_ptr<LoneReports> lone_reports(int index);
+
+/// True while the stream of a CUDA queue is being captured in a graph.
+bool is_captured(Queue& queue);
+
+}  // namespace allnorm
