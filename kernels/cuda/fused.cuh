@@ -71,6 +71,7 @@ struct FusedRuns {
   ALLNORM_HOST_DEVICE std::int64_t groups() const { return plan.p.groups(); }
   ALLNORM_HOST_DEVICE std::int64_t parts() const { return plan.parts; }
   __device__ std::int64_t first_of(std::int64_t group) const { return plan.first_of(group); }
+  ALLNORM_HOST_DEVICE double group_count() const { return static_cast<double>(plan.p.group_size()); }
   /// Values of a group in one of its parts.
   __device__ double count_of(std::int64_t group, std::int64_t part) const {
     return static_cast<double>(plan.part(group, part).values());
@@ -140,6 +141,7 @@ struct FusedColumns {
   __device__ std::int64_t first_of(std::int64_t group) const {
     return plan.first_of(group / plan.matrix_groups, group % plan.matrix_groups * plan.group_width);
   }
+  ALLNORM_HOST_DEVICE double group_count() const { return static_cast<double>(plan.rows * plan.group_width); }
   __device__ double count_of(std::int64_t, std::int64_t part) const {
     return static_cast<double>(plan.rows_of(part) * plan.group_width);
   }
@@ -244,6 +246,7 @@ __device__ Sums group_sums(const Layout& layout, const double2* sums, std::int64
   Sums total =
       joined<Task::centred>(sums + group, layout.groups(), lane, warp_threads, layout.parts(), middle, count_of);
   total = {warp_sum(total.sum), warp_sum(total.second)};
+  if constexpr (Task::centred) total.second = about_mean(total.second, total.sum, layout.group_count(), middle);
   return total;
 }
 
@@ -271,10 +274,10 @@ __global__ void __launch_bounds__(block_threads, 1)
       const auto filler = thread.filler();
       for (std::int64_t left = walk.count; left > 0; left -= batch) {
         const int some = static_cast<int>(min(left, static_cast<std::int64_t>(batch)));
+        const Hint hint =
+            read + batch <= kept.items ? Hint::last : Hint::keep;  // kept here, it need not stay in caches
         typename Task::template Item<n> items[batch];
         unrolled<batch>([&](auto u) {
-          // what is kept need not stay in the caches
-          const Hint hint = read + u < kept.items ? Hint::last : Hint::keep;
           items[u] = u < some ? work.task.template read<n, true>(walk.at, hint) : filler;
           walk.next();
         });
@@ -292,15 +295,9 @@ __global__ void __launch_bounds__(block_threads, 1)
   constexpr int warps = block_threads / warp_threads;
   const std::int64_t first = std::int64_t{threadIdx.x / warp_threads} * gridDim.x + blockIdx.x;
   for (std::int64_t group = first; group < layout.groups(); group += std::int64_t{warps} * gridDim.x) {
-    Sums sums = group_sums<Task>(layout, room.sums, group);
+    const Sums sums = group_sums<Task>(layout, room.sums, group);
     if (threadIdx.x % warp_threads != 0) continue;
-    double count = 0;
-    for (std::int64_t i = 0; i < layout.parts(); ++i) count += layout.count_of(group, i);
-    if constexpr (Task::centred) {
-      const double middle = __ldcg(room.sums + group).x / layout.count_of(group, 0);
-      sums.second = about_mean(sums.second, sums.sum, count, middle);
-    }
-    work.task.finish(group, count, sums, work.task.pivot(group, layout.first_of(group)));
+    work.task.finish(group, layout.group_count(), sums, work.task.pivot(group, layout.first_of(group)));
     room.table[group] = work.step(group);
   }
   grid.sync();
@@ -389,7 +386,7 @@ void launch_cooperative(Queue& queue, std::int64_t blocks, int threads, std::siz
 }
 
 template <class Work, class Layout>
-void launch_fused(const Work& work, const Layout& layout, std::int64_t most_blocks, Queue& queue) {
+void launch_fused(Work work, const Layout& layout, std::int64_t most_blocks, Queue& queue) {
   using Coefficients = typename Work::Coefficients;
   using Kept = Vector<typename Work::T, Work::n>;
   const std::int64_t blocks = std::min(layout.blocks(), most_blocks);
@@ -400,6 +397,7 @@ void launch_fused(const Work& work, const Layout& layout, std::int64_t most_bloc
   const std::int64_t needed = ceil_div(layout.units(), blocks * layout.teams()) * layout.most_of_unit();
   room.items = static_cast<int>(std::min(needed, (most_bytes - room.kept_from) / item));
   const auto shared = static_cast<std::size_t>(room.kept_from + room.items * item);
+  if (room.items < needed) work.map.hint = Hint::last;  // results must not drive out what is to be read again
 
   const auto sums_bytes = static_cast<std::size_t>(layout.parts() * layout.groups()) * sizeof(double2);
   const auto table_bytes = static_cast<std::size_t>(layout.groups()) * sizeof(Coefficients);

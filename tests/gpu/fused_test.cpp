@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "../kernels_support.hpp"
 #include "finish_support.hpp"
+#include "kernels/cuda/groupwise.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "src/cuda/queue.hpp"
 
@@ -152,11 +152,11 @@ void call(const ForwardArgs& args, Queue& queue, FusedPath path) {
   cuda::forward_finish(args, {}, queue);
   queue.wait();
 }
-void call(const BackwardArgs& args, Queue& queue, FusedPath path) {
-  const Choose choice(path);
-  EXPECT_EQ(cuda::fused_fits(args, queue), path == FusedPath::always);
-  cuda::backward_local(args, queue);
-  cuda::backward_finish(args, {nullptr, 0, 0, args.sums}, queue);
+/// A table of functions would prefer the group-wise kernels for the small ones.
+void fused_backward(const BackwardArgs& args, Queue& queue) {
+  const Choose choice(FusedPath::always);
+  EXPECT_TRUE(cuda::fused_fits(args, queue));
+  cuda::fused_backward(args, queue);
   queue.wait();
 }
 
@@ -268,34 +268,64 @@ TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
       call(fused.forward(), this->queue, FusedPath::never);
       plain.frame = fused.frame;
       plain.mask = fused.mask;
-      call(fused.backward(), this->queue, FusedPath::always);
-      call(plain.backward(), this->queue, FusedPath::never);
+      fused_backward(fused.backward(), this->queue);
 
       const std::int64_t G = p.groups();
+      const steps::FrameView frame = fused.frame.view();
       std::vector<double> size_g(static_cast<std::size_t>(G)), size_gx(size_g);  // sums of absolute values
       for (std::int64_t i = 0; i < p.elements(); ++i) {
         const auto g = static_cast<std::size_t>(p.group_of(i));
-        const double centre = fused.frame.view().mean[g];
+        const double centre = frame.mean[g];
         size_g[g] += std::abs(fused.dy[i]);
         // the rounded centre is taken off first
         size_gx[g] += std::abs(fused.dy[i]) * (std::abs(fused.x[i] - centre) + compute_unit<T> * std::abs(centre));
       }
+      Walled<double> scale(G), shift(G), sum_g(G), sum_gx(G), gain(G), slope(G), offset(G);
+      for (std::int64_t g = 0; g < G; ++g) {
+        const auto f = frame.get(g);
+        const auto gate = formulas::apply(f.rstd, f.correction, fused.weight[g], fused.bias[g]);
+        const auto map = formulas::apply_grad(f.rstd, f.correction.r, fused.weight[g], f.share, frame.scalars->count,
+                                              fused.sums[g], fused.sums[G + g]);
+        scale.set(g, gate.scale);
+        shift.set(g, gate.shift);
+        gain.set(g, map.gain);
+        slope.set(g, map.slope);
+        offset.set(g, map.offset);
+      }
+      const Gate gate{activation, with_mask ? fused.mask.data() : nullptr, scale.data(), shift.data()};
+      this->ops.moments_grad(
+          {fused.x.data(), fused.dy.data(), dtype_of<T>(), p, frame.mean, gate, sum_g.data(), sum_gx.data()},
+          this->queue);
       const double unit = 2 * eps64 * (static_cast<double>(p.group_size()) + 4);
       for (std::int64_t g = 0; g < G; ++g) {
         const auto at = static_cast<std::size_t>(g);
-        const double weight = std::abs(fused.weight[g]), rstd = fused.frame.view().rstd[g];
-        expect_close(fused.sums[g], plain.sums[g], unit * weight * size_g[at], "s1", g);
-        expect_close(fused.sums[G + g], plain.sums[G + g], unit * weight * size_gx[at], "s2", g);
-        expect_close(fused.dbias[g], plain.dbias[g], unit * size_g[at], "dbias", g);
-        expect_close(fused.dweight[g], plain.dweight[g], unit * rstd * size_gx[at], "dweight", g);
+        const double weight = std::abs(fused.weight[g]), rstd = frame.rstd[g];
+        const auto terms = steps::grad_terms(frame.get(g), fused.weight[g], sum_g[g], sum_gx[g]);
+        expect_close(fused.sums[g], terms.s1, unit * weight * size_g[at], "s1", g);
+        expect_close(fused.sums[G + g], terms.s2, unit * weight * size_gx[at], "s2", g);
+        expect_close(fused.dbias[g], terms.dbeta, unit * size_g[at], "dbias", g);
+        expect_close(fused.dweight[g], terms.dgamma, unit * rstd * size_gx[at], "dweight", g);
       }
-      // with the same sums, the same bits
-      const Choose choice(FusedPath::never);
-      cuda::backward_finish(plain.backward(), {nullptr, 0, 0, fused.sums.data()}, this->queue);
-      this->queue.wait();
-      EXPECT_TRUE(fused.dx.same_bits(plain.dx));
+      this->ops.apply_grad(
+          {fused.x.data(), fused.dy.data(), plain.dx.data(), with_mask ? plain.dresidual.data() : nullptr,
+           dtype_of<T>(), p, frame.mean, gate, gain.data(), slope.data(), offset.data()},
+          this->queue);
       if (with_mask) {
         EXPECT_TRUE(fused.dresidual.same_bits(plain.dresidual));
+      }
+      for (std::int64_t i = 0; i < p.elements(); ++i) {
+        const std::int64_t g = p.group_of(i);
+        const double size =
+            std::abs(fused.dy[i] * gain[g]) + std::abs((fused.x[i] - frame.mean[g]) * slope[g]) + std::abs(offset[g]);
+        // coefficients that the host may round otherwise, and then the result
+        ASSERT_NEAR(fused.dx[i], plain.dx[i], 2 * (compute_unit<T> + store_unit<T>)*size + 2 * store_floor) << i;
+      }
+      if (!cuda::groupwise_backward_fits(fused.backward(), cuda::properties_of(this->queue))) {
+        // with the device's coefficients, the same bits
+        const Choose choice(FusedPath::never);
+        cuda::backward_finish(plain.backward(), {nullptr, 0, 0, fused.sums.data()}, this->queue);
+        this->queue.wait();
+        EXPECT_TRUE(fused.dx.same_bits(plain.dx));
       }
       EXPECT_TRUE(fused.intact());
     }
@@ -338,6 +368,24 @@ TEST(FusedForward, TakesTheLayersStepsCallAfterCall) {
   }
 }
 
+/// What the table's functions do: one launch in the second half, and nothing in the first.
+TEST(FusedBackward, IsReachedThroughTheHalves) {
+  Queue queue = backend::queue();
+  const Partition p{1, 500, 64, 1};
+  Layer<float> direct(p, batch_norm()), halves(p, batch_norm());
+  call(direct.forward(), queue, FusedPath::always);
+  halves.frame = direct.frame;
+  fused_backward(direct.backward(), queue);
+  const Choose choice(FusedPath::always);
+  cuda::backward_local(halves.backward(), queue);
+  queue.wait();
+  EXPECT_TRUE(std::isnan(halves.sums[0])) << "the first half has taken sums";
+  cuda::backward_finish(halves.backward(), {nullptr, 0, 0, halves.sums.data()}, queue);
+  queue.wait();
+  EXPECT_TRUE(halves.dx.same_bits(direct.dx));
+  EXPECT_TRUE(halves.dweight.same_bits(direct.dweight));
+}
+
 TEST(FusedForward, GivesTheSameBitsAgain) {
   Queue queue = backend::queue();
   const Partition p{1, 8, 3, 20480};
@@ -360,8 +408,7 @@ TEST(Fused, CallsAreCapturedAndReplayed) {
     ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
     cuda::forward_local(fused.forward(), queue);
     cuda::forward_finish(fused.forward(), {}, queue);
-    cuda::backward_local(fused.backward(), queue);
-    cuda::backward_finish(fused.backward(), {nullptr, 0, 0, fused.sums.data()}, queue);
+    cuda::fused_backward(fused.backward(), queue);
     cudaGraph_t graph = nullptr;
     ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
     ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
@@ -376,7 +423,7 @@ TEST(Fused, CallsAreCapturedAndReplayed) {
   EXPECT_EQ(fused.memory.view().now().calls, replays);
   Layer<float> direct(p, batch_norm());
   direct.frame = fused.frame;
-  call(direct.backward(), queue, FusedPath::always);
+  fused_backward(direct.backward(), queue);
   EXPECT_TRUE(fused.dx.same_bits(direct.dx));
   cudaGraphExecDestroy(exec);
 }
