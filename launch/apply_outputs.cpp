@@ -131,7 +131,7 @@ StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& nor
   const LoadedTensor& x = tensors.input();
   std::vector<Buffer<std::byte>> uploads;  // kept until the calls are done
   const auto upload = [&](ConstTensorView view) {
-    if (view.elements() == 0) return view;
+    if (!view.given() || view.elements() == 0) return view;
     const std::size_t bytes = static_cast<std::size_t>(view.elements()) * size_of(view.dtype);
     uploads.emplace_back(bytes, queue, Fill::none);
     copy_to_device(uploads.back().data(), view.data, bytes, queue);

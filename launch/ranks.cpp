@@ -104,6 +104,9 @@ int severity(const Failure& failure) {
   return failure.code == exit_mismatch ? 1 : 0;
 }
 
+// "rank 1: bn, call 3, ...", "ranks 0 and 1 are ...": what kernels or all ranks found.
+bool names_ranks(const Failure& failure) { return failure.message.starts_with("rank"); }
+
 int report_all(const std::vector<std::optional<Failure>>& failures) {
   const Failure* first = nullptr;
   for (const auto& failure : failures)
@@ -117,7 +120,7 @@ int report_all(const std::vector<std::optional<Failure>>& failures) {
     if (!printed.insert(failure->message).second) continue;
     const auto same = [&](const auto& other) { return other && other->message == failure->message; };
     const bool one_of_many = failures.size() > 1 && std::count_if(failures.begin(), failures.end(), same) == 1 &&
-                             severity(*failure) == 0 && !failure->message.starts_with("rank ");  // it names one
+                             severity(*failure) == 0 && !names_ranks(*failure);
     print_line((one_of_many ? "rank " + std::to_string(rank) + ": " : "") + failure->message);
   }
   return first->code;
@@ -180,7 +183,9 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
     const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
     const int base = aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
     give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
-    print_line((size > 1 && severity(failure) == 0 ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
+    print_line(
+        (size > 1 && severity(failure) == 0 && !names_ranks(failure) ? "rank " + std::to_string(rank) + ": " : "") +
+        failure.message);
     MPI_Abort(MPI_COMM_WORLD, failure.code);
     return failure.code;
   };
@@ -215,7 +220,7 @@ int run_mpi(const RankOptions&, const std::function<void(Rank&)>&) {
 int run_meeting(const RankOptions& options, const std::function<void(Rank&)>& body) {
   const Meeting meeting = meeting_from_environment();
   const auto leave = [&](const Failure& failure) {
-    print_line("rank " + std::to_string(meeting.rank) + ": " + failure.message);
+    print_line((names_ranks(failure) ? "" : "rank " + std::to_string(meeting.rank) + ": ") + failure.message);
     return failure.code;
   };
   try {

@@ -97,7 +97,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Wrong{"apply batch_norm --input x.npy --out o --transport udp", 2, "self, threads, mpi, nccl"},
                     Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
                     Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
-                    Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 6, "NCCL"},
+                    Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 2, "--device cpu"},
                     Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
 
 TEST(Device, CudaThatIsNotThereIsExitSixWithTheReason) {
@@ -109,6 +109,7 @@ TEST(Device, CudaThatIsNotThereIsExitSixWithTheReason) {
   EXPECT_TRUE(outcome.one_line()) << outcome.err;
   EXPECT_NE(outcome.err.find("--device is cuda, must be cpu: " + cuda_summary()), std::string::npos) << outcome.err;
   EXPECT_FALSE(place.exists("o"));
+  EXPECT_EQ(place.run("apply batch_norm --input x.npy --out o --device cuda --transport nccl").code, 6);
 }
 
 TEST(Launcher, RanksMustBeTheLaunchers) {
@@ -132,6 +133,10 @@ TEST(Launcher, TorchrunIsRefusedWithAReason) {
   const Outcome outcome = place.run_with({"RANK=0", "WORLD_SIZE=2"}, "apply batch_norm --input x.npy --out o");
   EXPECT_EQ(outcome.code, 6);
   EXPECT_NE(outcome.err.find("torchrun"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("--device cuda --transport nccl"), std::string::npos) << outcome.err;
+  const Outcome on_cpu =
+      place.run_with({"RANK=0", "WORLD_SIZE=2"}, "apply batch_norm --input x.npy --out o --transport nccl");
+  EXPECT_EQ(on_cpu.code, 2);
 }
 
 TEST(Launcher, ABatchScriptOfSlurmIsNoRank) {
@@ -195,6 +200,8 @@ TEST(Info, JsonAndTextNameTheSameParts) {
   const auto parsed = nlohmann::json::parse(json.out);
   EXPECT_EQ(parsed["devices"][1]["detail"], cuda_summary());
   EXPECT_EQ(parsed["devices"][1]["available"], cuda_devices() > 0);
+  EXPECT_EQ(parsed["transports"][3]["name"], "nccl");
+  EXPECT_EQ(parsed["transports"][3]["available"], ALLNORM_HAVE_NCCL == 1 && cuda_devices() > 0);
   EXPECT_EQ(parsed["version"], build::version);
   EXPECT_EQ(parsed["parts"].size(), build::parts.size());
   for (const auto& list : {"devices", "transports", "parts"})
