@@ -76,6 +76,12 @@ struct RunPlan {
     return {first_of(group) + run * stride() + begin, min_of(part_runs, p.reduce0 - run),
             min_of(part_length, p.reduce1 - begin)};
   }
+  /// Values of every group's part `index`, without a long division: there are fewer than 2^31 parts.
+  ALLNORM_HOST_DEVICE std::int64_t values_of(std::int64_t index) const {
+    const auto of = static_cast<std::uint32_t>(index), along = static_cast<std::uint32_t>(pieces);
+    return min_of(part_runs, p.reduce0 - of / along * part_runs) *
+           min_of(part_length, p.reduce1 - of % along * part_length);
+  }
   ALLNORM_HOST_DEVICE RunWalk walk(const Part& part, int lane) const {
     RunWalk w;
     w.i = w.first = static_cast<std::int64_t>(lane % across) * vector;

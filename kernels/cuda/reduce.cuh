@@ -51,20 +51,30 @@ __device__ inline double about_mean(double squares, double sum, double count, do
   return not_negative(squares - count * offset * offset);
 }
 
-/// Adds the parts of a group `step` apart, from `first` on. Squares are joined about the mean of part 0, `middle`.
+/// Adds the parts of a group `step` apart, from `first` on, several of them under way at once. Squares are joined about
+/// the mean of part 0, `middle`; nearly all parts have as many values as part 0, so that one division serves them.
 template <bool centred, class CountOf>
 __device__ inline Sums joined(const double2* parts, std::int64_t stride, std::int64_t first, std::int64_t step,
                               std::int64_t count, double middle, const CountOf& count_of) {
+  constexpr int batch = 8;
+  const double usual = centred ? count_of(0) : 1, share = 1 / usual;
   Sums total;
-  for (std::int64_t i = first; i < count; i += step) {
-    const double2 part = __ldcg(parts + i * stride);
-    total.sum += part.x;
-    if constexpr (centred) {
-      const double n = count_of(i), offset = part.x / n - middle;
-      total.second += part.y + n * offset * offset;
-    } else {
-      total.second += part.y;
-    }
+  for (std::int64_t i = first; i < count; i += batch * step) {
+    double2 read[batch];
+    unrolled<batch>([&](auto u) {
+      const std::int64_t at = i + u * step;
+      read[u] = at < count ? __ldcg(parts + at * stride) : make_double2(0, 0);
+    });
+    unrolled<batch>([&](auto u) {
+      const std::int64_t at = i + u * step;
+      if (at >= count) return;
+      total.sum += read[u].x;
+      total.second += read[u].y;
+      if constexpr (centred) {  // n * (mean - middle)^2
+        const double n = count_of(at), offset = fma(-n, middle, read[u].x);
+        total.second = fma(offset * offset, n == usual ? share : 1 / n, total.second);
+      }
+    });
   }
   return total;
 }
@@ -152,7 +162,7 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
     const std::int64_t stride = plan.p.groups();
     if (lane == 0) sums[index * stride] = make_double2(own.sum, own.second);
     if (!last_to_come(parts.tickets + group, plan.parts)) return;
-    const auto count_of = [&](std::int64_t i) { return static_cast<double>(plan.part(group, i).values()); };
+    const auto count_of = [&](std::int64_t i) { return static_cast<double>(plan.values_of(i)); };
     middle = __ldcg(sums).x / count_of(0);
     own = joined<Task::centred>(sums, stride, lane, block_threads, plan.parts, middle, count_of);
     own = lanes_sum(own, block_threads, room);
@@ -284,12 +294,17 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       values[block_threads + t] = own.second;
     }
     __syncthreads();
+    for (std::int64_t rest = lanes; rest > 1;) {
+      const std::int64_t half = (rest + 1) / 2;
+      if (lane + half < rest) {
+        values[t] += values[half * some + t];
+        values[block_threads + t] += values[block_threads + half * some + t];
+      }
+      rest = half;
+      __syncthreads();
+    }
     if (lane == 0) {
       Sums total{values[t], values[block_threads + t]};
-      for (std::int64_t i = 1; i < lanes; ++i) {
-        total.sum += values[i * some + t];
-        total.second += values[block_threads + i * some + t];
-      }
       if constexpr (Task::centred) total.second = about_mean(total.second, total.sum, count, center);
       finish(g, total);
     }

@@ -36,6 +36,7 @@ void cover(const RunPlan& plan, Coverage& coverage) {
     for (std::int64_t index = 0; index < plan.parts; ++index) {
       const RunPlan::Part part = plan.part(group, index);
       EXPECT_TRUE(part.values() > 0 || plan.p.elements() == 0);
+      EXPECT_EQ(part.values(), plan.values_of(index));
       std::int64_t values = 0;
       for (int lane = 0; lane < plan.lanes; ++lane)
         for (RunWalk walk = plan.walk(part, lane); walk.more(); walk.advance()) {
