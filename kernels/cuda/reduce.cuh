@@ -239,9 +239,11 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       at += batch * step;
       thread.template add<batch>(items, batch);
     }
-    for (; left > 0; --left, at += step) {
-      const typename Task::template Item<n> items[1] = {task.template read<n, whole>(at)};
-      thread.template add<1>(items, 1);
+    if (left > 0) {  // all the rows left at once
+      const auto filler = thread.filler();
+      typename Task::template Item<n> items[batch];
+      unrolled<batch>([&](auto u) { items[u] = u < left ? task.template read<n, whole>(at + u * step) : filler; });
+      thread.template add<batch>(items, static_cast<int>(left));
     }
   }
   // all sums of a group about its first value
