@@ -165,8 +165,8 @@ struct ColumnPlan {
   ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t matrix, std::int64_t column) const {
     return matrix * rows * width + first_column(column);
   }
-  /// Doubles of shared memory: a value per thread and column (or two per thread), and three per column of a tile.
-  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 3 * tile(); }
+  /// Doubles of shared memory: a value per thread and column (or two per thread), and four per column of a tile.
+  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 4 * tile(); }
 };
 
 constexpr std::int64_t common_multiple(std::int64_t a, std::int64_t b) noexcept {

@@ -212,6 +212,7 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   double* totals = values + max_of(2, n) * block_threads;  // (columns of a tile), of a group its first
   double* seconds = totals + plan.tile();                  // likewise
   double* middles = seconds + plan.tile();                 // (columns of a tile)
+  double* pivots = middles + plan.tile();                  // (groups of a tile)
   std::int64_t block = blockIdx.x;
   if (task.has_extra()) {
     if (block == 0) return task.extra();
@@ -222,16 +223,24 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   const std::int64_t column = static_cast<std::int64_t>(t % plan.across) * n;  // in the tile
   const bool works = row < plan.down && column < unit.columns;
   const std::int64_t width = plan.width, start = unit.column + column;
-  const auto pivot_of = [&](std::int64_t c) {
-    return task.pivot(plan.group_of(unit.matrix, c), plan.first_of(unit.matrix, c));
-  };
+  const std::int64_t groups = plan.group_of(unit.columns);  // of this tile
+  const std::int64_t first_group = plan.group_of(unit.matrix, unit.column);
+  // the groups' pivots: under way while the rows are read, then in shared memory
+  constexpr auto pivots_each = static_cast<int>(ceil_div(n * tile_maximum, block_threads));
+  double own_pivots[pivots_each];
+  unrolled<pivots_each>([&](auto k) {
+    const std::int64_t g = t + k * block_threads;
+    const bool there = g < groups;
+    own_pivots[k] =
+        there ? task.pivot(first_group + g, plan.first_of(unit.matrix, unit.column + g * plan.group_width)) : 0;
+  });
 
   typename Task::template Thread<n> thread;
   if (works && row < unit.rows) {
     constexpr int batch = Task::columns_batch;
     std::int64_t at = (unit.matrix * plan.rows + unit.row + row) * width + start;
     const std::int64_t step = plan.down * width;
-    thread.begin_columns(task, plan, unit.matrix, start, at);
+    thread.template begin_columns<whole>(task, plan, unit.matrix, start, at);
     std::int64_t left = (unit.rows - row + plan.down - 1) / plan.down;
     for (; left >= batch; left -= batch) {
       typename Task::template Item<n> items[batch];
@@ -246,10 +255,15 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       thread.template add<batch>(items, static_cast<int>(left));
     }
   }
+  unrolled<pivots_each>([&](auto k) {
+    const std::int64_t g = t + k * block_threads;
+    if (g < groups) pivots[g] = own_pivots[k];
+  });
+  __syncthreads();
   // all sums of a group about its first value
   double sum[n], second[n];
   for (int j = 0; j < n; ++j) {
-    const double pivot = works ? pivot_of(start + j) : 0;
+    const double pivot = works ? pivots[plan.group_of(column + j)] : 0;
     const Sums own = thread.column_sums(j, pivot);
     sum[j] = own.sum;
     second[j] = own.second;
@@ -264,11 +278,7 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   tile_sum(plan, sum, row, column, values, totals);
   tile_sum(plan, second, row, column, values, seconds);
   auto count = static_cast<double>(unit.rows * plan.group_width);
-  const std::int64_t groups = plan.group_of(unit.columns);  // of this tile
-  const std::int64_t first_group = plan.group_of(unit.matrix, unit.column);
-  const auto finish = [&](std::int64_t g, const Sums& total) {
-    task.finish(first_group + g, count, total, pivot_of(unit.column + g * plan.group_width));
-  };
+  const auto finish = [&](std::int64_t g, const Sums& total) { task.finish(first_group + g, count, total, pivots[g]); };
   const std::int64_t stride = plan.matrices * plan.matrix_groups;
   for (std::int64_t g = t; g < groups; g += block_threads) {
     Sums total{totals[g], seconds[g]};
