@@ -347,11 +347,17 @@ std::int64_t resident_blocks(void (*kernel)(Parameters...), Queue& queue) {
   return static_cast<std::int64_t>(per_processor) * properties_of(queue).multiProcessorCount;
 }
 
+/// Of `wanted` blocks those that the task's extra block leaves, so that it does not begin a second wave.
+template <class Task>
+std::int64_t blocks_left(const Task& task, std::int64_t wanted) {
+  return max_of(1, wanted - task.has_extra());
+}
+
 template <class Task, int n, bool whole>
 void reduce_by_columns(const Task& task, const Partition& p, Queue& queue) {
   const auto kernel = reduce_columns<Task, n, whole>;
   static const std::int64_t wanted = resident_blocks(kernel, queue);  // asking takes as long as a small kernel
-  const ColumnPlan plan = plan_columns(p, n, wanted);
+  const ColumnPlan plan = plan_columns(p, n, blocks_left(task, wanted));
   const PartsRoom room(plan.parts, p.groups(), plan.matrices * plan.tiles, queue);
   launch(queue, plan.blocks + task.has_extra(), block_threads,
          static_cast<std::size_t>(plan.shared_doubles()) * sizeof(double), kernel, task, plan, room.parts);
@@ -361,7 +367,7 @@ template <class Task, int n, bool whole>
 void reduce_by_runs(const Task& task, const Partition& p, Queue& queue) {
   const auto kernel = reduce_runs<Task, n, whole>;
   static const std::int64_t wanted = resident_blocks(kernel, queue);
-  const RunPlan plan = plan_runs(p, n, wanted);
+  const RunPlan plan = plan_runs(p, n, blocks_left(task, wanted));
   const PartsRoom room(plan.parts, p.groups(), p.groups(), queue);
   constexpr std::size_t doubles = 2 * block_threads / warp_threads + 2;
   launch(queue, plan.blocks + task.has_extra(), block_threads, doubles * sizeof(double), kernel, task, plan,
