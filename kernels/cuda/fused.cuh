@@ -160,7 +160,7 @@ struct FusedColumns {
   template <class Thread, class Task>
   __device__ void begin(Thread& thread, const Task& task, std::int64_t unit, std::int64_t at) const {
     const ColumnPlan::Unit u = plan.unit(unit);
-    thread.begin_columns(task, plan, u.matrix, u.column + column(), at);
+    thread.template begin_columns<true>(task, plan, u.matrix, u.column + column(), at);
   }
   template <class Thread, class Task>
   __device__ void leave(const Thread& thread, const Task& task, std::int64_t unit, double* shared,

@@ -33,6 +33,30 @@ constexpr bool by_columns(const Partition& p) noexcept {
   return p.reduce1 <= shortest_runs || (p.reduce1 <= short_run && p.reduce0 >= 4);
 }
 
+/// The parts to cut something into, of which `others` are cut alike: blocks run in waves of `wanted`, and a wave takes
+/// as long as a part. `begin`: the most that fit into one wave, or 1; up to 8 of at most `most` are taken instead where
+/// they save an eighth of the time, the price of joining them. `length_of(parts)`: what a part is then long, and how
+/// many parts come of it.
+struct Cut {
+  std::int64_t length = 0, parts = 1;
+};
+template <class LengthOf>
+std::int64_t parts_of(std::int64_t others, std::int64_t wanted, std::int64_t most, const LengthOf& length_of) {
+  constexpr std::int64_t enough = 8;
+  const auto time_of = [&](std::int64_t parts) {
+    const Cut cut = length_of(parts);
+    return static_cast<double>(ceil_div(others * cut.parts, wanted)) * static_cast<double>(cut.length);
+  };
+  std::int64_t best = max_of(1, min_of(wanted / max_of(1, others), most));
+  double least = time_of(best);
+  for (std::int64_t parts = best + 1; parts <= min_of(enough, most); ++parts)
+    if (const double time = time_of(parts); time < least * (1 - 1.0 / enough)) {
+      best = parts;
+      least = time;
+    }
+  return best;
+}
+
 // ---- run by run ----------------------------------------------------------------------------------------------------
 
 /// One thread's way through the runs of its part: vectors `across` threads apart, then the run `down` further.
@@ -76,6 +100,12 @@ struct RunPlan {
     return {first_of(group) + run * stride() + begin, min_of(part_runs, p.reduce0 - run),
             min_of(part_length, p.reduce1 - begin)};
   }
+  /// Values of every group's part `index`, without a long division: there are fewer than 2^31 parts.
+  ALLNORM_HOST_DEVICE std::int64_t values_of(std::int64_t index) const {
+    const auto of = static_cast<std::uint32_t>(index), along = static_cast<std::uint32_t>(pieces);
+    return min_of(part_runs, p.reduce0 - of / along * part_runs) *
+           min_of(part_length, p.reduce1 - of % along * part_length);
+  }
   ALLNORM_HOST_DEVICE RunWalk walk(const Part& part, int lane) const {
     RunWalk w;
     w.i = w.first = static_cast<std::int64_t>(lane % across) * vector;
@@ -101,12 +131,15 @@ inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
   if (size <= block_threads || (size <= warp_maximum && groups >= wanted)) {
     plan.lanes = warp_threads;
   } else {
-    const std::int64_t parts = max_of(1, min_of(wanted / max_of(1, groups), size / part_minimum));
-    plan.part_runs = ceil_div(p.reduce0, min_of(p.reduce0, parts));
-    const std::int64_t bands = ceil_div(p.reduce0, plan.part_runs);
-    plan.part_length = ceil_div(ceil_div(p.reduce1, max_of(1, parts / bands)), vector) * vector;
-    plan.pieces = ceil_div(p.reduce1, plan.part_length);
-    plan.parts = bands * plan.pieces;
+    const auto cut = [&](std::int64_t parts) {
+      plan.part_runs = ceil_div(p.reduce0, min_of(p.reduce0, parts));
+      const std::int64_t bands = ceil_div(p.reduce0, plan.part_runs);
+      plan.part_length = ceil_div(ceil_div(p.reduce1, max_of(1, parts / bands)), vector) * vector;
+      plan.pieces = ceil_div(p.reduce1, plan.part_length);
+      plan.parts = bands * plan.pieces;
+      return Cut{plan.part_runs * plan.part_length, plan.parts};
+    };
+    cut(parts_of(groups, wanted, size / part_minimum, cut));
   }
   // across: a whole warp along a run if it is long enough; of the powers of two the one that idles the fewest threads
   const std::int64_t vectors = ceil_div(plan.part_length, vector);
@@ -159,8 +192,8 @@ struct ColumnPlan {
   ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t matrix, std::int64_t column) const {
     return matrix * rows * width + first_column(column);
   }
-  /// Doubles of shared memory: a value per thread and column (or two per thread), and three per column of a tile.
-  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 3 * tile(); }
+  /// Doubles of shared memory: a value per thread and column (or two per thread), and four per column of a tile.
+  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 4 * tile(); }
 };
 
 constexpr std::int64_t common_multiple(std::int64_t a, std::int64_t b) noexcept {
@@ -193,9 +226,12 @@ inline ColumnPlan plan_columns(const Partition& p, int vector, std::int64_t want
   plan.matrix_groups = p.keep1;
   plan.tile_groups = plan.tile() / plan.group_width;
   const std::int64_t most = plan.rows * min_of(plan.tile(), plan.width) / part_minimum;
-  const std::int64_t parts = max_of(1, min_of(wanted / (plan.matrices * plan.tiles), most));
-  plan.part_rows = ceil_div(plan.rows, parts);
-  plan.parts = ceil_div(plan.rows, plan.part_rows);
+  const auto cut = [&plan](std::int64_t parts) {
+    plan.part_rows = ceil_div(plan.rows, parts);
+    plan.parts = ceil_div(plan.rows, plan.part_rows);
+    return Cut{plan.part_rows, plan.parts};
+  };
+  cut(parts_of(plan.matrices * plan.tiles, wanted, most, cut));
   plan.blocks = plan.matrices * plan.tiles * plan.parts;
   return plan;
 }

@@ -19,9 +19,9 @@ class MomentsThread {
     const C first = widen(task.x[at]);
     for (int j = 0; j < n; ++j) pivot_[j] = first;
   }
-  template <class Task>
+  template <bool whole, class Task>
   __device__ void begin_columns(const Task& task, const ColumnPlan&, std::int64_t, std::int64_t, std::int64_t at) {
-    for (int j = 0; j < n; ++j) pivot_[j] = widen(task.x[at + j]);
+    unpack(task.template read<n, whole>(at), pivot_);
   }
   /// What adds nothing.
   __device__ Vector<Element, n> filler() const { return pack<Element>(pivot_); }

@@ -51,7 +51,7 @@ class GradThread {
     for (int j = 0; j < n; ++j) columns_[j] = column;
     begin(task);
   }
-  template <class Task>
+  template <bool whole, class Task>
   __device__ void begin_columns(const Task& task, const ColumnPlan& plan, std::int64_t matrix, std::int64_t column,
                                 std::int64_t) {
     for (int j = 0; j < n; ++j) columns_[j] = Column(task.source.of(plan.group_of(matrix, column + j)));

@@ -51,20 +51,30 @@ __device__ inline double about_mean(double squares, double sum, double count, do
   return not_negative(squares - count * offset * offset);
 }
 
-/// Adds the parts of a group `step` apart, from `first` on. Squares are joined about the mean of part 0, `middle`.
+/// Adds the parts of a group `step` apart, from `first` on, several of them under way at once. Squares are joined about
+/// the mean of part 0, `middle`; nearly all parts have as many values as part 0, so that one division serves them.
 template <bool centred, class CountOf>
 __device__ inline Sums joined(const double2* parts, std::int64_t stride, std::int64_t first, std::int64_t step,
                               std::int64_t count, double middle, const CountOf& count_of) {
+  constexpr int batch = 8;
+  const double usual = centred ? count_of(0) : 1, share = 1 / usual;
   Sums total;
-  for (std::int64_t i = first; i < count; i += step) {
-    const double2 part = __ldcg(parts + i * stride);
-    total.sum += part.x;
-    if constexpr (centred) {
-      const double n = count_of(i), offset = part.x / n - middle;
-      total.second += part.y + n * offset * offset;
-    } else {
-      total.second += part.y;
-    }
+  for (std::int64_t i = first; i < count; i += batch * step) {
+    double2 read[batch];
+    unrolled<batch>([&](auto u) {
+      const std::int64_t at = i + u * step;
+      read[u] = at < count ? __ldcg(parts + at * stride) : make_double2(0, 0);
+    });
+    unrolled<batch>([&](auto u) {
+      const std::int64_t at = i + u * step;
+      if (at >= count) return;
+      total.sum += read[u].x;
+      total.second += read[u].y;
+      if constexpr (centred) {  // n * (mean - middle)^2
+        const double n = count_of(at), offset = fma(-n, middle, read[u].x);
+        total.second = fma(offset * offset, n == usual ? share : 1 / n, total.second);
+      }
+    });
   }
   return total;
 }
@@ -152,7 +162,7 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
     const std::int64_t stride = plan.p.groups();
     if (lane == 0) sums[index * stride] = make_double2(own.sum, own.second);
     if (!last_to_come(parts.tickets + group, plan.parts)) return;
-    const auto count_of = [&](std::int64_t i) { return static_cast<double>(plan.part(group, i).values()); };
+    const auto count_of = [&](std::int64_t i) { return static_cast<double>(plan.values_of(i)); };
     middle = __ldcg(sums).x / count_of(0);
     own = joined<Task::centred>(sums, stride, lane, block_threads, plan.parts, middle, count_of);
     own = lanes_sum(own, block_threads, room);
@@ -202,6 +212,7 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   double* totals = values + max_of(2, n) * block_threads;  // (columns of a tile), of a group its first
   double* seconds = totals + plan.tile();                  // likewise
   double* middles = seconds + plan.tile();                 // (columns of a tile)
+  double* pivots = middles + plan.tile();                  // (groups of a tile)
   std::int64_t block = blockIdx.x;
   if (task.has_extra()) {
     if (block == 0) return task.extra();
@@ -212,16 +223,24 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   const std::int64_t column = static_cast<std::int64_t>(t % plan.across) * n;  // in the tile
   const bool works = row < plan.down && column < unit.columns;
   const std::int64_t width = plan.width, start = unit.column + column;
-  const auto pivot_of = [&](std::int64_t c) {
-    return task.pivot(plan.group_of(unit.matrix, c), plan.first_of(unit.matrix, c));
-  };
+  const std::int64_t groups = plan.group_of(unit.columns);  // of this tile
+  const std::int64_t first_group = plan.group_of(unit.matrix, unit.column);
+  // the groups' pivots: under way while the rows are read, then in shared memory
+  constexpr auto pivots_each = static_cast<int>(ceil_div(n * tile_maximum, block_threads));
+  double own_pivots[pivots_each];
+  unrolled<pivots_each>([&](auto k) {
+    const std::int64_t g = t + k * block_threads;
+    const bool there = g < groups;
+    own_pivots[k] =
+        there ? task.pivot(first_group + g, plan.first_of(unit.matrix, unit.column + g * plan.group_width)) : 0;
+  });
 
   typename Task::template Thread<n> thread;
   if (works && row < unit.rows) {
     constexpr int batch = Task::columns_batch;
     std::int64_t at = (unit.matrix * plan.rows + unit.row + row) * width + start;
     const std::int64_t step = plan.down * width;
-    thread.begin_columns(task, plan, unit.matrix, start, at);
+    thread.template begin_columns<whole>(task, plan, unit.matrix, start, at);
     std::int64_t left = (unit.rows - row + plan.down - 1) / plan.down;
     for (; left >= batch; left -= batch) {
       typename Task::template Item<n> items[batch];
@@ -229,15 +248,22 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       at += batch * step;
       thread.template add<batch>(items, batch);
     }
-    for (; left > 0; --left, at += step) {
-      const typename Task::template Item<n> items[1] = {task.template read<n, whole>(at)};
-      thread.template add<1>(items, 1);
+    if (left > 0) {  // all the rows left at once
+      const auto filler = thread.filler();
+      typename Task::template Item<n> items[batch];
+      unrolled<batch>([&](auto u) { items[u] = u < left ? task.template read<n, whole>(at + u * step) : filler; });
+      thread.template add<batch>(items, static_cast<int>(left));
     }
   }
+  unrolled<pivots_each>([&](auto k) {
+    const std::int64_t g = t + k * block_threads;
+    if (g < groups) pivots[g] = own_pivots[k];
+  });
+  __syncthreads();
   // all sums of a group about its first value
   double sum[n], second[n];
   for (int j = 0; j < n; ++j) {
-    const double pivot = works ? pivot_of(start + j) : 0;
+    const double pivot = works ? pivots[plan.group_of(column + j)] : 0;
     const Sums own = thread.column_sums(j, pivot);
     sum[j] = own.sum;
     second[j] = own.second;
@@ -252,11 +278,7 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   tile_sum(plan, sum, row, column, values, totals);
   tile_sum(plan, second, row, column, values, seconds);
   auto count = static_cast<double>(unit.rows * plan.group_width);
-  const std::int64_t groups = plan.group_of(unit.columns);  // of this tile
-  const std::int64_t first_group = plan.group_of(unit.matrix, unit.column);
-  const auto finish = [&](std::int64_t g, const Sums& total) {
-    task.finish(first_group + g, count, total, pivot_of(unit.column + g * plan.group_width));
-  };
+  const auto finish = [&](std::int64_t g, const Sums& total) { task.finish(first_group + g, count, total, pivots[g]); };
   const std::int64_t stride = plan.matrices * plan.matrix_groups;
   for (std::int64_t g = t; g < groups; g += block_threads) {
     Sums total{totals[g], seconds[g]};
@@ -284,12 +306,17 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
       values[block_threads + t] = own.second;
     }
     __syncthreads();
+    for (std::int64_t rest = lanes; rest > 1;) {
+      const std::int64_t half = (rest + 1) / 2;
+      if (lane + half < rest) {
+        values[t] += values[half * some + t];
+        values[block_threads + t] += values[block_threads + half * some + t];
+      }
+      rest = half;
+      __syncthreads();
+    }
     if (lane == 0) {
       Sums total{values[t], values[block_threads + t]};
-      for (std::int64_t i = 1; i < lanes; ++i) {
-        total.sum += values[i * some + t];
-        total.second += values[block_threads + i * some + t];
-      }
       if constexpr (Task::centred) total.second = about_mean(total.second, total.sum, count, center);
       finish(g, total);
     }
@@ -320,11 +347,17 @@ std::int64_t resident_blocks(void (*kernel)(Parameters...), Queue& queue) {
   return static_cast<std::int64_t>(per_processor) * properties_of(queue).multiProcessorCount;
 }
 
+/// Of `wanted` blocks those that the task's extra block leaves, so that it does not begin a second wave.
+template <class Task>
+std::int64_t blocks_left(const Task& task, std::int64_t wanted) {
+  return max_of(1, wanted - task.has_extra());
+}
+
 template <class Task, int n, bool whole>
 void reduce_by_columns(const Task& task, const Partition& p, Queue& queue) {
   const auto kernel = reduce_columns<Task, n, whole>;
   static const std::int64_t wanted = resident_blocks(kernel, queue);  // asking takes as long as a small kernel
-  const ColumnPlan plan = plan_columns(p, n, wanted);
+  const ColumnPlan plan = plan_columns(p, n, blocks_left(task, wanted));
   const PartsRoom room(plan.parts, p.groups(), plan.matrices * plan.tiles, queue);
   launch(queue, plan.blocks + task.has_extra(), block_threads,
          static_cast<std::size_t>(plan.shared_doubles()) * sizeof(double), kernel, task, plan, room.parts);
@@ -334,7 +367,7 @@ template <class Task, int n, bool whole>
 void reduce_by_runs(const Task& task, const Partition& p, Queue& queue) {
   const auto kernel = reduce_runs<Task, n, whole>;
   static const std::int64_t wanted = resident_blocks(kernel, queue);
-  const RunPlan plan = plan_runs(p, n, wanted);
+  const RunPlan plan = plan_runs(p, n, blocks_left(task, wanted));
   const PartsRoom room(plan.parts, p.groups(), p.groups(), queue);
   constexpr std::size_t doubles = 2 * block_threads / warp_threads + 2;
   launch(queue, plan.blocks + task.has_extra(), block_threads, doubles * sizeof(double), kernel, task, plan,

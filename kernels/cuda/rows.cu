@@ -97,15 +97,15 @@ __global__ void __launch_bounds__(512) map_rows_kernel(const RowsCall call, cons
   const int step = team.threads * width;
   for (int begin = team.lane() * width; begin < piece.values; begin += loads * step) {
     Vector<T, width> of_x[loads], of_dy[loads];
-    for (int k = 0; k < loads; ++k) {
+    unrolled<loads>([&](auto k) {
       if (const int j = begin + k * step; j < piece.values) {
         of_x[k] = read_vector<width>(x + j, Hint::last);
         if constexpr (gradient) of_dy[k] = read_vector<width>(dy + j, Hint::last);
       }
-    }
-    for (int k = 0; k < loads; ++k) {
+    });
+    unrolled<loads>([&](auto k) {
       const int j = begin + k * step;
-      if (j >= piece.values) break;
+      if (j >= piece.values) return;
       C value[width], weight[width], other[width], result[width];
       unpack(of_x[k], value);
       rows::load_parameter<width>(call.weight, piece.column + j, weight);
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(512) map_rows_kernel(const RowsCall call, cons
         result[i] = gradient ? fma(other[i] * weight[i], gain, mapped) : fma(mapped, weight[i], other[i]);
       }
       write_vector(out + j, pack<T>(result));
-    }
+    });
   }
 }
 
@@ -153,14 +153,15 @@ __global__ void __launch_bounds__(512) moments_grad_rows_kernel(const RowsCall c
     const int step = team.threads * width;
     for (int begin = team.lane() * width; begin < piece.values; begin += loads * step) {
       Vector<T, width> of_x[loads], of_dy[loads];
-      for (int k = 0; k < loads; ++k)
+      unrolled<loads>([&](auto k) {
         if (const int j = begin + k * step; j < piece.values) {
           of_x[k] = read_vector<width>(x + j);
           of_dy[k] = read_vector<width>(dy + j);
         }
-      for (int k = 0; k < loads; ++k) {
+      });
+      unrolled<loads>([&](auto k) {
         const int j = begin + k * step;
-        if (j >= piece.values) break;
+        if (j >= piece.values) return;
         compute_t<T> value[width], gradient[width];
         double weight[width];
         unpack(of_x[k], value);
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(512) moments_grad_rows_kernel(const RowsCall c
           sum.a += g;
           sum.b = fma(g, static_cast<double>(value[i]) - center, sum.b);
         }
-      }
+      });
     }
   }
   sum = team_sum(sum, team);
@@ -242,14 +243,15 @@ __global__ void __launch_bounds__(warp_threads* row_lanes)
     const T* dy = static_cast<const T*>(args.dy) + column;
     for (std::int64_t row = begin + row_lane; row < end; row += loads * row_lanes) {
       Vector<T, width> of_x[loads], of_dy[loads];
-      for (int k = 0; k < loads; ++k)
+      unrolled<loads>([&](auto k) {
         if (const std::int64_t r = row + k * row_lanes; r < end) {
           of_x[k] = read_vector<width>(x + r * args.columns);
           of_dy[k] = read_vector<width>(dy + r * args.columns);
         }
-      for (int k = 0; k < loads; ++k) {
+      });
+      unrolled<loads>([&](auto k) {
         const std::int64_t r = row + k * row_lanes;
-        if (r >= end) break;
+        if (r >= end) return;
         compute_t<T> value[width], gradient[width];
         unpack(of_x[k], value);
         unpack(of_dy[k], gradient);
@@ -259,7 +261,7 @@ __global__ void __launch_bounds__(warp_threads* row_lanes)
           of_weight[i] = fma(g, (static_cast<double>(value[i]) - center) * scale, of_weight[i]);
           of_bias[i] += g;
         }
-      }
+      });
     }
   }
   // (row_lanes, 2, tile's columns)
