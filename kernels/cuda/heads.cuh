@@ -66,7 +66,7 @@ struct Heads {
       report.status = verdict.status;
       __threadfence_system();
     }
-    report.finished = ++reporter.counts[1];
+    if (own != nullptr) report.finished = ++reporter.counts[1];
   }
 };
 

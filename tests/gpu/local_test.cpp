@@ -106,11 +106,13 @@ TYPED_TEST(FirstHalves, ForwardMakesTheRanksRecord) {
       std::vector<double> expected(index(layout.size(0)));
       for (std::int64_t g = 0; g < G; ++g) {
         steps::write_sums(args.rules, arrays.state, layout, g, count, mean[g], m2[g], expected.data());
-        // the same kernel, so the same bits but for a contraction of shift's products
-        ASSERT_NEAR(payload[layout.sum(g)], expected[index(layout.sum(g))],
-                    4 * eps64 * count * (std::abs(mean[g]) + 1));
+        // The same kernel with one block less, for the head: the values may be cut otherwise.
+        const double unit = std::is_same_v<T, double> ? 0 : backend::statistics_unit;
         const double square = expected[index(layout.squares(g))];
-        ASSERT_NEAR(payload[layout.squares(g)], square, 8 * eps64 * square);
+        const double spread = std::sqrt(count * square);  // at least the sum of the differences from the pivot
+        ASSERT_NEAR(payload[layout.sum(g)], expected[index(layout.sum(g))],
+                    4 * eps64 * count * (std::abs(mean[g]) + 1) + (unit + 8 * eps64) * spread);
+        ASSERT_NEAR(payload[layout.squares(g)], square, (8 * eps64 * std::sqrt(count) + unit) * square);
       }
       const std::byte untouched{0xa5};
       for (std::size_t i = sizeof(RecordHead) + expected.size() * sizeof(double); i < record.size(); ++i)
