@@ -370,19 +370,16 @@ class LinkedCommunicator final : public Communicator {
   Traffic traffic() const noexcept override { return traffic_; }
   void abort(const Error& error) noexcept override { group_->links->abort(error); }
 
-  Reporter reporter() noexcept override {
+  // A rank without peers makes no exchange, and its kernels may still find that weights have changed.
+  Reporter reporter(const Queue& queue) override {
     if (hub_) return hub_->reporter(rank());
-    return lone_ ? lone_->reporter() : Reporter{};
+    if (size() > 1 || !is_gpu(queue)) return {};
+    if (!lone_) lone_ = lone_reports(queue.device().index);
+    return lone_->reporter();
   }
   void check() override {
     if (hub_) hub_->check(rank());
     if (lone_) lone_->check();
-  }
-  // Needs none, but is asked before every call: a rank without peers makes no exchange, and its kernels may still find
-  // that weights have changed.
-  std::size_t room(std::size_t, const Queue& queue) const override {
-    if (size() == 1 && is_gpu(queue) && !lone_) lone_ = lone_reports(queue.device().index);
-    return 0;
   }
 
   // Through the host until one exchange between GPUs is done there, from then on in their memory where the transport
@@ -480,8 +477,8 @@ class LinkedCommunicator final : public Communicator {
   std::uint64_t sequence_ = 0;
   Traffic traffic_;
   std::vector<std::unique_ptr<Pending::Impl>> declined_;
-  mutable std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
-  std::shared_ptr<DeviceHub> hub_;             // null while records go through the host
+  std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
+  std::shared_ptr<DeviceHub> hub_;     // null while records go through the host
   std::shared_ptr<std::byte> staging_;
   std::size_t staging_size_ = 0;  // bytes
 };

@@ -55,7 +55,7 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     args.sums = steps::payload_of(record.data);
     if (exchanges) {
       args.record = record.data;
-      args.reporter = group_->reporter();
+      args.reporter = group_->reporter(queue);
     }
     scratch = Buffer<double>(index(backward_scratch(plan.norm, plan.fine, plan.parameters)), queue, Fill::none);
     args.scratch = scratch.data();

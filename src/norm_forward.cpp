@@ -211,7 +211,7 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     args.header = header(inputs.input.dtype, groups, Direction::forward);
     make_record(call.messages, call.record, args.header, count, queue);
     if (group_->size() > 1) args.record = call.record.data;  // a lone rank keeps its centred sums
-    if (group_->size() > 1 || call.source) args.reporter = group_->reporter();
+    if (group_->size() > 1 || call.source) args.reporter = group_->reporter(queue);
     if (call.source) {
       const DerivativeSource& source = *call.source;
       args.weights = weights;

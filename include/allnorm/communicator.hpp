@@ -106,7 +106,7 @@ class Communicator {
   /// record.data may be overwritten.
   virtual Gathered gather(const Record& record, Queue& queue);
   /// Where the kernels of gather()'s users say what they found; empty where the host checks.
-  virtual Reporter reporter() noexcept { return {}; }
+  virtual Reporter reporter(const Queue&) { return {}; }
   /// Throws what kernels or the watcher have found since the last look: mismatch, timeout, aborted, transport. Never
   /// blocks.
   virtual void check() {}

@@ -57,7 +57,7 @@ class NcclCommunicator final : public Communicator {
   int size() const noexcept override { return group_->size(); }
   std::string_view transport() const noexcept override { return "nccl"; }
   Traffic traffic() const noexcept override { return traffic_; }
-  Reporter reporter() noexcept override { return group_->reports().reporter(); }
+  Reporter reporter(const Queue&) override { return group_->reports().reporter(); }
 
   void check() override {
     group_->failure().rethrow();

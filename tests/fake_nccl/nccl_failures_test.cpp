@@ -18,7 +18,7 @@ namespace {
 
 TEST_F(Nccl, AMismatchThatKernelsFindIsNamedOnceAndTheGroupGoesOn) {
   on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
-    ExchangeReport& report = *group->reporter().report;
+    ExchangeReport& report = *group->reporter(queue).report;
     report.first.header = report.other.header = Header("bn1", Direction::forward, 4);
     report.first.header.set(Field::eps, 1e-5);
     report.other.header.set(Field::eps, 1e-3);
@@ -54,9 +54,9 @@ TEST_F(Nccl, ALateRankEndsTheGroupAtTheDeadline) {
     DeviceRecord record(group->room(count, queue), count, queue);
     record.write(Header("bn", Direction::forward, 0), whole_numbers(group->rank(), count), queue);
     const auto exchange = [&] {
-      report_begun(group->reporter(), queue);
+      report_begun(group->reporter(queue), queue);
       group->gather(record.view(), queue);
-      report_done(group->reporter(), queue);
+      report_done(group->reporter(queue), queue);
     };
     exchange();
     queue.wait();
@@ -84,7 +84,7 @@ TEST_F(Nccl, RecordsOfDifferentLengthsEndAtTheDeadline) {
     const std::size_t count = group->rank() == 0 ? 4 : 6;
     DeviceRecord record(group->room(count, queue), count, queue);
     record.write(Header("bn", Direction::forward, 0), whole_numbers(group->rank(), count), queue);
-    report_begun(group->reporter(), queue);
+    report_begun(group->reporter(queue), queue);
     group->gather(record.view(), queue);
     EXPECT_EQ(found_by(*group), "timeout: exchange 1 is not done after 0.25 s: a rank is missing or late");
     queue.wait();

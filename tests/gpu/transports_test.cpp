@@ -60,10 +60,10 @@ bool on_device(const Rank& r, std::uint64_t call, std::size_t count = 9) {
 TEST(ThreadsOnGpus, GoOverToGpuMemoryAfterOneExchangeThroughTheHost) {
   for (const int ranks : {2, 3, 7})
     on_threads(ranks, {}, [](const Rank& r) {
-      EXPECT_EQ(r.world->reporter().report, nullptr);
+      EXPECT_EQ(r.world->reporter(r.queue).report, nullptr);
       EXPECT_FALSE(on_device(r, 0));
       for (std::uint64_t call = 1; call < 5; ++call) EXPECT_TRUE(on_device(r, call));
-      EXPECT_NE(r.world->reporter().report, nullptr);
+      EXPECT_NE(r.world->reporter(r.queue).report, nullptr);
       EXPECT_EQ(r.world->traffic().exchanges, 5u);
       EXPECT_EQ(r.world->traffic().bytes, 5u * 9u * sizeof(double));
       EXPECT_NO_THROW(r.world->check());
@@ -204,12 +204,10 @@ TEST(ThreadsOnGpus, ACaptureIsRefusedByTheHostAndByGpuMemory) {
 TEST(ALoneRank, HasReportsOnAGpuOnly) {
   const World alone = self();
   Queue cpu = Queue::cpu(), gpu = Queue::cuda(0);
-  EXPECT_EQ(alone->room(5, cpu), 0u);
-  EXPECT_EQ(alone->reporter().report, nullptr);
-  EXPECT_EQ(alone->room(5, gpu), 0u);
-  ASSERT_NE(alone->reporter().report, nullptr);
+  EXPECT_EQ(alone->reporter(cpu).report, nullptr);
+  ASSERT_NE(alone->reporter(gpu).report, nullptr);
   EXPECT_NO_THROW(alone->check());
-  alone->reporter().report->status = ExchangeReport::weights_changed;
+  alone->reporter(gpu).report->status = ExchangeReport::weights_changed;
   EXPECT_EQ(error_of([&] { alone->check(); }),
             "invalid argument: rank 0: conv_weight has changed within a batch of mini-batches, must be the same until "
             "the batch ends");
