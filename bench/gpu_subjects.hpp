@@ -15,6 +15,7 @@
 
 #include "adapters/torch/views.hpp"
 #include "allnorm/norm.hpp"
+#include "kernels/cuda/fused.hpp"
 
 namespace allnorm::bench {
 
@@ -42,6 +43,7 @@ class Subject {
   explicit Subject(const Data& data) : data_(data), kept_(data.x.size()) {}
   virtual ~Subject() = default;
   virtual std::string_view name() const = 0;
+  virtual bool is_ours() const { return false; }
   virtual void forward(std::size_t set) = 0;
   virtual void backward(std::size_t set) = 0;
 
@@ -65,10 +67,15 @@ class Subject {
 
 class Ours final : public Subject {
  public:
-  Ours(const Data& data, Queue& queue)
-      : Subject(data), queue_(queue), norm_(layer(data.kind), data.channels(), self(), queue, "layer") {}
-  std::string_view name() const override { return "allnorm"; }
+  Ours(const Data& data, Queue& queue, cuda::FusedPath path = cuda::FusedPath::automatic)
+      : Subject(data), queue_(queue), path_(path), norm_(layer(data.kind), data.channels(), self(), queue, "layer") {}
+  std::string_view name() const override {
+    if (path_ == cuda::FusedPath::automatic) return "allnorm";
+    return path_ == cuda::FusedPath::never ? "allnorm, two launches" : "allnorm, fused";
+  }
+  bool is_ours() const override { return true; }
   void forward(std::size_t set) override {
+    cuda::set_fused_path(path_);
     Kept& k = kept(set);
     k.y = at::empty_like(x(set));
     ForwardInputs inputs;
@@ -78,6 +85,7 @@ class Ours final : public Subject {
     k.saved = norm_.forward(inputs, torch_adapter::writable_view_of(k.y, data_.order), queue_);
   }
   void backward(std::size_t set) override {
+    cuda::set_fused_path(path_);
     Kept& k = kept(set);
     k.dx = at::empty_like(x(set));
     k.dweight = at::empty_like(data_.weight);
@@ -96,6 +104,7 @@ class Ours final : public Subject {
     return Layer("group_norm").set("groups", std::to_string(norm_groups));
   }
   Queue& queue_;
+  cuda::FusedPath path_;
   Norm norm_;
 };
 
@@ -227,6 +236,8 @@ inline std::vector<std::unique_ptr<Subject>> subjects(const Data& data, Queue& q
   std::vector<std::unique_ptr<Subject>> all;
   all.push_back(std::make_unique<Ours>(data, queue));
   if (data.kind == Kind::batch_norm) {
+    all.push_back(std::make_unique<Ours>(data, queue, cuda::FusedPath::never));
+    all.push_back(std::make_unique<Ours>(data, queue, cuda::FusedPath::always));
     all.push_back(std::make_unique<TorchBatchNorm>(data));
     all.push_back(std::make_unique<CudnnBatchNorm>(data));
     all.push_back(std::make_unique<TorchSyncBatchNorm>(data));

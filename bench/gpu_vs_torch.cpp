@@ -266,11 +266,11 @@ bool compare(const Case& c, const Options& options, Queue& queue, double l2_byte
   bool good = true;
   std::vector<Row> ours;
   for (const auto& subject : subjects(data, queue)) {
-    const bool is_ours = ours.empty();
+    const bool is_first = ours.empty(), is_ours = subject->is_ours();
     const std::vector<Row> rows = measure(*subject, c, reference, is_ours ? 1 : 3, sets, options.samples);
-    if (is_ours) ours = rows;
+    if (is_first) ours = rows;
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      print(c, rows[i], is_ours || i >= ours.size() ? nullptr : &ours[i], copy_rate, json);
+      print(c, rows[i], is_first || i >= ours.size() ? nullptr : &ours[i], copy_rate, json);
       good = good && (!is_ours || rows[i].failure().empty());
     }
   }
