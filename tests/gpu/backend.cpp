@@ -3,18 +3,51 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <new>
+#include <vector>
 
 namespace backend {
 
 allnorm::Queue queue(int) { return allnorm::Queue::cuda(0); }
 allnorm::Device device() { return {allnorm::DeviceKind::cuda, 0}; }
 const double statistics_unit = 16 * 0x1p-24;  // a rounding of each difference, of its square, and of the eight sums
+
+namespace {
+
+// Freed memory is kept for later: cudaFree waits for all that runs on the GPU, and a stream of another rank's thread
+// may wait there for this one.
+struct Pool {
+  std::mutex mutex;
+  std::map<void*, std::size_t> sizes;                // of every block
+  std::map<std::size_t, std::vector<void*>> unused;  // by size
+};
+Pool& pool() {
+  static Pool* const made = new Pool;  // outlives every static array
+  return *made;
+}
+
+}  // namespace
+
 void* allocate(std::size_t bytes) {
+  bytes = (bytes / 256 + 1) * 256;
+  const std::lock_guard lock(pool().mutex);
+  std::vector<void*>& unused = pool().unused[bytes];
+  if (!unused.empty()) {
+    void* data = unused.back();
+    unused.pop_back();
+    return data;
+  }
   void* data = nullptr;
-  if (cudaMallocManaged(&data, bytes == 0 ? 1 : bytes, cudaMemAttachGlobal) != cudaSuccess) throw std::bad_alloc();
+  if (cudaMallocManaged(&data, bytes, cudaMemAttachGlobal) != cudaSuccess) throw std::bad_alloc();
+  pool().sizes[data] = bytes;
   return data;
 }
-void release(void* data) noexcept { cudaFree(data); }
+
+void release(void* data) noexcept {
+  const std::lock_guard lock(pool().mutex);
+  pool().unused[pool().sizes[data]].push_back(data);
+}
 
 }  // namespace backend
