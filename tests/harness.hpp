@@ -19,4 +19,7 @@ void run(int ranks, const Body& body, const allnorm::Patience& patience = {});
 /// The message of the Error that `f` throws, "CODE: MESSAGE"; empty when it throws none.
 std::string error_of(const std::function<void()>& f);
 
+/// A port that nobody listens on: the system's choice, let go again.
+int free_port();
+
 }  // namespace harness

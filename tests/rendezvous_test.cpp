@@ -24,19 +24,7 @@ namespace {
 
 using namespace allnorm;
 using harness::error_of;
-
-// A port that nobody listens on: the system's choice, let go again.
-int free_port() {
-  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(socket, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(socket);
-  return ntohs(address.sin_port);
-}
+using harness::free_port;
 
 std::vector<std::byte> some_bytes() {
   std::vector<std::byte> bytes(128);

@@ -46,6 +46,15 @@ class HostExchange {
     if (payload_ > 0) std::memcpy(on_host(sizeof head), message_.payload.data(), payload_);
   }
 
+  /// Where an exchange failed its copies may still be on their way, to and from the pinned memory. Its group has ended
+  /// by then, so that the stream comes to them.
+  ~HostExchange() {
+    const cuda::RelaxedCapture relaxed;
+    cuda::ignore(cudaEventSynchronize(event_.get()));
+  }
+  HostExchange(const HostExchange&) = delete;
+  HostExchange& operator=(const HostExchange&) = delete;
+
   bool done() const noexcept { return phase_ == Phase::done; }
 
   /// A step, where one is possible. What goes wrong ends this exchange.
@@ -55,6 +64,7 @@ class HostExchange {
     } catch (...) {
       error_ = std::current_exception();
       phase_ = Phase::done;
+      cuda::ignore(cudaEventRecord(event_.get(), stream_));  // after whatever was enqueued
     }
   }
   const NcclGroup& group() const noexcept { return group_; }
@@ -215,10 +225,6 @@ void finish_host_exchanges(NcclGroup& group) {
   Deadline pause(group.patience(), 0);
   HostExchanges& pending = *group.pending();
   for (advance(pending); !pending.empty(); advance(pending)) pause.relax();
-}
-
-void forget_host_exchanges(NcclGroup& group) noexcept {
-  group.pending()->remove_if([&](const auto& exchange) { return &exchange->group() == &group; });
 }
 
 }  // namespace allnorm

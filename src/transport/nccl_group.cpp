@@ -62,8 +62,8 @@ NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& pa
 }
 
 NcclGroup::~NcclGroup() {
+  finish_host_exchanges(*this);
   watcher_->remove(*this);
-  forget_host_exchanges(*this);
   if (dead_ || !own_) return;
   // To destroy it in order its work must be done: a group that still has some at the deadline is aborted.
   try {

@@ -113,7 +113,5 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, c
 Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message message, Queue& queue);
 /// Waits for all exchanges of the group's list. Their errors stay theirs.
 void finish_host_exchanges(NcclGroup& group);
-/// Takes a group that ends off its list.
-void forget_host_exchanges(NcclGroup& group) noexcept;
 
 }  // namespace allnorm

@@ -60,6 +60,8 @@ class ThreadLinks final : public Links {
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
+    // Asked before the look: what a rank sent before it failed is still read.
+    const bool aborted = hub_->aborted.load(std::memory_order_acquire);
     std::shared_ptr<const Bytes> bytes;
     {
       const std::lock_guard lock(own().mutex);
@@ -72,7 +74,7 @@ class ThreadLinks final : public Links {
         }
     }
     if (bytes) return bytes;
-    if (hub_->aborted.load(std::memory_order_acquire)) {
+    if (aborted) {
       const std::lock_guard lock(hub_->mutex);
       fail(Code::aborted, hub_->abort_reason);
     }

@@ -1,7 +1,6 @@
 // Ranks over NCCL: what is said, and that nothing hangs, when one is wrong, late or gone.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -115,6 +114,14 @@ TEST_F(Nccl, AHostExchangeEndsAtTheDeadline) {
   });
 }
 
+TEST_F(Nccl, AGroupThatEndsFinishesItsHostExchanges) {
+  on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
+    if (group->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    Pending pending = group->start_exchange({Header("stop", Direction::agreement, 0), {1.0}, 0, {}}, queue);
+    if (group->rank() == 1) EXPECT_EQ(pending.wait().payload, std::vector<double>{2.0});
+  });
+}
+
 // A communicator of the caller's blocks the host until all ranks have begun their first collective.
 TEST_F(Nccl, ACallThatDoesNotReturnIsAborted) {
   constexpr std::size_t count = 4;
@@ -158,8 +165,8 @@ TEST_F(Nccl, AnErrorOfNcclSurfaces) {
 
 TEST_F(Nccl, AnAbortReachesPeersThatMetOverTcp) {
   constexpr std::size_t count = 4;
-  const Meeting meeting{"localhost", 20000 + (::getpid() + 1) % 20000, 0, 3, "a run"};
-  for (const bool declines : {true, false})
+  for (const bool declines : {true, false}) {
+    const Meeting meeting{"localhost", harness::free_port(), 0, 3, "a run"};
     on_ranks(3, [&](int rank) {
       fake_nccl::set_host_id("host " + std::to_string(rank));
       Queue queue = Queue::cuda(0);
@@ -181,6 +188,7 @@ TEST_F(Nccl, AnAbortReachesPeersThatMetOverTcp) {
       EXPECT_EQ(found_by(*group), "aborted: rank 1 failed: eps is -1");
       queue.wait();
     });
+  }
 }
 
 }  // namespace

@@ -180,7 +180,7 @@ TEST_F(Nccl, IdsAreMadeAnewAndTravelWhole) {
 }
 
 TEST_F(Nccl, RanksMeetOverTcp) {
-  const Meeting meeting{"localhost", 20000 + ::getpid() % 20000, 0, 3, "a run"};
+  const Meeting meeting{"localhost", harness::free_port(), 0, 3, "a run"};
   on_ranks(3, [&](int rank) {
     fake_nccl::set_host_id("host " + std::to_string(rank));
     Queue queue = Queue::cuda(0);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <barrier>
 #include <string>
 #include <thread>
 #include <vector>
@@ -145,13 +146,14 @@ TEST(ThreadsOnGpus, ARankThatDeclinesLaterEndsTheGroup) {
 }
 
 TEST(ThreadsOnGpus, AnAbortEndsEveryGroupAndReleasesStreams) {
-  on_threads(3, {}, [](const Rank& r) {
+  std::barrier done(3);  // an abort may end exchanges that have not come back on all ranks
+  on_threads(3, {}, [&done](const Rank& r) {
     on_device(r, 0);
     on_device(r, 1);
     const World pair = r.world->split(r.rank == 0 ? 0 : 1, r.queue);
     if (r.rank > 0)
       for (std::uint64_t call = 0; call < 2; ++call) exchange(*pair, call, {1.0}, r.queue);
-    r.world->exchange({Header("said", Direction::agreement, 0), {}, 0, {}}, r.queue);
+    done.arrive_and_wait();
     if (r.rank == 0) return r.world->abort(Error(Code::device, "out of memory"));
     (void)error_of([&] { exchange(*r.world, 2, {1.0}, r.queue); });
     r.queue.wait();
