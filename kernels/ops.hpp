@@ -11,8 +11,8 @@
 #include "allnorm/dtype.hpp"
 #include "allnorm/options.hpp"
 #include "allnorm/partition.hpp"
+#include "kernels/calls.hpp"
 #include "kernels/layer_state.hpp"
-#include "kernels/steps.hpp"
 
 namespace allnorm {
 
@@ -131,72 +131,8 @@ struct PatchSumsArgs {
   double* product = nullptr;       ///< (C, fan_in), 0 on entry
 };
 
-// ---- whole halves of a call: what the layers use
-// ---------------------------------------------------------------------- Built from the functions above and the steps
-// of kernels/steps.hpp; a backend may fuse them as it likes.
-
-/// Where a forward call's frame comes from: this call's statistics, the running ones (inference), or an earlier call.
-enum class FrameSource : std::uint8_t { call, running, given };
-
-/// A forward call: y = activation((x - mean) * rstd * r * gamma + d * gamma + beta + residual). Its first half takes
-/// the moments of x and makes the rank's record; its second half reads what the ranks sent, takes the steps of
-/// steps.hpp, writes frame and next state, and then y. Members of one half only may be null in the other.
-struct ForwardArgs {
-  const void* x = nullptr;         ///< [fine], or [rows][columns]
-  const void* residual = nullptr;  ///< like x, optional
-  void* y = nullptr;               ///< like x; may be x itself
-  DType dtype{};
-  Partition norm{}, fine{};           ///< fine: the common refinement of norm's and gamma's partitions
-  Coarsening to_norm{}, to_affine{};  ///< of fine groups
-  bool rows = false;                  ///< one gamma per column of a row instead (fine unused): no residual, identity
-  Activation activation{};
-  Parameter weight{.otherwise = 1}, bias{};
-  std::uint8_t* mask = nullptr;  ///< sign_mask of y, optional
-
-  FrameSource source = FrameSource::call;
-  Rules rules{};
-  LayerState state{};                     ///< without values where the layer keeps no running statistics
-  steps::FrameView frame{};               ///< (G) written, unless source is given; then read
-  double *mean = nullptr, *m2 = nullptr;  ///< (G) a lone rank's moments, between the halves
-
-  std::byte* record = nullptr;             ///< null for a lone rank
-  Header header{};                         ///< what the host knows of the record's
-  std::int64_t lanes = 0;                  ///< entries of the window that the record has products for
-  const std::uint64_t* weights = nullptr;  ///< (2) hash of the convolution's weights, and 1 where they changed within a
-                                           ///< batch; only with derives
-  bool derives = false;                    ///< derivatives follow (derivatives())
-  Reporter reporter{};
-};
-
-/// A backward call: g = dy behind the activation's gate; first half: the sums over g, and dgamma and dbeta; second
-/// half: dx and dresidual from the group's sums.
-struct BackwardArgs {
-  const void* x = nullptr;
-  const void* dy = nullptr;
-  void* dx = nullptr;         ///< optional
-  void* dresidual = nullptr;  ///< optional
-  DType dtype{};
-  Partition norm{}, fine{};
-  Coarsening to_norm{}, to_affine{};
-  bool rows = false;
-  Activation activation{};
-  const std::uint8_t* mask = nullptr;  ///< the gate where a residual was added
-  Parameter weight{.otherwise = 1}, bias{};
-  std::int64_t parameters = 0;       ///< gammas
-  ParameterGrad dweight{}, dbias{};  ///< this rank's share
-  bool wants_weight = false;         ///< one of the two is asked for
-
-  steps::FrameView frame{};     ///< of the forward call, read
-  double* sums = nullptr;       ///< s1 (G), s2 (G): written by the first half; where there is a record, its payload
-  double* scratch = nullptr;    ///< (4, max(fine groups, G) + parameters) doubles, contents lost
-  std::byte* record = nullptr;  ///< null for a lone rank
-  Header header{};              ///< all but the call number, which is the frame's
-  Reporter reporter{};
-};
-inline std::int64_t backward_scratch(const Partition& norm, const Partition& fine, std::int64_t parameters) {
-  const std::int64_t most = norm.groups() < fine.groups() ? fine.groups() : norm.groups();
-  return 4 * (most + parameters);
-}
+// ---- whole halves of a call: kernels/calls.hpp, and what a window adds to them
+// -----------------------------------------
 
 /// Before the exchange of a layer with a window that compensates: this rank's products of the entries' derivatives with
 /// the change of the weights since (0 for entries that are not there), the hash of the weights, and whether they

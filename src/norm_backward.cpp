@@ -31,20 +31,11 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     expect_parameter(out.weight, parameters, queue, "grad_weight");
     expect_parameter(out.bias, parameters, queue, "grad_bias");
 
-    args.x = x.data;
+    describe(in, plan, args);
     args.dy = dy.data;
     args.dx = out.input.data;
     args.dresidual = out.residual.data;
-    args.dtype = x.dtype;
-    args.norm = plan.norm;
-    args.fine = plan.fine;
-    args.to_norm = plan.to_norm;
-    args.to_affine = plan.to_affine;
-    args.rows = plan.rows;
-    args.activation = layer_.options.activation;
     args.mask = saved.mask_.data();
-    args.weight = parameter(in.weight, 1);
-    args.bias = parameter(in.bias, 0);
     args.parameters = plan.parameters;
     args.dweight = parameter_grad(out.weight);
     args.dbias = parameter_grad(out.bias);

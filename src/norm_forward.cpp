@@ -131,6 +131,19 @@ steps::FrameView NormImpl::frame_view(const Saved& saved) {
           reinterpret_cast<steps::FrameScalars*>(end)};
 }
 
+void NormImpl::describe(const ForwardInputs& in, const Plan& plan, LayerCall& call) const {
+  call.x = in.input.data;
+  call.dtype = in.input.dtype;
+  call.norm = plan.norm;
+  call.fine = plan.fine;
+  call.to_norm = plan.to_norm;
+  call.to_affine = plan.to_affine;
+  call.rows = plan.rows;
+  call.activation = layer_.options.activation;
+  call.weight = parameter(in.weight, 1);
+  call.bias = parameter(in.bias, 0);
+}
+
 // The arrays of both halves, and the frame's memory.
 void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const Plan& plan, Saved& saved,
                         ForwardArgs& args, Queue& queue) const {
@@ -141,18 +154,9 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
   saved.memory_ = Buffer<double>(index((renorm ? 6 : 4) * groups + scalars_size), queue, Fill::none);
   args.frame = lay_out(saved, groups, renorm);
 
-  args.x = x.data;
+  describe(in, plan, args);
   args.residual = in.residual.data;
   args.y = output.data;
-  args.dtype = x.dtype;
-  args.norm = plan.norm;
-  args.fine = plan.fine;
-  args.to_norm = plan.to_norm;
-  args.to_affine = plan.to_affine;
-  args.rows = plan.rows;
-  args.activation = layer_.options.activation;
-  args.weight = parameter(in.weight, 1);
-  args.bias = parameter(in.bias, 0);
   args.rules = memory_.rules();
   args.state = memory_.view();
   if (args.activation.kind == ActivationKind::identity || !in.residual.given()) return;

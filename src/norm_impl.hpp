@@ -62,6 +62,7 @@ class NormImpl {
   static steps::FrameView frame_view(const Saved& saved);
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
   Header header(DType dtype, std::int64_t groups, Direction direction) const;
+  void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
                 ForwardArgs& args, Queue& queue) const;
   void derive(const ForwardInputs& inputs, Call& call, Queue& queue);

@@ -20,17 +20,15 @@ Values values_of(const Parameter& parameter, std::int64_t size) {
 }
 
 /// The rows' description that both directions share.
-template <class Args>
-RowsArgs rows_of(const Args& args, const Values& weight, const Values& bias) {
+RowsArgs rows_of(const LayerCall& call, const Values& weight) {
   RowsArgs rows{};
-  rows.x = args.x;
-  rows.dtype = args.dtype;
-  rows.rows = args.norm.groups();
-  rows.columns = args.norm.group_size();
-  rows.weight = args.weight.data != nullptr ? weight.data() : nullptr;
-  rows.bias = args.bias.data != nullptr ? bias.data() : nullptr;
-  rows.center = args.frame.mean;
-  rows.scale = args.frame.rstd;
+  rows.x = call.x;
+  rows.dtype = call.dtype;
+  rows.rows = call.norm.groups();
+  rows.columns = call.norm.group_size();
+  rows.weight = call.weight.data != nullptr ? weight.data() : nullptr;
+  rows.center = call.frame.mean;
+  rows.scale = call.frame.rstd;
   return rows;
 }
 
@@ -38,13 +36,11 @@ RowsArgs rows_of(const Args& args, const Values& weight, const Values& bias) {
 struct FineCoefficients {
   Values center{}, scale{}, shift{};  // (F)
 
-  template <class Args>
-  explicit FineCoefficients(const Args& args)
-      : center(index(args.fine.groups())), scale(center.size()), shift(center.size()) {
-    for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
-      const auto frame = args.frame.get(args.to_norm(f));
-      const std::int64_t p = args.to_affine(f);
-      const auto k = formulas::apply(frame.rstd, frame.correction, args.weight[p], args.bias[p]);
+  explicit FineCoefficients(const LayerCall& call)
+      : center(index(call.fine.groups())), scale(center.size()), shift(center.size()) {
+    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
+      const auto frame = call.frame.get(call.to_norm(f));
+      const auto k = steps::affine_of(call, frame, f);
       center[index(f)] = frame.mean;
       scale[index(f)] = k.scale;
       shift[index(f)] = k.shift;
@@ -53,18 +49,8 @@ struct FineCoefficients {
 };
 
 void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
-  const std::int64_t groups = args.norm.groups();
-  const steps::Layout layout{groups};
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const auto current = args.record == nullptr
-                             ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
-                             : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
-    const auto lane = [&](std::int64_t entry, bool of_variance) {
-      if (!args.rules.compensate) return 0.0;
-      return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
-    };
-    args.frame.set(g, steps::frame_of(args.rules, args.state, turn, g, current, lane, true));
-  }
+  for (std::int64_t g = 0; g < args.norm.groups(); ++g)
+    args.frame.set(g, steps::frame_of(args, gathered, turn, g, true));
   *args.frame.scalars = {turn.count, turn.call};
 }
 
@@ -72,7 +58,8 @@ void apply_frames(const ForwardArgs& args, Queue& queue) {
   if (args.rows) {
     const Values weight = values_of(args.weight, args.norm.group_size()),
                  bias = values_of(args.bias, args.norm.group_size());
-    RowsArgs rows = rows_of(args, weight, bias);
+    RowsArgs rows = rows_of(args, weight);
+    rows.bias = args.bias.data != nullptr ? bias.data() : nullptr;
     rows.y = args.y;
     apply_rows(rows, queue);
     return;
@@ -120,9 +107,7 @@ void forward_local(const ForwardArgs& args, Queue& queue) {
 
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.source == FrameSource::call) {
-    const double count =
-        args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
-    const Turn turn = steps::turn_of(args.rules, args.state.now(), count, args.derives);
+    const Turn turn = steps::turn_of(args, gathered);
     write_frames(args, gathered, turn);
     apply_frames(args, queue);
     advance(args.rules, args.state, turn, true);
@@ -139,12 +124,11 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
 void backward_local(const BackwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups();
   double *s1 = args.sums, *s2 = args.sums + groups;
+  Values dweight(index(args.parameters)), dbias(dweight.size());
   std::fill_n(args.sums, 2 * groups, 0.0);
   if (args.rows) {
     const Values weight = values_of(args.weight, args.parameters);
-    RowsArgs rows = rows_of(args, weight, {});
-    Values dweight(index(args.parameters)), dbias(dweight.size());
-    rows.bias = nullptr;
+    RowsArgs rows = rows_of(args, weight);
     rows.dy = args.dy;
     rows.sum_g = s1;
     rows.sum_gx = s2;
@@ -152,14 +136,10 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
     rows.dbias = dbias.data();
     moments_grad_rows(rows, queue);
     if (args.wants_weight) affine_grad_rows(rows, queue);
-    for (std::int64_t p = 0; p < args.parameters; ++p) {
-      args.dweight.set(p, dweight[index(p)]);
-      args.dbias.set(p, dbias[index(p)]);
-    }
   } else {
     const FineCoefficients fine(args);
     const std::int64_t size = args.fine.groups();
-    Values sum_g(index(size)), sum_gx(sum_g.size()), dweight(index(args.parameters)), dbias(dweight.size());
+    Values sum_g(index(size)), sum_gx(sum_g.size());
     moments_grad({args.x,
                   args.dy,
                   args.dtype,
@@ -177,10 +157,10 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
       dweight[index(p)] += terms.dgamma;
       dbias[index(p)] += terms.dbeta;
     }
-    for (std::int64_t p = 0; p < args.parameters; ++p) {
-      args.dweight.set(p, dweight[index(p)]);
-      args.dbias.set(p, dbias[index(p)]);
-    }
+  }
+  for (std::int64_t p = 0; p < args.parameters; ++p) {
+    args.dweight.set(p, dweight[index(p)]);
+    args.dbias.set(p, dbias[index(p)]);
   }
   if (args.record == nullptr) return;
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * groups)};
@@ -195,17 +175,14 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
   for (std::int64_t f = 0; f < size; ++f) {
     const std::int64_t g = args.rows ? f : args.to_norm(f);
     const double weight = args.rows ? 1 : args.weight[args.to_affine(f)];
-    const auto frame = args.frame.get(g);
-    const auto k = formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, args.frame.scalars->count,
-                                        steps::summed(gathered, g), steps::summed(gathered, groups + g));
+    const auto k = steps::grad_of(args, gathered, args.frame.get(g), weight, g);
     gain[index(f)] = k.gain;
     slope[index(f)] = k.slope;
     offset[index(f)] = k.offset;
   }
   if (args.rows) {
     const Values weight = values_of(args.weight, args.parameters);
-    RowsArgs rows = rows_of(args, weight, {});
-    rows.bias = nullptr;
+    RowsArgs rows = rows_of(args, weight);
     rows.dy = args.dy;
     rows.dx = args.dx;
     rows.gain = gain.data();

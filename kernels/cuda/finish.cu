@@ -21,15 +21,7 @@ __device__ __attribute__((noinline)) steps::GroupFrame frame_of(const ForwardArg
   if (args.source == FrameSource::given) return args.frame.get(g);
   if (args.source == FrameSource::running) return steps::running_frame(args.rules, args.state, g);
   if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
-  const steps::Layout layout{args.norm.groups()};
-  const auto current = args.record == nullptr
-                           ? steps::moments_of(turn.count, args.mean[g], args.m2[g])
-                           : steps::moments_of(args.rules, args.state, gathered, layout, turn.count, g);
-  const auto lane = [&](std::int64_t entry, bool of_variance) {
-    if (!args.rules.compensate) return 0.0;
-    return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
-  };
-  return steps::frame_of(args.rules, args.state, turn, g, current, lane, commits);
+  return steps::frame_of(args, gathered, turn, g, commits);
 }
 
 /// What a call does, for one thread of a block.
@@ -37,10 +29,7 @@ __device__ __attribute__((noinline)) Turn turn_of(const ForwardArgs& args, const
   Turn turn;
   turn.call = args.state.now().calls;
   turn.fails = fails;  // then nothing else is done
-  if (fails || args.source != FrameSource::call) return turn;
-  const double count =
-      args.record == nullptr ? static_cast<double>(args.norm.group_size()) : steps::summed(gathered, 0);
-  return steps::turn_of(args.rules, args.state.now(), count, args.derives);
+  return fails || args.source != FrameSource::call ? turn : steps::turn_of(args, gathered);
 }
 
 /// A forward call: each block finds out for itself what the call does, and the frames of its groups.
@@ -74,8 +63,7 @@ struct ForwardSource {
   template <class C>
   __device__ Affine<C> coefficients(const Shared& shared, std::int64_t fine) const {
     const auto f = frame_of(args, gathered, shared.turn(), args.to_norm(fine), false);
-    const std::int64_t p = args.to_affine(fine);
-    const auto k = formulas::apply(f.rstd, f.correction, args.weight[p], args.bias[p]);
+    const auto k = steps::affine_of(args, f, fine);
     return affine<C>(f.mean, k.scale, k.shift);
   }
 
@@ -114,14 +102,11 @@ struct BackwardGroup {
 /// The coefficients of a fine group in a backward call. Not inline, as above.
 __device__ __attribute__((noinline)) BackwardGroup group_of(const BackwardArgs& args, const Gathered& gathered,
                                                             bool fails, std::int64_t fine) {
-  const std::int64_t g = args.to_norm(fine), p = args.to_affine(fine), groups = args.norm.groups();
+  const std::int64_t g = args.to_norm(fine);
   const auto f = args.frame.get(g);
-  const double weight = args.weight[p];
-  const auto gate = formulas::apply(f.rstd, f.correction, weight, args.bias[p]);
+  const auto gate = steps::affine_of(args, f, fine);
   if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value}};
-  return {f.mean, gate,
-          formulas::apply_grad(f.rstd, f.correction.r, weight, f.share, args.frame.scalars->count,
-                               steps::summed(gathered, g), steps::summed(gathered, groups + g))};
+  return {f.mean, gate, steps::grad_of(args, gathered, f, args.weight[args.to_affine(fine)], g)};
 }
 
 /// A backward call, from the frame and the sums over the ranks.

@@ -37,19 +37,15 @@ struct ForwardWork {
   }
   /// Frame and next state of group g.
   __device__ __attribute__((noinline)) Coefficients step(std::int64_t g) const {
-    const auto count = static_cast<double>(args.norm.group_size());
-    const Turn turn = steps::turn_of(args.rules, args.state.now(), count, args.derives);
-    const auto no_lane = [](std::int64_t, bool) { return 0.0; };
-    const auto f = steps::frame_of(args.rules, args.state, turn, g, steps::moments_of(count, args.mean[g], args.m2[g]),
-                                   no_lane, true);
+    const Turn turn = steps::turn_of(args, {});
+    const auto f = steps::frame_of(args, {}, turn, g, true);
     args.frame.set(g, f);
     if (g == 0) {
       *args.frame.scalars = {turn.count, turn.call};
       *args.state.last = turn;
       args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
     }
-    const std::int64_t p = args.to_affine(g);
-    const auto k = formulas::apply(f.rstd, f.correction, args.weight[p], args.bias[p]);
+    const auto k = steps::affine_of(args, f, g);
     return affine<C>(f.mean, k.scale, k.shift);
   }
   /// The next state becomes the current one.

@@ -31,13 +31,11 @@ struct BackwardWork {
   }
   /// The coefficients of group g.
   __device__ __attribute__((noinline)) Coefficients step(std::int64_t g) const {
-    const auto f = args.frame.get(args.to_norm(g));
-    const std::int64_t p = args.to_affine(g);
-    const double weight = args.weight[p];
-    const auto gate = formulas::apply(f.rstd, f.correction, weight, args.bias[p]);
+    const auto f = args.frame.get(g);
+    const auto gate = steps::affine_of(args, f, g);
+    const Gathered own{nullptr, 0, 0, args.sums};
     return grad_coefficients<C>(f.mean, gate.scale, gate.shift,
-                                formulas::apply_grad(f.rstd, f.correction.r, weight, f.share, args.frame.scalars->count,
-                                                     args.sums[g], args.sums[args.norm.groups() + g]));
+                                steps::grad_of(args, own, f, args.weight[args.to_affine(g)], g));
   }
   __device__ void end() const {}
 };

@@ -326,8 +326,7 @@ __global__ void __launch_bounds__(step_threads)
   const bool fails = rows::heads_differ({gathered, args.record}, args.reporter, blockIdx.x == 0);
   if (row >= rows) return;
   const auto frame = args.frame.get(row);
-  auto k = formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, args.frame.scalars->count,
-                                steps::summed(gathered, row), steps::summed(gathered, rows + row));
+  auto k = steps::grad_of(args, gathered, frame, 1, row);
   if (fails) k.gain = k.slope = k.offset = std::numeric_limits<double>::quiet_NaN();
   coefficients[row] = k.gain;
   coefficients[rows + row] = k.slope;

@@ -1,0 +1,110 @@
+// Whole halves of a layer's call, as a backend is given them, and the steps in them that every backend takes alike.
+// Halves are built from the kernels of ops.hpp and the steps of steps.hpp; a backend may fuse them as it likes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "allnorm/communicator.hpp"
+#include "allnorm/dtype.hpp"
+#include "allnorm/message.hpp"
+#include "allnorm/options.hpp"
+#include "allnorm/partition.hpp"
+#include "kernels/layer_state.hpp"
+#include "kernels/steps.hpp"
+
+namespace allnorm {
+
+/// What both directions of a call have.
+struct LayerCall {
+  const void* x = nullptr;  ///< [fine], or [rows][columns]
+  DType dtype{};
+  Partition norm{}, fine{};           ///< fine: the common refinement of norm's and gamma's partitions
+  Coarsening to_norm{}, to_affine{};  ///< of fine groups
+  bool rows = false;                  ///< one gamma per column of a row instead (fine unused): no residual, identity
+  Activation activation{};
+  Parameter weight{.otherwise = 1}, bias{};
+  steps::FrameView frame{};     ///< (G)
+  std::byte* record = nullptr;  ///< null for a lone rank
+  Header header{};              ///< what the host knows of the record's
+  Reporter reporter{};
+};
+
+/// Where a forward call's frame comes from: this call's statistics, the running ones (inference), or an earlier call.
+enum class FrameSource : std::uint8_t { call, running, given };
+
+/// A forward call: y = activation((x - mean) * rstd * r * gamma + d * gamma + beta + residual). Its first half takes
+/// the moments of x and makes the rank's record; its second half reads what the ranks sent, takes the steps of
+/// steps.hpp, writes frame (unless it is given) and next state, and then y. Members of one half only may be null in the
+/// other.
+struct ForwardArgs : LayerCall {
+  const void* residual = nullptr;  ///< like x, optional
+  void* y = nullptr;               ///< like x; may be x itself
+  std::uint8_t* mask = nullptr;    ///< sign_mask of y, optional
+
+  FrameSource source = FrameSource::call;
+  Rules rules{};
+  LayerState state{};                      ///< without values where the layer keeps no running statistics
+  double *mean = nullptr, *m2 = nullptr;   ///< (G) a lone rank's moments, between the halves
+  std::int64_t lanes = 0;                  ///< entries of the window that the record has products for
+  const std::uint64_t* weights = nullptr;  ///< (2) hash of the convolution's weights, and 1 where they changed within a
+                                           ///< batch; only with derives
+  bool derives = false;                    ///< derivatives follow (derivatives())
+};
+
+/// A backward call: g = dy behind the activation's gate; first half: the sums over g, and dgamma and dbeta; second
+/// half: dx and dresidual from the group's sums. The frame is the forward call's, and so is the record's call number.
+struct BackwardArgs : LayerCall {
+  const void* dy = nullptr;
+  void* dx = nullptr;                  ///< optional
+  void* dresidual = nullptr;           ///< optional
+  const std::uint8_t* mask = nullptr;  ///< the gate where a residual was added
+  std::int64_t parameters = 0;         ///< gammas
+  ParameterGrad dweight{}, dbias{};    ///< this rank's share
+  bool wants_weight = false;           ///< one of the two is asked for
+  double* sums = nullptr;     ///< s1 (G), s2 (G): written by the first half; where there is a record, its payload
+  double* scratch = nullptr;  ///< backward_scratch() doubles, contents lost
+};
+/// (4, max(fine groups, G) + parameters)
+inline std::int64_t backward_scratch(const Partition& norm, const Partition& fine, std::int64_t parameters) {
+  const std::int64_t most = norm.groups() < fine.groups() ? fine.groups() : norm.groups();
+  return 4 * (most + parameters);
+}
+
+namespace steps {
+
+/// What a call with FrameSource::call does.
+ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered& gathered) {
+  const double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : summed(gathered, 0);
+  return turn_of(args.rules, args.state.now(), count, args.derives);
+}
+
+/// The frame of group g in such a call; `commits`: and its next state.
+ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
+                                               std::int64_t g, bool commits) {
+  const Layout layout{args.norm.groups()};
+  const auto current = args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g])
+                                              : moments_of(args.rules, args.state, gathered, layout, turn.count, g);
+  const auto lane = [&](std::int64_t entry, bool of_variance) {
+    if (!args.rules.compensate) return 0.0;
+    return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
+  };
+  return frame_of(args.rules, args.state, turn, g, current, lane, commits);
+}
+
+/// Scale and shift of fine group f, whose norm's group has this frame.
+ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall& call, const GroupFrame& frame,
+                                                                 std::int64_t f) {
+  const std::int64_t p = call.to_affine(f);
+  return formulas::apply(frame.rstd, frame.correction, call.weight[p], call.bias[p]);
+}
+
+/// Coefficients of dx of group g with this frame, from the sums over the ranks; `weight`: its gamma, 1 for rows.
+ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const BackwardArgs& args, const Gathered& gathered,
+                                                              const GroupFrame& frame, double weight, std::int64_t g) {
+  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, args.frame.scalars->count,
+                              summed(gathered, g), summed(gathered, args.norm.groups() + g));
+}
+
+}  // namespace steps
+}  // namespace allnorm
