@@ -1,0 +1,150 @@
+// What forward and backward of norms whose groups fit on chip share: how a group lies in memory, and the room that a
+// team of threads has for it.
+#pragma once
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "kernels/cuda/coefficients.cuh"
+#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/kernels.hpp"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/row_steps.cuh"
+#include "kernels/cuda/team.cuh"
+#include "kernels/cuda/vectors.cuh"
+#include "src/cuda/queue.hpp"
+
+namespace allnorm::cuda::groupwise {
+
+constexpr int loads = 4;                        // vectors that a thread has under way
+constexpr int most_threads = 512;               // of a team
+constexpr std::int64_t few_bytes = 32 << 10;    // a group that is no burden for one multiprocessor
+constexpr std::size_t static_shared = 1 << 10;  // room for what team_sum keeps
+
+constexpr std::int64_t round_up(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+/// How the values of a group lie in memory: `runs` runs of `run` adjacent values, `stride` apart; and which channel of
+/// the group, of `channels` in all, a value belongs to: `adjacent` values of a run after each other share one. Rows
+/// have a parameter per value instead and no channels.
+struct Groups {
+  std::int64_t count = 0, keep = 1, stride = 0;
+  int size = 0, runs = 1, run = 0, channels = 0, adjacent = 1;
+  Coarsening to_affine{};
+
+  __device__ std::int64_t base(std::int64_t g) const { return g / keep * runs * stride + g % keep * run; }
+  /// Of value i of a group.
+  __device__ std::int64_t offset(int i) const { return runs == 1 ? i : i / run * stride + i % run; }
+  /// Value s of channel j.
+  __device__ int value_of(int j, int s) const {
+    if (runs == 1) return j * adjacent + s;
+    return adjacent == 1 ? s * run + j : s / adjacent * run + j * adjacent + s % adjacent;
+  }
+  __device__ std::int64_t parameter(std::int64_t g, int j) const { return to_affine(g * channels + j); }
+};
+
+template <class Args>
+Groups groups_of(const Args& args) {
+  const Partition& p = args.norm;
+  Groups groups;
+  groups.count = p.groups();
+  groups.keep = p.keep1;
+  groups.stride = p.keep1 * p.reduce1;
+  groups.size = static_cast<int>(p.group_size());
+  groups.runs = static_cast<int>(p.reduce0);
+  groups.run = static_cast<int>(p.reduce1);
+  if (args.rows) return groups;
+  groups.channels = static_cast<int>(args.fine.groups() / p.groups());
+  groups.adjacent = static_cast<int>(args.fine.reduce1);
+  groups.to_affine = args.to_affine;
+  return groups;
+}
+
+/// Walks along the channels of adjacent values.
+struct ChannelWalk {
+  int channel, place, adjacent;
+  __device__ ChannelWalk(const Groups& groups, int i) {
+    const int in_run = i % groups.run;
+    adjacent = groups.adjacent;
+    channel = in_run / adjacent;
+    place = in_run % adjacent;
+  }
+  __device__ void step() {
+    if (++place < adjacent) return;
+    place = 0;
+    ++channel;
+  }
+};
+
+/// Bytes of shared memory per team, and where in it things are. The values first, as they are in memory.
+struct Room {
+  std::int64_t values = 0, table = 0, sums = 0, bytes = 0;
+
+  Room(const Groups& groups, std::size_t value_bytes, int tensors, std::size_t coefficient_bytes, int sum_slots) {
+    values = round_up(static_cast<std::int64_t>(value_bytes) * groups.size);
+    table = tensors * values;
+    sums = round_up(table + static_cast<std::int64_t>(coefficient_bytes) * groups.channels);
+    bytes = round_up(sums + 2 * static_cast<std::int64_t>(sizeof(double)) * sum_slots);
+  }
+};
+
+/// All threads of a team have come here, and see what the others wrote.
+__device__ inline void team_sync(const TeamShape& team) {
+  if (team.threads == warp_threads)
+    __syncwarp();
+  else
+    __syncthreads();
+}
+
+/// Vector v of what is kept, in whole words: a copy of its bytes would be a load for each.
+template <class T, int n>
+__device__ __forceinline__ Vector<T, n> at_place(const Vector<T, n>* kept, int v) {
+  return read_vector<n>(reinterpret_cast<const T*>(kept + v));
+}
+
+// ---- on the host ---------------------------------------------------------------------------------------------------
+
+/// Whether a group of `tensors` tensors can be kept on chip, and whether there are groups enough to fill the device.
+template <class Args>
+bool fits(const Args& args, int tensors, const cudaDeviceProp& device) {
+  const Partition& p = args.norm;
+  if (args.record != nullptr || p.elements() == 0) return false;
+  const auto value_bytes = static_cast<std::int64_t>(size_of(args.dtype));
+  const auto most = static_cast<std::int64_t>(device.sharedMemPerBlockOptin - static_shared);
+  if (p.group_size() > most / (tensors * value_bytes)) return false;
+  if (!args.rows) {
+    const std::int64_t channels = args.fine.groups() / p.groups();
+    // every fine group in order of its group, and whole channels in a run
+    if (args.to_norm.divide != channels || channels * args.fine.reduce1 != p.reduce1) return false;
+  }
+  if (p.reduce0 > 1 && p.reduce1 * value_bytes < 16) return false;  // runs too short to be read apart
+  const std::int64_t bytes = tensors * value_bytes * p.group_size();
+  return bytes <= few_bytes || 2 * p.groups() >= device.multiProcessorCount;
+}
+
+/// Calls f with the vector's width, or 1, as a constant.
+template <class T, class F>
+void visit_width(bool is_vectorized, const F& f) {
+  if (is_vectorized)
+    f(std::integral_constant<int, vector_width<T>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+template <class T, class Args>
+bool is_vectorized(const Args& args, std::initializer_list<const void*> tensors) {
+  bool aligned = args.norm.reduce1 % vector_width<T> == 0;
+  for (const void* p : tensors) aligned = aligned && is_vector_aligned(p);
+  if (args.rows) aligned = aligned && is_vector_aligned(args.weight.data) && is_vector_aligned(args.bias.data);
+  return aligned;
+}
+
+inline std::int64_t blocks_of(const Groups& groups, const TeamShape& team) {
+  return (groups.count + team.teams - 1) / team.teams;
+}
+
+/// Fewer teams where those of a block would need much shared memory.
+inline void share_room(TeamShape& team, const Room& room) {
+  while (team.teams > 1 && team.teams * room.bytes > few_bytes) team.teams /= 2;
+}
+
+}  // namespace allnorm::cuda::groupwise

@@ -1,0 +1,268 @@
+#include "src/wire.hpp"
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "src/transport/deadline.hpp"
+
+namespace allnorm {
+
+namespace {
+
+// On the wire: this prefix, `count` doubles, and a text: why there is nothing to add.
+struct Prefix {
+  Header header;
+  std::uint64_t flags = 0;
+  std::uint64_t count = 0;
+  std::uint64_t verdict_size = 0;
+  std::uint64_t declined = 0;  // the text tells a rank's own failure, not a mismatch found on the way up a tree
+};
+static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(double) == 0);
+
+std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
+  const Prefix prefix{parcel.header, parcel.flags, parcel.payload.size(), parcel.verdict.size(), parcel.declined};
+  const auto bytes =
+      std::make_shared<Bytes>(sizeof prefix + parcel.payload.size() * sizeof(double) + parcel.verdict.size());
+  std::byte* to = bytes->data();
+  const auto put = [&](const void* from, std::size_t size) {
+    if (size > 0) std::memcpy(to, from, size);
+    to += size;
+  };
+  put(&prefix, sizeof prefix);
+  put(parcel.payload.data(), parcel.payload.size() * sizeof(double));
+  put(parcel.verdict.data(), parcel.verdict.size());
+  return bytes;
+}
+
+// A message as it arrived: the payload stays where it is.
+struct Arrival {
+  std::shared_ptr<const Bytes> bytes;
+  Prefix prefix;
+
+  explicit operator bool() const noexcept { return bytes != nullptr; }
+  std::string verdict() const {
+    const std::byte* at = bytes->data() + sizeof prefix + prefix.count * sizeof(double);
+    return {reinterpret_cast<const char*>(at), prefix.verdict_size};
+  }
+  void add_to(std::vector<double>& sum) const noexcept {
+    const std::byte* at = bytes->data() + sizeof prefix;
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      double value;
+      std::memcpy(&value, at + i * sizeof value, sizeof value);
+      sum[i] += value;
+    }
+  }
+  std::vector<double> payload() const {
+    std::vector<double> values(prefix.count);
+    if (prefix.count > 0) std::memcpy(values.data(), bytes->data() + sizeof prefix, prefix.count * sizeof(double));
+    return values;
+  }
+};
+
+Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
+  Arrival arrival{std::move(bytes), {}};
+  const std::size_t size = arrival.bytes->size();
+  bool ours = size >= sizeof(Prefix);
+  if (ours) {
+    std::memcpy(&arrival.prefix, arrival.bytes->data(), sizeof(Prefix));
+    const std::size_t rest = size - sizeof(Prefix);
+    ours = arrival.prefix.header.get(Field::magic) == Header::magic_value &&
+           arrival.prefix.count <= rest / sizeof(double) &&
+           arrival.prefix.verdict_size == rest - arrival.prefix.count * sizeof(double);
+  }
+  expect(ours, Code::transport, [&] {
+    return "a message from rank " + std::to_string(from) + " has " + std::to_string(size) +
+           " bytes and is not one of allnorm's";
+  });
+  return arrival;
+}
+
+// What both ways of exchanging share: the deadline, and the end.
+class Exchange : public Pending::Impl {
+ public:
+  Exchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : group_(std::move(group)),
+        own_(std::move(own)),
+        tag_(group_->tag(sequence)),
+        deadline_(group_->patience, timeout) {}
+
+  bool poll() final {
+    if (!done_) done_ = advance();
+    if (done_ && group_->links->flushed(tag_)) return true;
+    if (++looks_ % 64 == 0 && deadline_.over()) late();
+    return false;
+  }
+  void relax() final {
+    if (group_->patience.relax)
+      group_->patience.relax();
+    else
+      group_->links->relax(looks_);
+  }
+  Message take() final {
+    expect(result_.verdict.empty(), result_.declined ? Code::aborted : Code::mismatch, result_.verdict);
+    return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_)};
+  }
+
+ protected:
+  virtual bool advance() = 0;
+  /// The group's ranks that this one waits for, and what else it may be.
+  virtual std::vector<int> missing() const = 0;
+  virtual std::string behind() const { return {}; }
+
+  void post(std::vector<int> to, const Parcel& parcel) {
+    if (to.empty()) return;
+    for (int& rank : to) rank = group_->members[static_cast<std::size_t>(rank)];
+    group_->links->post(to, tag_, pack(parcel));
+  }
+  Arrival receive(int from) {
+    auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
+    return bytes ? unpack(std::move(bytes), from) : Arrival{};
+  }
+
+  std::shared_ptr<const Group> group_;
+  Parcel own_, result_;
+  std::vector<std::uint64_t> rank_flags_;
+
+ private:
+  [[noreturn]] void late() const {
+    std::string who;
+    for (const int rank : missing()) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
+    fail(Code::timeout, describe(own_.header) + ": " +
+                            (who.empty() ? "sending to the other ranks is" : who + behind() + " is missing,") +
+                            " not done after " + deadline_.text());
+  }
+
+  std::uint64_t tag_;
+  Deadline deadline_;
+  int looks_ = 0;
+  bool done_ = false;
+};
+
+// Every rank sends to every other and adds in rank order: the same bits everywhere, in one step.
+class GatherExchange final : public Exchange {
+ public:
+  GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(own), sequence, timeout) {
+    std::vector<int> others;
+    for (int rank = 0; rank < group_->size(); ++rank)
+      if (rank != group_->rank) others.push_back(rank);
+    post(others, own_);
+    arrivals_.resize(static_cast<std::size_t>(group_->size()));
+  }
+
+ private:
+  bool is_own(std::size_t rank) const noexcept { return static_cast<int>(rank) == group_->rank; }
+
+  bool advance() override {
+    bool all = true;
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
+      if (!is_own(rank) && !arrivals_[rank]) {
+        arrivals_[rank] = receive(static_cast<int>(rank));
+        all &= static_cast<bool>(arrivals_[rank]);
+      }
+    if (!all) return false;
+
+    // Every rank compares with rank 0 and adds in rank order, itself at its own place.
+    const Header first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
+    result_.header = own_.header;
+    for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank) {
+      result_.declined = is_own(rank) ? own_.declined : arrivals_[rank].prefix.declined != 0;
+      if (result_.declined) result_.verdict = is_own(rank) ? own_.verdict : arrivals_[rank].verdict();
+    }
+    for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
+      result_.verdict =
+          verdict(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
+    if (result_.verdict.empty()) result_.payload.assign(own_.payload.size(), 0.0);
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
+      rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
+      result_.flags |= rank_flags_.back();
+      if (!is_own(rank))
+        arrivals_[rank].add_to(result_.payload);
+      else
+        for (std::size_t i = 0; i < result_.payload.size(); ++i) result_.payload[i] += own_.payload[i];
+    }
+    arrivals_.clear();
+    return true;
+  }
+  std::vector<int> missing() const override {
+    std::vector<int> ranks;
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
+      if (!is_own(rank) && !arrivals_[rank]) ranks.push_back(static_cast<int>(rank));
+    return ranks;
+  }
+
+  std::vector<Arrival> arrivals_;  // [rank]; this rank's own stays empty
+};
+
+// Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
+class TreeExchange final : public Exchange {
+ public:
+  TreeExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), std::move(own), sequence, timeout) {
+    const int rank = group_->rank;
+    int bit = 1;
+    for (; bit < group_->size() && (rank & bit) == 0; bit <<= 1)
+      if (rank + bit < group_->size()) children_.push_back(rank + bit);
+    if (rank != 0) parent_ = rank - bit;
+    result_ = own_;
+    if (!own_.declined) return;
+    post(children_, own_);  // nobody waits for this rank; what they send is drained
+    if (parent_ >= 0) post({parent_}, own_);
+    sent_ = true;
+  }
+
+ private:
+  bool advance() override {
+    while (arrived_ < children_.size()) {
+      const Arrival child = receive(children_[arrived_]);
+      if (!child) return false;
+      const int rank = children_[arrived_++];
+      result_.flags |= child.prefix.flags;
+      if (result_.verdict.empty()) {
+        result_.verdict = child.verdict();
+        result_.declined = child.prefix.declined != 0;
+      }
+      if (result_.verdict.empty()) result_.verdict = verdict(own_.header, group_->rank, child.prefix.header, rank);
+      if (result_.verdict.empty())
+        child.add_to(result_.payload);
+      else
+        result_.payload.clear();
+    }
+    if (parent_ >= 0) {
+      if (!sent_) post({parent_}, result_);
+      sent_ = true;
+      const Arrival sum = receive(parent_);
+      if (!sum) return false;
+      result_ = {own_.header, sum.prefix.flags, sum.verdict(), sum.payload(), sum.prefix.declined != 0};
+    }
+    if (own_.declined) return true;
+    std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
+    post(std::move(children), result_);
+    return true;
+  }
+  std::vector<int> missing() const override {
+    if (arrived_ < children_.size()) return {children_[arrived_]};
+    if (parent_ >= 0) return {parent_};
+    return {};
+  }
+  // A rank further down or up may be the one that is late: only its neighbours in the tree know.
+  std::string behind() const override { return ", or a rank that it waits for,"; }
+
+  std::vector<int> children_;
+  int parent_ = -1;
+  std::size_t arrived_ = 0;
+  bool sent_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
+                                              std::uint64_t sequence) {
+  const double timeout = sequence == 0 ? group->patience.first_timeout : group->patience.timeout;
+  if (group->size() <= group->patience.gather_limit)
+    return std::make_unique<GatherExchange>(group, std::move(own), sequence, timeout);
+  return std::make_unique<TreeExchange>(group, std::move(own), sequence, timeout);
+}
+
+}  // namespace allnorm

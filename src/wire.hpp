@@ -1,0 +1,38 @@
+// Messages between the ranks of a group: as they are on the wire, gathered by every rank or added along a tree.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/exchange.hpp"
+
+namespace allnorm {
+
+/// A message as this rank made it.
+struct Parcel {
+  Header header;
+  std::uint64_t flags = 0;
+  std::string verdict;  // not empty: who disagrees or failed, and how; then the payload means nothing
+  std::vector<double> payload;
+  bool declined = false;
+};
+
+/// A group's view of its links. Shared by the communicator and the exchanges that it started.
+struct Group {
+  std::shared_ptr<Links> links;
+  std::vector<int> members;  // [rank in the group] -> rank in links
+  int rank = 0;
+  std::uint64_t context = 0;
+  Patience patience;
+
+  int size() const noexcept { return static_cast<int>(members.size()); }
+  std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
+};
+
+/// Sends `own` to the group as its exchange number `sequence`; the result is the same on every rank, to the bit.
+std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
+                                              std::uint64_t sequence);
+
+}  // namespace allnorm
