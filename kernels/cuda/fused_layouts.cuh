@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/sums.cuh"
 
 namespace allnorm::cuda {
 
@@ -80,24 +80,9 @@ struct FusedRuns {
                         double2* sums) const {
     const std::int64_t group = unit / plan.parts, index = unit % plan.parts;
     const int lane = static_cast<int>(threadIdx.x) % plan.lanes;
-    double& broadcast = shared[2 * block_threads / warp_threads];
-    Sums own = thread.run_sums(task.pivot(group, plan.first_of(group)));
-    if constexpr (Task::centred) {  // squares about the mean of the first thread's values
-      const double mean = thread.run_mean(own.sum);
-      double middle = 0;
-      if (plan.lanes == warp_threads) {
-        middle = __shfl_sync(0xffffffffu, mean, 0);
-      } else {
-        if (lane == 0) broadcast = mean;
-        __syncthreads();
-        middle = broadcast;
-      }
-      own.second += thread.run_spread(mean - middle);
-      own = lanes_sum(own, plan.lanes, shared);
-      own.second = about_mean(own.second, own.sum, count_of(group, index), middle);
-    } else {
-      own = lanes_sum(own, plan.lanes, shared);
-    }
+    double middle = 0;
+    Sums own = team_sums<Task>(thread, task.pivot(group, plan.first_of(group)), plan.lanes, shared, middle);
+    if constexpr (Task::centred) own.second = about_mean(own.second, own.sum, count_of(group, index), middle);
     if (lane == 0) sums[index * groups() + group] = make_double2(own.sum, own.second);
   }
   /// Calls f(k) with k(e) the coefficients of value e of this thread's vectors.
@@ -146,34 +131,20 @@ struct FusedColumns {
   template <class Thread, class Task>
   __device__ void leave(const Thread& thread, const Task& task, std::int64_t unit, double* shared,
                         double2* sums) const {
-    double* totals = shared + max_of(2, n) * block_threads;  // (columns of a tile), of a group its first
-    double* seconds = totals + plan.tile();                  // likewise
-    double* middles = seconds + plan.tile();                 // (columns of a tile)
+    const TileRoom room(shared, plan, n);
     const ColumnPlan::Unit u = plan.unit(unit);
     const bool works = row() < plan.down && column() < u.columns;
-    double sum[n], second[n];
-    for (int j = 0; j < n; ++j) {
+    const auto pivot_of = [&](int j) {
       const std::int64_t c = u.column + column() + j;
-      const double pivot = works ? task.pivot(plan.group_of(u.matrix, c), plan.first_of(u.matrix, c)) : 0;
-      const Sums own = thread.column_sums(j, pivot);
-      sum[j] = own.sum;
-      second[j] = own.second;
-    }
-    if constexpr (Task::centred) {  // squares about the mean of the group's first column in the first row of threads
-      if (row() == 0)
-        for (int j = 0; j < n; ++j) middles[column() + j] = thread.column_mean(sum[j]);
-      __syncthreads();
-      for (int j = 0; j < n; ++j)
-        second[j] += thread.column_spread(thread.column_mean(sum[j]) - middles[plan.first_column(column() + j)]);
-    }
-    tile_sum(plan, sum, row(), column(), shared, totals);
-    tile_sum(plan, second, row(), column(), shared, seconds);
+      return works ? task.pivot(plan.group_of(u.matrix, c), plan.first_of(u.matrix, c)) : 0;
+    };
+    tile_sums<Task, n>(thread, plan, row(), column(), pivot_of, room);
     const std::int64_t first_group = plan.group_of(u.matrix, u.column), in_tile = plan.group_of(u.columns);
     for (std::int64_t g = threadIdx.x; g < in_tile; g += block_threads) {
-      Sums total{totals[g], seconds[g]};
+      Sums total{room.totals[g], room.seconds[g]};
       if constexpr (Task::centred)
         total.second =
-            about_mean(total.second, total.sum, count_of(first_group + g, u.part), middles[g * plan.group_width]);
+            about_mean(total.second, total.sum, count_of(first_group + g, u.part), room.middles[g * plan.group_width]);
       sums[u.part * groups() + first_group + g] = make_double2(total.sum, total.second);
     }
     __syncthreads();  // the next unit may overwrite the middles

@@ -16,14 +16,9 @@
 
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/vectors.cuh"
+#include "kernels/cuda/sums.cuh"
 
 namespace allnorm::cuda {
-
-/// Of `count` values: their sum about the group's pivot, and of squares about their own mean; or any two sums.
-struct Sums {
-  double sum = 0, second = 0;
-};
 
 /// Where blocks leave the sums of their parts for the last one.
 struct Parts {
@@ -42,73 +37,11 @@ __device__ inline bool last_to_come(unsigned* ticket, std::int64_t blocks) {
   return is_last;
 }
 
-/// A second sum that must not be negative for rounding; NaN stays.
-__device__ inline double not_negative(double value) { return value < 0 ? 0 : value; }
-
-/// The centred second sum of `count` values whose squares about `middle` add up to `squares`.
-__device__ inline double about_mean(double squares, double sum, double count, double middle) {
-  const double offset = sum / count - middle;
-  return not_negative(squares - count * offset * offset);
-}
-
-/// Adds the parts of a group `step` apart, from `first` on, several of them under way at once. Squares are joined about
-/// the mean of part 0, `middle`; nearly all parts have as many values as part 0, so that one division serves them.
-template <bool centred, class CountOf>
-__device__ inline Sums joined(const double2* parts, std::int64_t stride, std::int64_t first, std::int64_t step,
-                              std::int64_t count, double middle, const CountOf& count_of) {
-  constexpr int batch = 8;
-  const double usual = centred ? count_of(0) : 1, share = 1 / usual;
-  Sums total;
-  for (std::int64_t i = first; i < count; i += batch * step) {
-    double2 read[batch];
-    unrolled<batch>([&](auto u) {
-      const std::int64_t at = i + u * step;
-      read[u] = at < count ? __ldcg(parts + at * stride) : make_double2(0, 0);
-    });
-    unrolled<batch>([&](auto u) {
-      const std::int64_t at = i + u * step;
-      if (at >= count) return;
-      total.sum += read[u].x;
-      total.second += read[u].y;
-      if constexpr (centred) {  // n * (mean - middle)^2
-        const double n = count_of(at), offset = fma(-n, middle, read[u].x);
-        total.second = fma(offset * offset, n == usual ? share : 1 / n, total.second);
-      }
-    });
-  }
-  return total;
-}
-
-/// The sum over the threads of a warp, in all of them.
-__device__ inline double warp_sum(double value) {
-  for (int distance = warp_threads / 2; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
-/// The sums over `lanes` threads (a warp, or the block): in all threads of the warp; of a block in its first warp.
-/// `room`: 2 doubles per warp of shared memory.
-__device__ inline Sums lanes_sum(Sums own, int lanes, double* room) {
-  own = {warp_sum(own.sum), warp_sum(own.second)};
-  if (lanes == warp_threads) return own;
-  const int warp = static_cast<int>(threadIdx.x) / warp_threads, lane = static_cast<int>(threadIdx.x) % warp_threads;
-  constexpr int warps = block_threads / warp_threads;
-  if (lane == 0) {
-    room[warp] = own.sum;
-    room[warps + warp] = own.second;
-  }
-  __syncthreads();
-  own = lane < warps ? Sums{room[lane], room[warps + lane]} : Sums{};
-  __syncthreads();
-  return {warp_sum(own.sum), warp_sum(own.second)};
-}
-
 // ---- run by run ----------------------------------------------------------------------------------------------------
 
 template <class Task, int n, bool whole>
 __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan plan, Parts parts) {
   double* room = dynamic_shared<double>();  // 2 doubles per warp, and one
-  double& broadcast = room[2 * block_threads / warp_threads];
   std::int64_t block = blockIdx.x;
   if (task.has_extra()) {
     if (block == 0) return task.extra();
@@ -140,20 +73,8 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
       thread.template add<runs_batch>(items, count);
     }
   }
-  Sums own = thread.run_sums(pivot);
-  const double mean = thread.run_mean(own.sum);
-  double middle = 0;  // the mean of the first thread's values
-  if constexpr (Task::centred) {
-    if (plan.lanes == warp_threads) {
-      middle = __shfl_sync(0xffffffffu, mean, 0);
-    } else {
-      if (lane == 0) broadcast = mean;
-      __syncthreads();
-      middle = broadcast;
-    }
-    own.second += thread.run_spread(mean - middle);
-  }
-  own = lanes_sum(own, plan.lanes, room);
+  double middle = 0;
+  Sums own = team_sums<Task>(thread, pivot, plan.lanes, room, middle);
   auto count = static_cast<double>(part.values());
   if constexpr (Task::centred)
     if (any) own.second = about_mean(own.second, own.sum, count, middle);
@@ -174,45 +95,9 @@ __global__ void __launch_bounds__(block_threads) reduce_runs(Task task, RunPlan 
 
 // ---- column by column ----------------------------------------------------------------------------------------------
 
-/// The sums over a tile's groups of one value per thread and column, into totals (groups per tile). `values`: a double
-/// per thread and column of shared memory. Begins and ends with a barrier.
-template <int n>
-__device__ void tile_sum(const ColumnPlan& plan, const double (&own)[n], int row, std::int64_t column, double* values,
-                         double* totals) {
-  const std::int64_t tile = plan.tile(), groups = plan.tile_groups;
-  const auto thread = static_cast<int>(threadIdx.x);
-  __syncthreads();
-  if (row < plan.down)
-    for (int j = 0; j < n; ++j) values[row * tile + column + j] = own[j];
-  __syncthreads();
-  for (int rows = plan.down; rows > 1;) {
-    const int half = (rows + 1) / 2;
-    if (row + half < rows)
-      for (int j = 0; j < n; ++j) values[row * tile + column + j] += values[(row + half) * tile + column + j];
-    rows = half;
-    __syncthreads();
-  }
-  if (plan.group_width == 1) {
-    for (std::int64_t g = thread; g < groups; g += block_threads) totals[g] = values[g];
-  } else {
-    for (std::int64_t g = thread / warp_threads; g < groups; g += block_threads / warp_threads) {
-      double sum = 0;
-      for (std::int64_t j = thread % warp_threads; j < plan.group_width; j += warp_threads)
-        sum += values[g * plan.group_width + j];
-      sum = warp_sum(sum);
-      if (thread % warp_threads == 0) totals[g] = sum;
-    }
-  }
-  __syncthreads();
-}
-
 template <class Task, int n, bool whole>
 __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, ColumnPlan plan, Parts parts) {
-  double* values = dynamic_shared<double>();               // (threads, max(2, n))
-  double* totals = values + max_of(2, n) * block_threads;  // (columns of a tile), of a group its first
-  double* seconds = totals + plan.tile();                  // likewise
-  double* middles = seconds + plan.tile();                 // (columns of a tile)
-  double* pivots = middles + plan.tile();                  // (groups of a tile)
+  const TileRoom room(dynamic_shared<double>(), plan, n);
   std::int64_t block = blockIdx.x;
   if (task.has_extra()) {
     if (block == 0) return task.extra();
@@ -257,33 +142,20 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
   }
   unrolled<pivots_each>([&](auto k) {
     const std::int64_t g = t + k * block_threads;
-    if (g < groups) pivots[g] = own_pivots[k];
+    if (g < groups) room.pivots[g] = own_pivots[k];
   });
   __syncthreads();
-  // all sums of a group about its first value
-  double sum[n], second[n];
-  for (int j = 0; j < n; ++j) {
-    const double pivot = works ? pivots[plan.group_of(column + j)] : 0;
-    const Sums own = thread.column_sums(j, pivot);
-    sum[j] = own.sum;
-    second[j] = own.second;
-  }
-  if constexpr (Task::centred) {  // squares about the mean of the group's first column in the first row of threads
-    if (row == 0)
-      for (int j = 0; j < n; ++j) middles[column + j] = thread.column_mean(sum[j]);
-    __syncthreads();
-    for (int j = 0; j < n; ++j)
-      second[j] += thread.column_spread(thread.column_mean(sum[j]) - middles[plan.first_column(column + j)]);
-  }
-  tile_sum(plan, sum, row, column, values, totals);
-  tile_sum(plan, second, row, column, values, seconds);
+  const auto pivot_of = [&](int j) { return works ? room.pivots[plan.group_of(column + j)] : 0; };
+  tile_sums<Task, n>(thread, plan, row, column, pivot_of, room);
   auto count = static_cast<double>(unit.rows * plan.group_width);
-  const auto finish = [&](std::int64_t g, const Sums& total) { task.finish(first_group + g, count, total, pivots[g]); };
+  const auto finish = [&](std::int64_t g, const Sums& total) {
+    task.finish(first_group + g, count, total, room.pivots[g]);
+  };
   const std::int64_t stride = plan.matrices * plan.matrix_groups;
   for (std::int64_t g = t; g < groups; g += block_threads) {
-    Sums total{totals[g], seconds[g]};
+    Sums total{room.totals[g], room.seconds[g]};
     if constexpr (Task::centred)
-      total.second = about_mean(total.second, total.sum, count, middles[g * plan.group_width]);
+      total.second = about_mean(total.second, total.sum, count, room.middles[g * plan.group_width]);
     if (plan.parts == 1)
       finish(g, total);
     else
@@ -302,21 +174,21 @@ __global__ void __launch_bounds__(block_threads) reduce_columns(Task task, Colum
     __syncthreads();
     if (lane < lanes) {
       const Sums own = joined<Task::centred>(sums, stride, lane, lanes, plan.parts, center, count_of);
-      values[t] = own.sum;
-      values[block_threads + t] = own.second;
+      room.values[t] = own.sum;
+      room.values[block_threads + t] = own.second;
     }
     __syncthreads();
     for (std::int64_t rest = lanes; rest > 1;) {
       const std::int64_t half = (rest + 1) / 2;
       if (lane + half < rest) {
-        values[t] += values[half * some + t];
-        values[block_threads + t] += values[block_threads + half * some + t];
+        room.values[t] += room.values[half * some + t];
+        room.values[block_threads + t] += room.values[block_threads + half * some + t];
       }
       rest = half;
       __syncthreads();
     }
     if (lane == 0) {
-      Sums total{values[t], values[block_threads + t]};
+      Sums total{room.values[t], room.values[block_threads + t]};
       if constexpr (Task::centred) total.second = about_mean(total.second, total.sum, count, center);
       finish(g, total);
     }

@@ -118,7 +118,9 @@ TEST_F(Nccl, AGroupThatEndsFinishesItsHostExchanges) {
   on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
     if (group->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     Pending pending = group->start_exchange({Header("stop", Direction::agreement, 0), {1.0}, 0, {}}, queue);
-    if (group->rank() == 1) EXPECT_EQ(pending.wait().payload, std::vector<double>{2.0});
+    if (group->rank() == 1) {
+      EXPECT_EQ(pending.wait().payload, std::vector<double>{2.0});
+    }
   });
 }
 
