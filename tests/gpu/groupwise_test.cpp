@@ -27,6 +27,20 @@ struct Layout {
   bool rows = false;
 
   std::int64_t parameter_of(std::int64_t i) const { return rows ? i % parameters : to_affine(fine.group_of(i)); }
+  template <class T>
+  void describe(LayerCall& call, const Walled<T>& x, const Parameter& weight, const Parameter& bias,
+                const steps::FrameView& frame) const {
+    call.x = x.data();
+    call.dtype = dtype_of<T>();
+    call.norm = norm;
+    call.fine = fine;
+    call.to_norm = to_norm;
+    call.to_affine = to_affine;
+    call.rows = rows;
+    call.weight = weight;
+    call.bias = bias;
+    call.frame = frame;
+  }
 };
 Layout rows(const char* edge, std::int64_t count, std::int64_t columns) {
   return {edge, {1, 1, count, columns}, {}, {}, {}, columns, true};
@@ -170,21 +184,14 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
       const Activation activation = layout.rows ? Activation{} : relu;
       CallState state;
       FrameArrays frame(layout.norm.groups());
-      ForwardArgs args{.x = with_residual ? x.data() : y.data(),  // otherwise in place
-                       .residual = with_residual ? residual.data() : nullptr,
-                       .y = y.data(),
-                       .dtype = dtype_of<T>(),
-                       .norm = layout.norm,
-                       .fine = layout.fine,
-                       .to_norm = layout.to_norm,
-                       .to_affine = layout.to_affine,
-                       .rows = layout.rows,
-                       .activation = activation,
-                       .weight = {weight.data(), true, 1},
-                       .bias = {bias.data(), true, 0},
-                       .rules = {.eps = eps},
-                       .state = state.state,
-                       .frame = frame.view(state)};
+      ForwardArgs args;
+      layout.describe(args, with_residual ? x : y, {weight.data(), true, 1}, {bias.data(), true, 0},
+                      frame.view(state));  // otherwise in place
+      args.residual = with_residual ? residual.data() : nullptr;
+      args.y = y.data();
+      args.activation = activation;
+      args.rules.eps = eps;
+      args.state = state.state;
       if (!cuda::groupwise_fits(args, this->device)) {
         EXPECT_GT(layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
         continue;
@@ -211,14 +218,11 @@ TYPED_TEST(GroupwiseKernels, FarMeansKeepTheirVariance) {
   Walled<T> y(x.size());
   CallState state;
   FrameArrays frame(layout.norm.groups());
-  const ForwardArgs args{.x = x.data(),
-                         .y = y.data(),
-                         .dtype = dtype_of<T>(),
-                         .norm = layout.norm,
-                         .rows = true,
-                         .rules = {.eps = eps},
-                         .state = state.state,
-                         .frame = frame.view(state)};
+  ForwardArgs args;
+  layout.describe(args, x, {.otherwise = 1}, {}, frame.view(state));
+  args.y = y.data();
+  args.rules.eps = eps;
+  args.state = state.state;
   cuda::groupwise_forward(args, this->queue);
   this->queue.wait();
   const Moments want(x, layout.norm);
@@ -259,26 +263,18 @@ TYPED_TEST(GroupwiseKernels, OneLaunchGivesAGroupsGradients) {
         frame.rstd.set(g, 1 / std::sqrt(moments.var[i] + eps));
       }
       state.scalars[0] = {static_cast<double>(layout.norm.group_size()), 0};
-      const BackwardArgs args{.x = x.data(),
-                              .dy = dy.data(),
-                              .dx = dx.data(),
-                              .dresidual = with_mask ? dresidual.data() : nullptr,
-                              .dtype = dtype_of<T>(),
-                              .norm = layout.norm,
-                              .fine = layout.fine,
-                              .to_norm = layout.to_norm,
-                              .to_affine = layout.to_affine,
-                              .rows = layout.rows,
-                              .activation = layout.rows ? Activation{} : relu,
-                              .mask = with_mask ? mask.data() : nullptr,
-                              .weight = {weight.data(), true, 1},
-                              .bias = {bias.data(), true, 0},
-                              .parameters = P,
-                              .dweight = {dweight.data(), true},
-                              .dbias = {dbias.data(), true},
-                              .wants_weight = true,
-                              .frame = frame.view(state),
-                              .scratch = scratch.data()};
+      BackwardArgs args;
+      layout.describe(args, x, {weight.data(), true, 1}, {bias.data(), true, 0}, frame.view(state));
+      args.dy = dy.data();
+      args.dx = dx.data();
+      args.dresidual = with_mask ? dresidual.data() : nullptr;
+      args.activation = layout.rows ? Activation{} : relu;
+      args.mask = with_mask ? mask.data() : nullptr;
+      args.parameters = P;
+      args.dweight = {dweight.data(), true};
+      args.dbias = {dbias.data(), true};
+      args.wants_weight = true;
+      args.scratch = scratch.data();
       if (!cuda::groupwise_backward_fits(args, this->device)) {
         EXPECT_GT(2 * layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
         continue;

@@ -57,37 +57,43 @@ struct RankOfRows {
     return {of_mean.data(), of_var.data(), of_rstd.data(), nullptr, nullptr, of_share.data(), scalars.data()};
   }
   ForwardArgs forward(std::byte* record) {
-    ForwardArgs args{.x = x.data(), .y = y.data(), .dtype = dtype_of<T>(), .norm = norm(), .rows = true};
-    args.weight = {weight.data(), true, 1};
-    args.bias = {bias.data(), true, 0};
+    ForwardArgs args;
+    describe(args, Direction::forward, record);
+    args.y = y.data();
     args.rules.eps = eps;
     args.state.counters = counters.data();
     args.state.turn = turn.data();
     args.state.last = last.data();
-    args.frame = frame();
     args.mean = mean.data();
     args.m2 = m2.data();
-    args.record = record;
-    args.header = Header("rows", Direction::forward, 0);
-    if (record != nullptr) args.reporter = {report.data(), counts.data()};
     return args;
   }
   BackwardArgs backward(std::byte* record, double* sums) {
-    BackwardArgs args{.x = x.data(), .dy = dy.data(), .dx = dx.data(), .dtype = dtype_of<T>(), .norm = norm()};
-    args.rows = true;
-    args.weight = {weight.data(), true, 1};
-    args.bias = {bias.data(), true, 0};
+    BackwardArgs args;
+    describe(args, Direction::backward, record);
+    args.dy = dy.data();
+    args.dx = dx.data();
     args.parameters = columns;
     args.dweight = {dweight.data(), true};
     args.dbias = {dbias.data(), true};
     args.wants_weight = true;
-    args.frame = frame();
     args.sums = sums;
     args.scratch = scratch.data();
-    args.record = record;
-    args.header = Header("rows", Direction::backward, 0);
-    if (record != nullptr) args.reporter = {report.data(), counts.data()};
     return args;
+  }
+
+ private:
+  void describe(LayerCall& call, Direction direction, std::byte* record) {
+    call.x = x.data();
+    call.dtype = dtype_of<T>();
+    call.norm = norm();
+    call.rows = true;
+    call.weight = {weight.data(), true, 1};
+    call.bias = {bias.data(), true, 0};
+    call.frame = frame();
+    call.record = record;
+    call.header = Header("rows", direction, 0);
+    if (record != nullptr) call.reporter = {report.data(), counts.data()};
   }
 };
 
