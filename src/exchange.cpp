@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "src/gpu.hpp"
+#include "src/queue.hpp"
 #include "src/wire.hpp"
 
 namespace allnorm {
@@ -35,6 +36,17 @@ namespace {
 std::size_t bytes_of(const Record& record) noexcept { return sizeof(RecordHead) + record.count * sizeof(double); }
 bool is_gpu(const Queue& queue) noexcept { return queue.device().kind != DeviceKind::cpu; }
 
+void expect_not_captured(const Communicator& group, Queue& queue) {
+  expect(!is_captured(queue), Code::unsupported, [&] {
+    return "an exchange of records over " + std::string(group.transport()) +
+           " waits on the host, it cannot be captured in a graph";
+  });
+}
+void expect_same_weights(std::uint64_t flags) {
+  expect((flags & flag_weights_changed) == 0, Code::invalid_argument,
+         "conv_weight has changed within a batch of mini-batches on a rank, must be the same until the batch ends");
+}
+
 struct ThroughHost {
   Gathered sums;
   std::uint64_t flags;  // of all ranks
@@ -46,10 +58,7 @@ ThroughHost gather_through_host(Communicator& group, const Record& record, std::
                                 Queue& queue) {
   const std::byte* own = record.data;
   if (is_gpu(queue)) {
-    expect(!is_captured(queue), Code::unsupported, [&] {
-      return "an exchange of records over " + std::string(group.transport()) +
-             " goes through the host, it cannot be captured in a graph";
-    });
+    expect_not_captured(group, queue);
     copy_to_host(staged, record.data, bytes_of(record), queue);
     queue.wait();
     own = staged;
@@ -59,8 +68,7 @@ ThroughHost gather_through_host(Communicator& group, const Record& record, std::
   std::vector<double> payload(record.count);
   if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
   const Message sum = group.exchange({head.header, std::move(payload), head.flags | more_flags, {}}, queue);
-  expect((sum.flags & flag_weights_changed) == 0, Code::invalid_argument,
-         "conv_weight has changed within a batch of mini-batches on a rank, must be the same until the batch ends");
+  expect_same_weights(sum.flags);
   std::byte* to = record.data + sizeof head;
   copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
   return {{nullptr, 0, 0, reinterpret_cast<const double*>(to)}, sum.flags};
@@ -109,17 +117,22 @@ class LinkedCommunicator final : public Communicator {
   // Through the host until one exchange between GPUs is done there, from then on in their memory where the transport
   // can. So all ranks change over together, and what is wrong in a group's first call is told as on the CPU.
   Gathered gather(const Record& record, Queue& queue) override {
+    expect(is_gpu(queue) || !(hub_ || in_place_), Code::invalid_argument,
+           "the queue of an exchange is on cpu, must be on a GPU as in the group's earlier ones");
     if (hub_) {
-      expect(is_gpu(queue), Code::invalid_argument,
-             "the queue of an exchange is on cpu, must be on a GPU as in the group's earlier ones");
       count(record.count);
       return hub_->gather(rank(), record, queue);
     }
+    if (in_place_ && bytes_of(record) >= worth_a_round) return gather_in_place(record, queue);
     constexpr std::uint64_t on_cpu = std::uint64_t{1} << 63;  // beside the flags of Flag, between ranks only
-    const ThroughHost all = is_gpu(queue)
-                                ? gather_through_host(*this, record, staging(bytes_of(record), queue), 0, queue)
-                                : gather_through_host(*this, record, nullptr, on_cpu, queue);
-    if ((all.flags & on_cpu) == 0) hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
+    constexpr std::uint64_t in_host_memory = std::uint64_t{1} << 62;
+    const bool in_place = group_->links->takes_gpu_memory() && size() > 1 && size() <= group_->patience.gather_limit;
+    const std::uint64_t flags = (is_gpu(queue) ? 0 : on_cpu) | (in_place ? 0 : in_host_memory);
+    std::byte* const staged = is_gpu(queue) ? staging(bytes_of(record), queue) : nullptr;
+    const ThroughHost all = gather_through_host(*this, record, staged, flags, queue);
+    if ((all.flags & on_cpu) != 0) return all.sums;
+    hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
+    in_place_ = (all.flags & in_host_memory) == 0;
     return all.sums;
   }
 
@@ -169,6 +182,35 @@ class LinkedCommunicator final : public Communicator {
     traffic_.bytes += doubles * sizeof(double);
   }
 
+  // Heads through the host, where what is wrong is told; then the records from GPU to GPU, by a transport that takes
+  // their memory: worth a second round where there is much to copy. (The bound is reasoned: what a link of 25 GB/s
+  // copies there and back in the time of a message. It is not measured.)
+  static constexpr std::size_t worth_a_round = 64 << 10;  // bytes
+  Gathered gather_in_place(const Record& record, Queue& queue) {
+    expect_not_captured(*this, queue);
+    const auto last = last_queue_.lock();                   // one that has ended has waited
+    if (last && last != queue.shared_impl()) last->wait();  // it may still read the records
+    last_queue_ = queue.shared_impl();
+    const std::size_t bytes = bytes_of(record), stride = (bytes + 127) / 128 * 128;
+    if (const std::size_t all = static_cast<std::size_t>(size()) * stride; all > records_size_) {
+      records_ = gpu_memory(std::max(all, 2 * records_size_), queue.device().index);
+      records_size_ = std::max(all, 2 * records_size_);
+    }
+    std::byte* const staged = staging(sizeof(RecordHead), queue);
+    copy_on_device(records_.get() + static_cast<std::size_t>(rank()) * stride, record.data, bytes, queue);
+    copy_to_host(staged, record.data, sizeof(RecordHead), queue);
+    queue.wait();
+    RecordHead head;
+    std::memcpy(&head, staged, sizeof head);
+    head.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
+    head.header.set(Field::payload, static_cast<std::uint64_t>(record.count));
+    count(record.count);
+    drain();
+    expect_same_weights(Pending(begin({head.header, head.flags, {}, {}, false})).wait().flags);
+    Pending(begin_records(group_, head.header, records_, stride, bytes, sequence_++)).wait();
+    return {records_.get(), stride, size(), nullptr};
+  }
+
   // Where records of a GPU pass the host.
   std::byte* staging(std::size_t bytes, const Queue& queue) {
     if (bytes > staging_size_) {
@@ -199,7 +241,11 @@ class LinkedCommunicator final : public Communicator {
   std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
   std::shared_ptr<DeviceHub> hub_;     // null while records go through the host
   std::shared_ptr<std::byte> staging_;
-  std::size_t staging_size_ = 0;  // bytes
+  std::size_t staging_size_ = 0;           // bytes
+  bool in_place_ = false;                  // long records go from GPU to GPU
+  std::shared_ptr<std::byte> records_;     // of all ranks, where they do
+  std::size_t records_size_ = 0;           // bytes
+  std::weak_ptr<Queue::Impl> last_queue_;  // of an exchange from GPU to GPU
 };
 
 }  // namespace

@@ -33,6 +33,15 @@ class Links {
   /// What a waiting rank does between two looks; `looks` counts them.
   virtual void relax(int looks) = 0;
   virtual void abort(const Error& error) noexcept = 0;
+  /// Whether memory of GPUs may be sent and received in place.
+  virtual bool takes_gpu_memory() const noexcept { return false; }
+  /// As post, of `size` bytes at `data`, in memory of the host or of a GPU, done being written; kept until they have
+  /// left.
+  virtual void post_from(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const std::byte> data,
+                         std::size_t size);
+  /// As poll, into `size` bytes at `data`, kept until they are there; true when they are. Throws transport for a
+  /// message of another size.
+  virtual bool poll_into(int from, std::uint64_t tag, std::shared_ptr<std::byte> data, std::size_t size);
   /// What the ranks `members` share in order to exchange records in the memory of their GPUs, the same on all of them;
   /// null where the transport does not reach it. `context` is their communicator's. Asked for by every rank.
   virtual std::shared_ptr<DeviceHub> device_hub(const std::vector<int>& members, std::uint64_t context,

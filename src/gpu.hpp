@@ -13,6 +13,10 @@ namespace allnorm {
 /// left, unsupported where this build has no CUDA.
 std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index);
 
+/// Memory of GPU `index` that other libraries may be given: it belongs to no stream and no pool. Freeing it waits for
+/// the GPU. Throws device, unsupported.
+std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index);
+
 /// The UUID of GPU `index`: the same text in every process that uses this GPU, whatever number it has there. Throws
 /// device, unsupported.
 std::string gpu_identity(int index);

@@ -83,8 +83,8 @@ class Exchange : public Pending::Impl {
  public:
   Exchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
       : group_(std::move(group)),
-        own_(std::move(own)),
         tag_(group_->tag(sequence)),
+        own_(std::move(own)),
         deadline_(group_->patience, timeout) {}
 
   bool poll() final {
@@ -110,10 +110,19 @@ class Exchange : public Pending::Impl {
   virtual std::vector<int> missing() const = 0;
   virtual std::string behind() const { return {}; }
 
+  std::vector<int> others() const {
+    std::vector<int> ranks;
+    for (int rank = 0; rank < group_->size(); ++rank)
+      if (rank != group_->rank) ranks.push_back(rank);
+    return ranks;
+  }
+  /// The group's ranks as the links number them.
+  std::vector<int> in_links(std::vector<int> ranks) const {
+    for (int& rank : ranks) rank = group_->members[static_cast<std::size_t>(rank)];
+    return ranks;
+  }
   void post(std::vector<int> to, const Parcel& parcel) {
-    if (to.empty()) return;
-    for (int& rank : to) rank = group_->members[static_cast<std::size_t>(rank)];
-    group_->links->post(to, tag_, pack(parcel));
+    if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, pack(parcel));
   }
   Arrival receive(int from) {
     auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
@@ -121,6 +130,7 @@ class Exchange : public Pending::Impl {
   }
 
   std::shared_ptr<const Group> group_;
+  const std::uint64_t tag_;
   Parcel own_, result_;
   std::vector<std::uint64_t> rank_flags_;
 
@@ -133,7 +143,6 @@ class Exchange : public Pending::Impl {
                             " not done after " + deadline_.text());
   }
 
-  std::uint64_t tag_;
   Deadline deadline_;
   int looks_ = 0;
   bool done_ = false;
@@ -144,10 +153,7 @@ class GatherExchange final : public Exchange {
  public:
   GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
       : Exchange(std::move(group), std::move(own), sequence, timeout) {
-    std::vector<int> others;
-    for (int rank = 0; rank < group_->size(); ++rank)
-      if (rank != group_->rank) others.push_back(rank);
-    post(others, own_);
+    post(others(), own_);
     arrivals_.resize(static_cast<std::size_t>(group_->size()));
   }
 
@@ -255,7 +261,44 @@ class TreeExchange final : public Exchange {
   bool sent_ = false;
 };
 
+// Records go to every other rank as they are, and are added where they arrive.
+class RecordExchange final : public Exchange {
+ public:
+  RecordExchange(std::shared_ptr<const Group> group, const Header& header, std::shared_ptr<std::byte> records,
+                 std::size_t stride, std::size_t size, std::uint64_t sequence, double timeout)
+      : Exchange(std::move(group), {header, 0, {}, {}, false}, sequence, timeout),
+        records_(std::move(records)),
+        stride_(stride),
+        size_(size),
+        missing_(others()) {
+    group_->links->post_from(in_links(missing_), tag_, place(group_->rank), size_);
+  }
+
+ private:
+  std::shared_ptr<std::byte> place(int rank) const {
+    return {records_, records_.get() + static_cast<std::size_t>(rank) * stride_};
+  }
+  bool advance() override {
+    std::erase_if(missing_, [&](int rank) {
+      return group_->links->poll_into(group_->members[static_cast<std::size_t>(rank)], tag_, place(rank), size_);
+    });
+    return missing_.empty();
+  }
+  std::vector<int> missing() const override { return missing_; }
+
+  std::shared_ptr<std::byte> records_;  // (ranks, stride)
+  std::size_t stride_, size_;
+  std::vector<int> missing_;
+};
+
 }  // namespace
+
+void Links::post_from(std::span<const int>, std::uint64_t, std::shared_ptr<const std::byte>, std::size_t) {
+  fail(Code::unsupported, std::string(transport()) + " sends no memory in place");
+}
+bool Links::poll_into(int, std::uint64_t, std::shared_ptr<std::byte>, std::size_t) {
+  fail(Code::unsupported, std::string(transport()) + " receives no memory in place");
+}
 
 std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
                                               std::uint64_t sequence) {
@@ -263,6 +306,13 @@ std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>
   if (group->size() <= group->patience.gather_limit)
     return std::make_unique<GatherExchange>(group, std::move(own), sequence, timeout);
   return std::make_unique<TreeExchange>(group, std::move(own), sequence, timeout);
+}
+
+std::unique_ptr<Pending::Impl> begin_records(const std::shared_ptr<const Group>& group, const Header& header,
+                                             std::shared_ptr<std::byte> records, std::size_t stride, std::size_t size,
+                                             std::uint64_t sequence) {
+  return std::make_unique<RecordExchange>(group, header, std::move(records), stride, size, sequence,
+                                          group->patience.timeout);
 }
 
 }  // namespace allnorm

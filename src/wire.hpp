@@ -35,4 +35,11 @@ struct Group {
 std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
                                               std::uint64_t sequence);
 
+/// Sends this rank's `size` bytes to the group and receives those of the others, rank r's at records + r * stride, in
+/// memory of the host or of a GPU that is done being written there. The links must take it; the ranks have agreed on
+/// the size under `header`.
+std::unique_ptr<Pending::Impl> begin_records(const std::shared_ptr<const Group>& group, const Header& header,
+                                             std::shared_ptr<std::byte> records, std::size_t stride, std::size_t size,
+                                             std::uint64_t sequence);
+
 }  // namespace allnorm

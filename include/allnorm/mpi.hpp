@@ -9,9 +9,14 @@
 
 namespace allnorm {
 
+/// Whether MPI may be given memory of GPUs: ask it (MPIX_Query_cuda_support of Open MPI, MPIX_GPU_query_support of
+/// MPICH), or know better.
+enum class GpuMemory { ask, taken, refused };
+
 /// A communicator over a duplicate of `comm` (collective over it). MPI must be initialized, at any thread level; all
 /// calls come from one thread at a time. allnorm never initializes or finalizes MPI; destroy the communicator before
-/// MPI_Finalize. With a CUDA queue records go through host memory and the host waits: MPI need not know CUDA.
-std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience = {});
+/// MPI_Finalize. With CUDA queues the host waits in every exchange. Records go through page-locked host memory; long
+/// ones (64 KiB) from GPU to GPU where MPI takes its memory on all ranks.
+std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience = {}, GpuMemory gpu_memory = GpuMemory::ask);
 
 }  // namespace allnorm

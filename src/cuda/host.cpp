@@ -14,6 +14,13 @@ std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index) {
   return {block, static_cast<std::byte*>(block->host())};
 }
 
+std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index) {
+  const cuda::DeviceGuard on(index);
+  void* data = nullptr;
+  cuda::check(cudaMalloc(&data, bytes), "allocating memory");
+  return {static_cast<std::byte*>(data), [](std::byte* memory) { cuda::ignore(cudaFree(memory)); }};
+}
+
 std::string gpu_identity(int index) {
   cudaDeviceProp properties{};
   cuda::check(cudaGetDeviceProperties(&properties, index), "asking for a GPU's properties");

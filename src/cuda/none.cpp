@@ -24,6 +24,7 @@ std::string cuda_summary() { return "this build has no CUDA"; }
 void expect_host_memory(const void*, const char*) {}
 
 std::shared_ptr<std::byte> pinned_memory(std::size_t, int index) { refuse(index); }
+std::shared_ptr<std::byte> gpu_memory(std::size_t, int index) { refuse(index); }
 std::string gpu_identity(int index) { refuse(index); }
 std::shared_ptr<LoneReports> lone_reports(int index) { refuse(index); }
 bool is_captured(Queue&) { return false; }

@@ -5,10 +5,15 @@
 #include <cstring>
 #include <list>
 #include <map>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "exchange.hpp"
+
+#if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
+#include <mpi-ext.h>
+#endif
 
 namespace allnorm {
 
@@ -22,9 +27,22 @@ void check(int status, const char* call) {
   fail(Code::transport, std::string(call) + " failed: " + std::string(text, static_cast<std::size_t>(length)));
 }
 
+// What the MPI of this process says of itself; one that says nothing does not.
+bool mpi_takes_gpu_memory() {
+#if defined(MPIX_GPU_SUPPORT_CUDA)  // MPICH and its kin
+  int supported = 0;
+  return MPIX_GPU_query_support(MPIX_GPU_SUPPORT_CUDA, &supported) == MPI_SUCCESS && supported != 0;
+#elif defined(MPIX_CUDA_AWARE_SUPPORT)  // Open MPI
+  return MPIX_Query_cuda_support() == 1;
+#else
+  return false;
+#endif
+}
+
 class MpiLinks final : public Links {
  public:
-  explicit MpiLinks(MPI_Comm comm) {
+  MpiLinks(MPI_Comm comm, GpuMemory gpu_memory)
+      : takes_gpu_memory_(gpu_memory == GpuMemory::taken || (gpu_memory == GpuMemory::ask && mpi_takes_gpu_memory())) {
     check(MPI_Comm_dup(comm, &comm_), "MPI_Comm_dup");  // our tags meet nobody else's
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
@@ -57,37 +75,41 @@ class MpiLinks final : public Links {
   std::string_view transport() const noexcept override { return "mpi"; }
 
   void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
-    expect(bytes->size() <= INT_MAX, Code::unsupported,
-           [&] { return "a message has " + std::to_string(bytes->size()) + " bytes, MPI takes at most 2^31-1"; });
+    const std::byte* const data = bytes->data();
+    const std::size_t size = bytes->size();
+    post_from(to, tag, {std::move(bytes), data}, size);
+  }
+  bool takes_gpu_memory() const noexcept override { return takes_gpu_memory_; }
+  void post_from(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const std::byte> data,
+                 std::size_t size) override {
+    expect(size <= INT_MAX, Code::unsupported,
+           [&] { return "a message has " + std::to_string(size) + " bytes, MPI takes at most 2^31-1"; });
     for (const int rank : to) {
-      Sending sending{MPI_REQUEST_NULL, tag, bytes};
-      check(MPI_Isend(bytes->data(), static_cast<int>(bytes->size()), MPI_BYTE, rank, mpi_tag(tag), comm_,
-                      &sending.request),
+      Sending sending{MPI_REQUEST_NULL, tag, data};
+      check(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, rank, mpi_tag(tag), comm_, &sending.request),
             "MPI_Isend");
       sendings_.push_back(std::move(sending));
     }
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
-    const auto key = std::pair(from, tag);
-    auto at = receivings_.find(key);
-    if (at == receivings_.end()) {
-      int there = 0;
-      MPI_Message message;
-      MPI_Status status;
-      check(MPI_Improbe(from, mpi_tag(tag), comm_, &there, &message, &status), "MPI_Improbe");
-      if (!there) return nullptr;
-      int count = 0;
-      check(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count");
-      at = receivings_.emplace(key, Receiving{MPI_REQUEST_NULL, Bytes(static_cast<std::size_t>(count))}).first;
-      check(MPI_Imrecv(at->second.bytes.data(), count, MPI_BYTE, &message, &at->second.request), "MPI_Imrecv");
-    }
-    int done = 0;
-    check(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-    if (!done) return nullptr;
-    auto bytes = std::make_shared<const Bytes>(std::move(at->second.bytes));
-    receivings_.erase(at);
-    return bytes;
+    const auto in_new_memory = [](std::size_t size) {
+      auto bytes = std::make_shared<Bytes>(size);
+      std::byte* const data = bytes->data();
+      return Receiving{MPI_REQUEST_NULL, {bytes, data}, bytes};
+    };
+    const auto received = receive(from, tag, in_new_memory);
+    return received ? received->bytes : nullptr;
+  }
+  bool poll_into(int from, std::uint64_t tag, std::shared_ptr<std::byte> data, std::size_t size) override {
+    const auto in_place = [&](std::size_t sent) {
+      expect(sent == size, Code::transport, [&] {
+        return "a record from rank " + std::to_string(from) + " has " + std::to_string(sent) + " bytes, must have " +
+               std::to_string(size);
+      });
+      return Receiving{MPI_REQUEST_NULL, std::move(data), nullptr};
+    };
+    return receive(from, tag, in_place).has_value();
   }
 
   bool flushed(std::uint64_t tag) override {
@@ -104,11 +126,12 @@ class MpiLinks final : public Links {
   struct Sending {
     MPI_Request request;
     std::uint64_t tag;
-    std::shared_ptr<const Bytes> bytes;
+    std::shared_ptr<const std::byte> data;
   };
   struct Receiving {
     MPI_Request request;
-    Bytes bytes;
+    std::shared_ptr<std::byte> data;
+    std::shared_ptr<Bytes> bytes;  // whose data it is, of a message in memory of its own
   };
 
   using Receivings = std::map<std::pair<int, std::uint64_t>, Receiving>;  // by rank and tag
@@ -116,6 +139,29 @@ class MpiLinks final : public Links {
     std::list<Sending> sendings;
     Receivings receivings;
   };
+
+  // The message of that rank and tag when it is there whole; begun to be received when it is announced, into what
+  // place(size) gives.
+  template <class Place>
+  std::optional<Receiving> receive(int from, std::uint64_t tag, const Place& place) {
+    const auto key = std::pair(from, tag);
+    auto at = receivings_.find(key);
+    if (at == receivings_.end()) {
+      int there = 0;
+      MPI_Message message;
+      MPI_Status status;
+      check(MPI_Improbe(from, mpi_tag(tag), comm_, &there, &message, &status), "MPI_Improbe");
+      if (!there) return std::nullopt;
+      int size = 0;
+      check(MPI_Get_count(&status, MPI_BYTE, &size), "MPI_Get_count");
+      at = receivings_.emplace(key, place(static_cast<std::size_t>(size))).first;
+      check(MPI_Imrecv(at->second.data.get(), size, MPI_BYTE, &message, &at->second.request), "MPI_Imrecv");
+    }
+    int done = 0;
+    check(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (!done) return std::nullopt;
+    return std::move(receivings_.extract(at).mapped());
+  }
 
   void progress() {
     for (auto sending = sendings_.begin(); sending != sendings_.end();) {
@@ -133,6 +179,7 @@ class MpiLinks final : public Links {
     return static_cast<int>(context << 15 | (tag & 0x7fffu));
   }
 
+  bool takes_gpu_memory_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::list<Sending> sendings_;
@@ -141,11 +188,11 @@ class MpiLinks final : public Links {
 
 }  // namespace
 
-std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience) {
+std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience, GpuMemory gpu_memory) {
   int initialized = 0;
   MPI_Initialized(&initialized);
   expect(initialized != 0, Code::invalid_argument, "MPI is not initialized: call MPI_Init before allnorm::mpi()");
-  return communicate(std::make_shared<MpiLinks>(comm), patience);
+  return communicate(std::make_shared<MpiLinks>(comm, gpu_memory), patience);
 }
 
 }  // namespace allnorm

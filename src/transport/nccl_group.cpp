@@ -5,7 +5,7 @@
 
 namespace allnorm {
 
-void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried) {
+void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried, const char* misuse) {
   if (result == ncclSuccess) return;
   std::string text = tried + " failed: " + ncclGetErrorString(result);
   const char* const last = ncclGetLastError(comm);
@@ -13,6 +13,7 @@ void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried)
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
   for (char& c : text)
     if (c == '\n') c = ' ';
+  if (result == ncclInvalidUsage) text += misuse;
   fail(Code::transport, text);
 }
 
@@ -23,6 +24,7 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, c
   std::memcpy(&unique, id.bytes.data(), sizeof unique);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
+  constexpr const char* misuse = ": ranks must each have a GPU of their own or an NCCL_HOSTID of their own";
   const std::string tried = "NCCL's communicator of rank " + std::to_string(rank) + " of " + std::to_string(size);
   Deadline deadline(patience, patience.first_timeout);
   ncclComm_t made = nullptr;
@@ -32,9 +34,9 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, c
     expect(!deadline.over(), Code::timeout,
            [&] { return tried + " is not connected after " + deadline.text() + ": a rank is missing or late"; });
     deadline.relax();
-    expect_nccl(ncclCommGetAsyncError(made, &state), made, tried);
+    expect_nccl(ncclCommGetAsyncError(made, &state), made, tried, misuse);
   }
-  expect_nccl(state, made, tried);
+  expect_nccl(state, made, tried, misuse);
   return comm;
 }
 

@@ -22,8 +22,9 @@ namespace allnorm {
 static_assert(NCCL_VERSION_CODE >= NCCL_VERSION(2, 14, 3),
               "NCCL must be 2.14.3 or later: communicators that do not block");
 
-/// Throws transport, "TRIED failed: NCCL's text", unless `result` is success. `comm` may be null.
-void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried);
+/// Throws transport, "TRIED failed: NCCL's text", unless `result` is success. `comm` may be null; `misuse` follows
+/// where NCCL calls it an invalid usage.
+void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried, const char* misuse = "");
 
 /// Who tells this rank that another one failed, and is told when this one does. Either may be null.
 struct SideChannels {
