@@ -47,7 +47,7 @@ class HostExchange {
   }
 
   /// Where an exchange failed its copies may still be on their way, to and from the pinned memory. Its group has ended
-  /// by then, so that the stream comes to them.
+  /// by then, so that the stream comes to their end.
   ~HostExchange() {
     const cuda::RelaxedCapture relaxed;
     cuda::ignore(cudaEventSynchronize(event_.get()));
@@ -57,15 +57,21 @@ class HostExchange {
 
   bool done() const noexcept { return phase_ == Phase::done; }
 
-  /// A step, where one is possible. What goes wrong ends this exchange.
+  /// A step, where one is possible. What goes wrong ends this exchange and the group: the peers wait for this rank's
+  /// part, and its stream for theirs.
   void advance() noexcept {
     try {
       step();
+      return;
+    } catch (const Error& error) {
+      error_ = std::current_exception();
+      group_.end(error.code(), error.message());
     } catch (...) {
       error_ = std::current_exception();
-      phase_ = Phase::done;
-      cuda::ignore(cudaEventRecord(event_.get(), stream_));  // after whatever was enqueued
+      group_.end(Code::transport, "an exchange over NCCL ran out of memory");
     }
+    phase_ = Phase::done;
+    cuda::ignore(cudaEventRecord(event_.get(), stream_));  // after whatever was enqueued
   }
   const NcclGroup& group() const noexcept { return group_; }
 
