@@ -16,9 +16,7 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
   if (exchanges) group_->check();
 
   BackwardArgs args;
-  Buffer<double> scratch;
-  Buffer<std::byte> messages;
-  Record record;
+  Work work;
   try {  // everything that can be wrong on this rank alone
     const Shape parameters = parameter_shape(layer_, x.shape);
     expect_like(dy, x, queue, "grad_output");
@@ -42,14 +40,13 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     args.wants_weight = out.weight.given() || out.bias.given();
     args.frame = frame_view(saved);
     args.header = header(x.dtype, groups, Direction::backward);
-    make_record(messages, record, args.header, 2 * groups, queue);
-    args.sums = steps::payload_of(record.data);
+    work = make_work(backward_scratch(plan.norm, plan.fine, plan.parameters), 2 * groups, args.header, queue);
+    args.sums = steps::payload_of(work.record.data);
+    args.scratch = work.scratch;
     if (exchanges) {
-      args.record = record.data;
+      args.record = work.record.data;
       args.reporter = group_->reporter(queue);
     }
-    scratch = Buffer<double>(index(backward_scratch(plan.norm, plan.fine, plan.parameters)), queue, Fill::none);
-    args.scratch = scratch.data();
     queue.ops().backward_local(args, queue);
   } catch (const Error& error) {
     if (saved.training_) group_->decline(error);
@@ -57,7 +54,7 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
   }
 
   // the same call as forward's, two numbers per group
-  const Gathered gathered = exchanges ? group_->gather(record, queue) : Gathered{nullptr, 0, 0, args.sums};
+  const Gathered gathered = exchanges ? group_->gather(work.record, queue) : Gathered{nullptr, 0, 0, args.sums};
   queue.ops().backward_finish(args, gathered, queue);
 }
 

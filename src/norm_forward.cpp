@@ -164,13 +164,17 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
   args.mask = saved.mask_.data();
 }
 
-// This rank's record of `count` doubles, and room for the group's.
-void NormImpl::make_record(Buffer<std::byte>& messages, Record& record, Header& header, std::int64_t count,
-                           Queue& queue) const {
-  const std::size_t own = (sizeof(RecordHead) + index(count) * sizeof(double) + 63) / 64 * 64;
+// `scratch` doubles, this rank's record of `count` doubles, and room for the group's.
+NormImpl::Work NormImpl::make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const {
+  const auto in_lines = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const std::size_t own = in_lines(index(scratch) * sizeof(double));
+  const std::size_t room = own + in_lines(sizeof(RecordHead) + index(count) * sizeof(double));
   header.set(Field::payload, static_cast<std::uint64_t>(count));
-  messages = Buffer<std::byte>(own + group_->room(index(count), queue), queue, Fill::none);
-  record = {messages.data(), index(count), messages.data() + own};
+  Work work;
+  work.memory = Buffer<std::byte>(room + group_->room(index(count), queue), queue, Fill::none);
+  work.scratch = reinterpret_cast<double*>(work.memory.data());
+  work.record = {work.memory.data() + own, index(count), work.memory.data() + room};
+  return work;
 }
 
 // A call of a layer with a window that compensates: its weights, and what their derivatives will need.
@@ -208,13 +212,12 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     const std::int64_t count = steps::Layout{groups}.size(args.lanes);
     const WeightShape shape = call.source ? call.source->shape : WeightShape{};
     const std::int64_t derivatives = shape.mean_rows * shape.fan_in + shape.channels * shape.fan_in;
-    call.scratch = Buffer<double>(index(2 * groups + 2 + derivatives), queue, Fill::none);
-    args.mean = call.scratch.data();
+    args.header = header(inputs.input.dtype, groups, Direction::forward);
+    call.work = make_work(2 * groups + 2 + derivatives, count, args.header, queue);
+    args.mean = call.work.scratch;
     args.m2 = args.mean + groups;
     auto* weights = reinterpret_cast<std::uint64_t*>(args.m2 + groups);
-    args.header = header(inputs.input.dtype, groups, Direction::forward);
-    make_record(call.messages, call.record, args.header, count, queue);
-    if (group_->size() > 1) args.record = call.record.data;  // a lone rank keeps its centred sums
+    if (group_->size() > 1) args.record = call.work.record.data;  // a lone rank keeps its centred sums
     if (group_->size() > 1 || call.source) args.reporter = group_->reporter(queue);
     if (call.source) {
       const DerivativeSource& source = *call.source;
@@ -222,9 +225,9 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
       call.derivatives = {memory_.rules(), memory_.view(),       true,
                           source.patch,    source.supplied_sum,  source.supplied_product,
                           source.theta,    args.m2 + groups + 2, args.m2 + groups + 2 + shape.mean_rows * shape.fan_in};
-      ops.lanes(
-          {memory_.rules(), memory_.view(), source.theta, args.lanes, steps::payload_of(call.record.data), weights},
-          queue);
+      ops.lanes({memory_.rules(), memory_.view(), source.theta, args.lanes, steps::payload_of(call.work.record.data),
+                 weights},
+                queue);
       expect(queue.device().kind != DeviceKind::cpu || weights[1] == 0, Code::invalid_argument,
              "conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
     }
@@ -234,8 +237,9 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     throw;
   }
 
-  Gathered gathered{nullptr, 0, 0, steps::payload_of(call.record.data)};
-  if (args.record != nullptr) gathered = group_->gather(call.record, queue);
+  const Record& record = call.work.record;
+  Gathered gathered{nullptr, 0, 0, steps::payload_of(record.data)};
+  if (args.record != nullptr) gathered = group_->gather(record, queue);
   ops.forward_finish(args, gathered, queue);
   if (call.source) ops.derivatives(call.derivatives, queue);
   return saved;

@@ -47,14 +47,17 @@ class NormImpl {
   LayerMemory memory_;
 
  private:
-  // What the halves of a forward call work with, between them and until the call is enqueued.
+  // Memory that the halves of a call share until it is enqueued, in one block: on a GPU every allocation takes time.
+  struct Work {
+    Buffer<std::byte> memory{};
+    double* scratch = nullptr;
+    Record record{};  // this rank's, and room for the group's
+  };
   struct Call {
     ForwardArgs args{};
     std::optional<DerivativeSource> source{};
     DerivativesArgs derivatives{};
-    Record record{};
-    Buffer<double> scratch{};
-    Buffer<std::byte> messages{};  // the record, and room for the group's
+    Work work{};
   };
 
   // A call's frame as kernels see it, in saved.memory_; also told to saved.frame_.
@@ -66,7 +69,7 @@ class NormImpl {
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
                 ForwardArgs& args, Queue& queue) const;
   void derive(const ForwardInputs& inputs, Call& call, Queue& queue);
-  void make_record(Buffer<std::byte>& messages, Record& record, Header& header, std::int64_t count, Queue& queue) const;
+  Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const;
   Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
             Queue& queue) const;
 };
