@@ -194,9 +194,8 @@ TEST(ThreadsOnGpus, ACaptureIsRefusedByTheHostAndByGpuMemory) {
       EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
       return error;
     };
-    EXPECT_EQ(
-        captured(),
-        "unsupported: an exchange of records over threads goes through the host, it cannot be captured in a graph");
+    EXPECT_EQ(captured(),
+              "unsupported: an exchange of records over threads waits on the host, it cannot be captured in a graph");
     on_device(r, 0);
     EXPECT_EQ(captured(), "unsupported: ranks as threads of one GPU cannot be captured in a graph");
     on_device(r, 1);
