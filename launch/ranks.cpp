@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <optional>
 #include <set>
@@ -173,6 +174,16 @@ void give_way(int rank, std::chrono::milliseconds base) {
 
 #if ALLNORM_HAVE_MPI
 
+// Where MPI says of itself what is not so.
+GpuMemory gpu_memory_from_environment() {
+  const char* const given = std::getenv("ALLNORM_MPI_GPU_MEMORY");
+  const std::string text = given == nullptr ? "" : given;
+  if (text.empty()) return GpuMemory::ask;
+  expect(text == "taken" || text == "refused", Code::invalid_argument,
+         [&] { return "ALLNORM_MPI_GPU_MEMORY is " + text + ", must be taken or refused"; });
+  return text == "taken" ? GpuMemory::taken : GpuMemory::refused;
+}
+
 int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) {
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
@@ -194,7 +205,7 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)});
   try {
     Queue queue = queue_of(options, local_rank(rank));
-    auto world = world_over(options, mpi(MPI_COMM_WORLD, patience_of(options)), queue);
+    auto world = world_over(options, mpi(MPI_COMM_WORLD, patience_of(options), gpu_memory_from_environment()), queue);
     Rank own{rank, size, std::move(world), std::move(queue), false};
     if (const auto failure = run_one(own, body)) return leave(*failure);  // `own` keeps MPI's objects until the abort
   } catch (const std::exception& error) {

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "src/gpu.hpp"
-#include "src/queue.hpp"
+#include "src/record_room.hpp"
 #include "src/wire.hpp"
 
 namespace allnorm {
@@ -37,7 +37,7 @@ std::size_t bytes_of(const Record& record) noexcept { return sizeof(RecordHead) 
 bool is_gpu(const Queue& queue) noexcept { return queue.device().kind != DeviceKind::cpu; }
 
 void expect_not_captured(const Communicator& group, Queue& queue) {
-  expect(!is_captured(queue), Code::unsupported, [&] {
+  expect(!is_gpu(queue) || !is_captured(queue), Code::unsupported, [&] {
     return "an exchange of records over " + std::string(group.transport()) +
            " waits on the host, it cannot be captured in a graph";
   });
@@ -117,9 +117,9 @@ class LinkedCommunicator final : public Communicator {
   // Through the host until one exchange between GPUs is done there, from then on in their memory where the transport
   // can. So all ranks change over together, and what is wrong in a group's first call is told as on the CPU.
   Gathered gather(const Record& record, Queue& queue) override {
-    expect(is_gpu(queue) || !(hub_ || in_place_), Code::invalid_argument,
-           "the queue of an exchange is on cpu, must be on a GPU as in the group's earlier ones");
     if (hub_) {
+      expect(is_gpu(queue), Code::invalid_argument,
+             "the queue of an exchange is on cpu, must be on a GPU as in the group's earlier ones");
       count(record.count);
       return hub_->gather(rank(), record, queue);
     }
@@ -182,33 +182,33 @@ class LinkedCommunicator final : public Communicator {
     traffic_.bytes += doubles * sizeof(double);
   }
 
-  // Heads through the host, where what is wrong is told; then the records from GPU to GPU, by a transport that takes
-  // their memory: worth a second round where there is much to copy. (The bound is reasoned: what a link of 25 GB/s
-  // copies there and back in the time of a message. It is not measured.)
+  // Heads through the host, where what is wrong is told; then the records from memory to memory, by a transport that
+  // takes that of GPUs: worth a second round where there is much to copy. (The bound is reasoned: what a link of 25
+  // GB/s copies there and back in the time of a message. It is not measured.)
   static constexpr std::size_t worth_a_round = 64 << 10;  // bytes
   Gathered gather_in_place(const Record& record, Queue& queue) {
-    expect_not_captured(*this, queue);
-    const auto last = last_queue_.lock();                   // one that has ended has waited
-    if (last && last != queue.shared_impl()) last->wait();  // it may still read the records
-    last_queue_ = queue.shared_impl();
-    const std::size_t bytes = bytes_of(record), stride = (bytes + 127) / 128 * 128;
-    if (const std::size_t all = static_cast<std::size_t>(size()) * stride; all > records_size_) {
-      records_ = gpu_memory(std::max(all, 2 * records_size_), queue.device().index);
-      records_size_ = std::max(all, 2 * records_size_);
-    }
-    std::byte* const staged = staging(sizeof(RecordHead), queue);
-    copy_on_device(records_.get() + static_cast<std::size_t>(rank()) * stride, record.data, bytes, queue);
-    copy_to_host(staged, record.data, sizeof(RecordHead), queue);
-    queue.wait();
+    const auto on_gpu = current_gpu(queue);  // libraries that take a pointer look at the current device too
     RecordHead head;
-    std::memcpy(&head, staged, sizeof head);
+    try {  // what can be wrong on this rank alone
+      expect_not_captured(*this, queue);
+      head = room_.put(record, rank(), size(), queue);
+    } catch (const Error& error) {
+      decline(error);
+      throw;
+    }
     head.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     head.header.set(Field::payload, static_cast<std::uint64_t>(record.count));
     count(record.count);
     drain();
     expect_same_weights(Pending(begin({head.header, head.flags, {}, {}, false})).wait().flags);
-    Pending(begin_records(group_, head.header, records_, stride, bytes, sequence_++)).wait();
-    return {records_.get(), stride, size(), nullptr};
+    try {
+      Pending(begin_records(group_, head.header, room_.records(), room_.stride(), bytes_of(record), sequence_++))
+          .wait();
+    } catch (...) {
+      room_.reset();
+      throw;
+    }
+    return {room_.records().get(), room_.stride(), size(), nullptr};
   }
 
   // Where records of a GPU pass the host.
@@ -241,11 +241,9 @@ class LinkedCommunicator final : public Communicator {
   std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
   std::shared_ptr<DeviceHub> hub_;     // null while records go through the host
   std::shared_ptr<std::byte> staging_;
-  std::size_t staging_size_ = 0;           // bytes
-  bool in_place_ = false;                  // long records go from GPU to GPU
-  std::shared_ptr<std::byte> records_;     // of all ranks, where they do
-  std::size_t records_size_ = 0;           // bytes
-  std::weak_ptr<Queue::Impl> last_queue_;  // of an exchange from GPU to GPU
+  std::size_t staging_size_ = 0;  // bytes
+  bool in_place_ = false;         // long records go from memory to memory
+  RecordRoom room_;               // where they do
 };
 
 }  // namespace

@@ -17,6 +17,9 @@ std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index);
 /// the GPU. Throws device, unsupported.
 std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index);
 
+/// Makes the queue's GPU the calling thread's current device until the result ends; null for a CPU queue.
+std::shared_ptr<void> current_gpu(const Queue& queue);
+
 /// The UUID of GPU `index`: the same text in every process that uses this GPU, whatever number it has there. Throws
 /// device, unsupported.
 std::string gpu_identity(int index);

@@ -45,7 +45,11 @@ struct Arrival {
     const std::byte* at = bytes->data() + sizeof prefix + prefix.count * sizeof(double);
     return {reinterpret_cast<const char*>(at), prefix.verdict_size};
   }
-  void add_to(std::vector<double>& sum) const noexcept {
+  /// Equal headers have equal lengths: ranks that are out of step may break that.
+  void add_to(std::vector<double>& sum) const {
+    expect(prefix.count == sum.size(), Code::transport, [&] {
+      return "a message has " + std::to_string(prefix.count) + " doubles, must have " + std::to_string(sum.size());
+    });
     const std::byte* at = bytes->data() + sizeof prefix;
     for (std::size_t i = 0; i < sum.size(); ++i) {
       double value;
@@ -183,6 +187,7 @@ class GatherExchange final : public Exchange {
     for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
       rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
       result_.flags |= rank_flags_.back();
+      if (!result_.verdict.empty()) continue;
       if (!is_own(rank))
         arrivals_[rank].add_to(result_.payload);
       else

@@ -14,7 +14,7 @@
 
 namespace allnorm {
 
-/// How ranks wait for each other.
+/// How ranks wait for each other. The functions must not throw.
 struct Patience {
   double timeout = 120;        ///< seconds until a missing rank is an Error{timeout}
   double first_timeout = 600;  ///< the same for the first exchange of a communicator: ranks start at different times

@@ -16,9 +16,19 @@ std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index) {
 
 std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index) {
   const cuda::DeviceGuard on(index);
+  const cuda::RelaxedCapture relaxed;
   void* data = nullptr;
   cuda::check(cudaMalloc(&data, bytes), "allocating memory");
-  return {static_cast<std::byte*>(data), [](std::byte* memory) { cuda::ignore(cudaFree(memory)); }};
+  const auto release = [](std::byte* memory) {
+    const cuda::RelaxedCapture relaxed_too;
+    cuda::ignore(cudaFree(memory));
+  };
+  return {static_cast<std::byte*>(data), release};
+}
+
+std::shared_ptr<void> current_gpu(const Queue& queue) {
+  if (queue.device().kind == DeviceKind::cpu) return nullptr;
+  return std::make_shared<cuda::DeviceGuard>(queue.device().index);
 }
 
 std::string gpu_identity(int index) {

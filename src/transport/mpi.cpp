@@ -93,23 +93,18 @@ class MpiLinks final : public Links {
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
-    const auto in_new_memory = [](std::size_t size) {
-      auto bytes = std::make_shared<Bytes>(size);
-      std::byte* const data = bytes->data();
-      return Receiving{MPI_REQUEST_NULL, {bytes, data}, bytes};
-    };
-    const auto received = receive(from, tag, in_new_memory);
+    const auto received = receive(from, tag, in_own_memory);
     return received ? received->bytes : nullptr;
   }
   bool poll_into(int from, std::uint64_t tag, std::shared_ptr<std::byte> data, std::size_t size) override {
     const auto in_place = [&](std::size_t sent) {
-      expect(sent == size, Code::transport, [&] {
-        return "a record from rank " + std::to_string(from) + " has " + std::to_string(sent) + " bytes, must have " +
-               std::to_string(size);
-      });
-      return Receiving{MPI_REQUEST_NULL, std::move(data), nullptr};
+      return sent == size ? Receiving{MPI_REQUEST_NULL, std::move(data), nullptr} : in_own_memory(sent);
     };
-    return receive(from, tag, in_place).has_value();
+    const auto received = receive(from, tag, in_place);
+    if (received && received->bytes)
+      fail(Code::transport, "a record from rank " + std::to_string(from) + " has " +
+                                std::to_string(received->bytes->size()) + " bytes, must have " + std::to_string(size));
+    return received.has_value();
   }
 
   bool flushed(std::uint64_t tag) override {
@@ -140,6 +135,11 @@ class MpiLinks final : public Links {
     Receivings receivings;
   };
 
+  static Receiving in_own_memory(std::size_t size) {
+    auto bytes = std::make_shared<Bytes>(size);
+    std::byte* const data = bytes->data();
+    return {MPI_REQUEST_NULL, {bytes, data}, bytes};
+  }
   // The message of that rank and tag when it is there whole; begun to be received when it is announced, into what
   // place(size) gives.
   template <class Place>

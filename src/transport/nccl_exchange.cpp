@@ -47,10 +47,17 @@ class HostExchange {
   }
 
   /// Where an exchange failed its copies may still be on their way, to and from the pinned memory. Its group has ended
-  /// by then, so that the stream comes to their end.
+  /// by then, so that the stream comes to their end, unless other work in it waits for a rank that is gone: then the
+  /// memory is left to the process.
   ~HostExchange() {
     const cuda::RelaxedCapture relaxed;
-    cuda::ignore(cudaEventSynchronize(event_.get()));
+    Deadline deadline(group_.patience(), group_.patience().timeout);
+    for (cudaError_t state; (state = cudaEventQuery(event_.get())) == cudaErrorNotReady; deadline.relax()) {
+      cuda::ignore(state);
+      if (!deadline.over()) continue;
+      new cuda::PinnedBlock(std::move(pinned_));  // never deleted
+      return;
+    }
   }
   HostExchange(const HostExchange&) = delete;
   HostExchange& operator=(const HostExchange&) = delete;
@@ -68,10 +75,14 @@ class HostExchange {
       group_.end(error.code(), error.message());
     } catch (...) {
       error_ = std::current_exception();
-      group_.end(Code::transport, "an exchange over NCCL ran out of memory");
+      group_.end(Code::transport, "out of memory");
     }
     phase_ = Phase::done;
-    cuda::ignore(cudaEventRecord(event_.get(), stream_));  // after whatever was enqueued
+    try {
+      const cuda::DeviceGuard guard(guard_device_);
+      cuda::ignore(cudaEventRecord(event_.get(), stream_));  // after whatever was enqueued
+    } catch (const Error&) {  // the device is in an error state: nothing runs there any more
+    }
   }
   const NcclGroup& group() const noexcept { return group_; }
 

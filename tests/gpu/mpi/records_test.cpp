@@ -11,6 +11,10 @@
 #include "gpu/records.hpp"
 #include "harness.hpp"
 
+#if ALLNORM_CUDA_EMULATED
+#include "cuda_emulation.hpp"
+#endif
+
 namespace {
 
 using namespace allnorm;
@@ -91,6 +95,32 @@ TEST(MpiRecords, StayOnTheHostWhereOneRankHasItSo) {
   device_pointers = 0;
   for (std::uint64_t call = 0; call < 3; ++call) expect_sum(*world, call, many, queue);
   EXPECT_EQ(device_pointers, 0);
+}
+
+TEST(MpiRecords, MayBeOfAnotherGpuOrOfTheHostLater) {
+  const auto world = mpi(MPI_COMM_WORLD, {}, if_it_can);
+  Queue gpu = Queue::cuda(), other = Queue::cuda(cuda_devices() - 1), cpu = Queue::cpu();
+  std::uint64_t call = 0;
+  for (int round = 0; round < 2; ++round)
+    for (Queue* queue : {&gpu, &other, world->rank() == 1 ? &cpu : &gpu, &cpu})
+      for (const std::size_t count : {many, few}) expect_sum(*world, call++, count, *queue);
+}
+
+TEST(MpiRecords, WithoutRoomOnOneRankAreDeclined) {
+#if ALLNORM_CUDA_EMULATED
+  Queue queue = Queue::cuda();
+  const auto world = mpi(MPI_COMM_WORLD, {}, if_it_can);
+  expect_sum(*world, 0, many, queue);
+  DeviceRecord record(world->room(many, queue), many, queue);
+  record.write(Header("bn", Direction::forward, 1), std::vector<double>(many, 1.0), queue);
+  if (world->rank() == 1) cuda_emulation::fail_next("cudaMalloc", cudaErrorMemoryAllocation);
+  const std::string said = error_of([&] { world->gather(record.view(), queue); });
+  EXPECT_NE(said.find("allocating memory on cuda:0 failed: out of memory"), std::string::npos) << said;
+  EXPECT_EQ(said.find(world->rank() == 1 ? "device: " : "aborted: rank 1 failed: "), 0u) << said;
+  expect_sum(*world, 2, many, queue);
+#else
+  GTEST_SKIP() << "a GPU does not run out of memory on demand";
+#endif
 }
 
 TEST(MpiRecords, ThatDisagreeAreNamedAndTheGroupGoesOn) {
