@@ -16,6 +16,7 @@ namespace {
 
 #if ALLNORM_TORCH_CUDA
 
+constexpr bool with_cuda = true;
 c10::DeviceIndex index_of(const Queue& own) { return static_cast<c10::DeviceIndex>(own.device().index); }
 
 /// The queue over torch's current stream on the GPU of `own`.
@@ -36,6 +37,7 @@ c10::Device gpu_of(const Queue& own) { return {c10::DeviceType::CUDA, index_of(o
 
 #else
 
+constexpr bool with_cuda = false;
 [[noreturn]] void no_gpu(const Queue& own) {
   fail(Code::unsupported, "device of the module's queue is " + to_string(own.device()) +
                               ", must be cpu in this build: the library and libtorch were not both found with CUDA");
@@ -46,6 +48,8 @@ c10::Device gpu_of(const Queue& own) { no_gpu(own); }
 #endif
 
 }  // namespace
+
+bool has_gpus() noexcept { return with_cuda; }
 
 c10::Device device_for(const Queue& own) {
   return own.device().kind == DeviceKind::cpu ? c10::Device(c10::DeviceType::CPU) : gpu_of(own);

@@ -7,6 +7,9 @@
 
 namespace allnorm::torch_adapter {
 
+/// Whether modules can be on GPUs: the library and libtorch were both found with CUDA.
+bool has_gpus() noexcept;
+
 /// torch's name for the device of a module's queue. Throws unsupported for a GPU where this build of the adapter has
 /// no CUDA (libtorch or the library was built without it).
 c10::Device device_for(const Queue& own);

@@ -10,6 +10,7 @@
 #include <boost/program_options/value_semantic.hpp>
 #include <boost/program_options/variables_map.hpp>
 
+#include "adapters/torch/streams.hpp"
 #include "launch/help.hpp"
 
 namespace allnorm::launch::train {
@@ -134,10 +135,13 @@ Settings parse(const Arguments& arguments) {
     settings.norms.push_back(parse_choice(text));
   for (const NormChoice& choice : settings.norms) layer_of(choice, 1, calls_per_update(settings, choice), 1);
   check(settings.ranks);
-  expect(settings.ranks.device == "cpu" || !ranks_are_threads(settings.ranks), Code::unsupported,
-         "libtorch runs the backward pass of one GPU on one thread, ranks must be processes");
-  expect(settings.ranks.device == "cpu", Code::unsupported,
-         [&] { return "--device is " + settings.ranks.device + ", must be cpu for train in this version"; });
+  const bool on_cpu = settings.ranks.device == "cpu";
+  expect(on_cpu || !ranks_are_threads(settings.ranks), Code::unsupported,
+         "--device is cuda, must be cpu for ranks as threads: libtorch runs the backward pass of one GPU on one thread "
+         "(or: mpirun -n K allnorm train --device cuda ...)");
+  expect(on_cpu || torch_adapter::has_gpus(), Code::unsupported,
+         "--device is cuda, must be cpu: the libtorch of this build has no CUDA; install one that has it (pip's torch) "
+         "and configure again");
   return settings;
 }
 

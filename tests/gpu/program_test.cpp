@@ -12,6 +12,13 @@
 #include "launch/files/npy_convert.hpp"
 #include "program/runner.hpp"
 
+#if ALLNORM_HAVE_TORCH
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "adapters/torch/streams.hpp"
+#endif
+
 namespace allnorm::test {
 namespace {
 
@@ -208,6 +215,48 @@ TEST_F(OverNccl, TwoRanksOnOneGpuAreExitSix) {
   EXPECT_EQ(outcome.err, "allnorm: ranks 0 and " + std::to_string(gpus) +
                              " are both on cuda:0, must each have a GPU of their own or an NCCL_HOSTID of their own\n");
 }
+
+#if ALLNORM_HAVE_TORCH
+
+// The mean losses of the epochs in a log.
+std::vector<double> losses(const std::string& path) {
+  std::vector<double> all;
+  std::ifstream log(path);
+  for (std::string line; std::getline(log, line);) {
+    const auto entry = nlohmann::json::parse(line);
+    if (entry.contains("loss") && entry["loss"].is_number()) all.push_back(entry["loss"]);
+  }
+  return all;
+}
+
+TEST(TrainingOnGpus, IsForProcesses) {
+  const Workplace place;
+  const std::string words =
+      "train --norm sync_batch_norm --batch-per-rank 32 --epochs 1 --data " ALLNORM_SOURCE_DIR "/data/digits --log ";
+  const Outcome threads = place.run(words + "threads --device cuda --ranks 2");
+  EXPECT_EQ(threads.code, 6);
+  EXPECT_EQ(
+      threads.err,
+      "allnorm: --device is cuda, must be cpu for ranks as threads: libtorch runs the backward pass of one GPU on "
+      "one thread (or: mpirun -n K allnorm train --device cuda ...)\n");
+  const Outcome alone = place.run(words + "cuda --device cuda");
+  if (!torch_adapter::has_gpus()) {
+    EXPECT_EQ(alone.code, 6);
+    EXPECT_EQ(alone.err,
+              "allnorm: --device is cuda, must be cpu: the libtorch of this build has no CUDA; install one that has it "
+              "(pip's torch) and configure again\n");
+    return;
+  }
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  ASSERT_EQ(place.run(words + "cpu").code, 0);
+  const std::vector<double> on_gpu = losses(place.path("cuda")), on_cpu = losses(place.path("cpu"));
+  ASSERT_EQ(on_cpu.size(), 1u);
+  ASSERT_EQ(on_gpu.size(), 1u);
+  // f32 gradients that are summed in another order drift apart slowly; this is after 40 updates.
+  EXPECT_NEAR(on_gpu[0], on_cpu[0], 0.02 * on_cpu[0]);
+}
+
+#endif
 
 }  // namespace
 }  // namespace allnorm::test
