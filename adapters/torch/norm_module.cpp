@@ -95,11 +95,20 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
   }
 };
 
+Norm make_norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
+               const std::string& name) {
+  const bool are_threads = group && group->size() > 1 && group->transport() == "threads";
+  expect(queue.device().kind == DeviceKind::cpu || !are_threads, Code::unsupported,
+         "ranks of modules on GPUs are threads, must be processes: libtorch runs the backward pass of one GPU on one "
+         "thread");
+  return Norm(layer, channels, std::move(group), current_queue(queue), name);
+}
+
 }  // namespace
 
 NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        const std::string& name)
-    : norm_(layer, channels, std::move(group), current_queue(queue), name), queue_(&queue) {
+    : norm_(make_norm(layer, channels, std::move(group), queue, name)), queue_(&queue) {
   const auto& attributes = layer.row->attributes;
   expect(layer.options.activation.kind == ActivationKind::identity ||
              std::any_of(attributes.begin(), attributes.end(), [](const auto& a) { return a.name == "activation"; }),

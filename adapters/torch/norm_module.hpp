@@ -37,7 +37,7 @@ class NormModule : public torch::nn::Module {
   /// `channels` is C, also for layer_norm, whose parameters have the layer's normalized_shape (which must be given).
   /// The parameters are made on the queue's device. `queue` is borrowed and must outlive the module, and the module the
   /// graphs of its calls. `name` must be the same on all ranks. Throws invalid_argument for an activation that the
-  /// layer's row does not have, unsupported as device_for().
+  /// layer's row does not have, unsupported as device_for() and for ranks as threads on GPUs.
   NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
              const std::string& name);
 
