@@ -18,14 +18,14 @@ TEST(ModulesOnGpus, AreNotForRanksAsThreads) {
   Queue queue = Queue::cuda();
   const auto worlds = threads(2);
   EXPECT_EQ(
-      harness::error_of([&] { NormModule(Layer("batch_norm"), 3, worlds[0], queue); }),
+      harness::error_of([&] { NormModule(Layer("batch_norm"), 3, worlds[0], queue, "bn"); }),
       "unsupported: ranks of modules on GPUs are threads, must be processes: libtorch runs the backward pass of one "
       "GPU on one thread");
 }
 
 TEST(ModulesOnGpus, NeedALibtorchWithCuda) {
   Queue queue = Queue::cuda();
-  const std::string said = harness::error_of([&] { NormModule(Layer("batch_norm"), 3, nullptr, queue); });
+  const std::string said = harness::error_of([&] { NormModule(Layer("batch_norm"), 3, nullptr, queue, "bn"); });
   EXPECT_EQ(said,
             torch_adapter::has_gpus()
                 ? ""
