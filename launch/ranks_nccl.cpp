@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "allnorm/nccl.hpp"
@@ -28,19 +27,13 @@ std::string host_identity() {
   return name.data();
 }
 
-// FNV-1a, 64 bits: texts of any length in a message of numbers.
-std::uint64_t hash_of(std::string_view text) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-
 // Per rank: the two halves of its GPU's hash, which doubles hold exactly, and the number that the GPU has there.
 void expect_own_gpus(Communicator& ranks, Queue& queue) {
   constexpr std::size_t words = 3;
   const auto size = static_cast<std::size_t>(ranks.size()), own = static_cast<std::size_t>(ranks.rank());
   const int index = queue.device().index;
-  const std::uint64_t hash = hash_of(host_identity() + "/" + gpu_identity(index));
+  const std::string gpu = host_identity() + "/" + gpu_identity(index);
+  const std::uint64_t hash = hash_of(gpu.data(), gpu.size());
   Message message{Header("nccl", Direction::agreement, 0), std::vector<double>(words * size, 0.0), 0, {}};
   message.payload[words * own] = static_cast<double>(hash >> 32);
   message.payload[words * own + 1] = static_cast<double>(hash & 0xffffffffu);

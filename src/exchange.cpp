@@ -52,24 +52,40 @@ struct ThroughHost {
   std::uint64_t flags;  // of all ranks
 };
 
-// Exchanges the records as messages: on a CUDA queue the record is brought to `staged`, and the sum taken back.
-// `more_flags` are this rank's, beside the record's own.
-ThroughHost gather_through_host(Communicator& group, const Record& record, std::byte* staged, std::uint64_t more_flags,
-                                Queue& queue) {
-  const std::byte* own = record.data;
-  if (is_gpu(queue)) {
-    expect_not_captured(group, queue);
-    copy_to_host(staged, record.data, bytes_of(record), queue);
-    queue.wait();
-    own = staged;
+// The record as a message; from a CUDA queue it passes the host memory that stage(bytes) gives. What goes wrong here is
+// this rank's own: it declines the exchange.
+template <class Stage>
+Message message_of(Communicator& group, const Record& record, const Stage& stage, Queue& queue) {
+  try {
+    const std::byte* own = record.data;
+    if (is_gpu(queue)) {
+      expect_not_captured(group, queue);
+      std::byte* const staged = stage(bytes_of(record));
+      copy_to_host(staged, record.data, bytes_of(record), queue);
+      queue.wait();
+      own = staged;
+    }
+    RecordHead head;
+    std::memcpy(&head, own, sizeof head);
+    std::vector<double> payload(record.count);
+    if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
+    return {head.header, std::move(payload), head.flags, {}};
+  } catch (const Error& error) {
+    group.decline(error);
+    throw;
   }
-  RecordHead head;
-  std::memcpy(&head, own, sizeof head);
-  std::vector<double> payload(record.count);
-  if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
-  const Message sum = group.exchange({head.header, std::move(payload), head.flags | more_flags, {}}, queue);
+}
+
+// Exchanges the records as messages; the sum goes where the record's doubles were. `more_flags` are this rank's, beside
+// the record's own.
+template <class Stage>
+ThroughHost gather_through_host(Communicator& group, const Record& record, const Stage& stage, std::uint64_t more_flags,
+                                Queue& queue) {
+  Message own = message_of(group, record, stage, queue);
+  own.flags |= more_flags;
+  const Message sum = group.exchange(std::move(own), queue);
   expect_same_weights(sum.flags);
-  std::byte* to = record.data + sizeof head;
+  std::byte* to = record.data + sizeof(RecordHead);
   copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
   return {{nullptr, 0, 0, reinterpret_cast<const double*>(to)}, sum.flags};
 }
@@ -77,8 +93,12 @@ ThroughHost gather_through_host(Communicator& group, const Record& record, std::
 }  // namespace
 
 Gathered Communicator::gather(const Record& record, Queue& queue) {
-  std::vector<std::byte> staged(is_gpu(queue) ? bytes_of(record) : 0);
-  return gather_through_host(*this, record, staged.data(), 0, queue).sums;
+  std::vector<std::byte> staged;
+  const auto stage = [&staged](std::size_t bytes) {
+    staged.resize(bytes);
+    return staged.data();
+  };
+  return gather_through_host(*this, record, stage, 0, queue).sums;
 }
 
 std::shared_ptr<DeviceHub> Links::device_hub(const std::vector<int>&, std::uint64_t, const Patience&) {
@@ -93,6 +113,7 @@ class LinkedCommunicator final : public Communicator {
   LinkedCommunicator(const LinkedCommunicator&) = delete;
   LinkedCommunicator& operator=(const LinkedCommunicator&) = delete;
   ~LinkedCommunicator() override {
+    group_->declined->clear();  // they hold the group
     if (hub_) hub_->leave(rank());
   }
 
@@ -128,8 +149,8 @@ class LinkedCommunicator final : public Communicator {
     constexpr std::uint64_t in_host_memory = std::uint64_t{1} << 62;
     const bool in_place = group_->links->takes_gpu_memory() && size() > 1 && size() <= group_->patience.gather_limit;
     const std::uint64_t flags = (is_gpu(queue) ? 0 : on_cpu) | (in_place ? 0 : in_host_memory);
-    std::byte* const staged = is_gpu(queue) ? staging(bytes_of(record), queue) : nullptr;
-    const ThroughHost all = gather_through_host(*this, record, staged, flags, queue);
+    const auto stage = [&](std::size_t bytes) { return staging(bytes, queue); };
+    const ThroughHost all = gather_through_host(*this, record, stage, flags, queue);
     if ((all.flags & on_cpu) != 0) return all.sums;
     hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
     in_place_ = (all.flags & in_host_memory) == 0;
@@ -140,7 +161,6 @@ class LinkedCommunicator final : public Communicator {
     message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
     count(message.payload.size());
-    drain();
     return Pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
   }
 
@@ -149,7 +169,7 @@ class LinkedCommunicator final : public Communicator {
     try {
       const std::string why = "rank " + std::to_string(rank()) + " failed: " + error.message();
       if (hub_) return hub_->abort(why);  // peers wait in their streams, where no message reaches them
-      declined_.push_back(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
+      group_->declined->add(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
     } catch (...) {  // no memory to say so: the peers' deadline remains
     }
   }
@@ -199,7 +219,6 @@ class LinkedCommunicator final : public Communicator {
     head.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     head.header.set(Field::payload, static_cast<std::uint64_t>(record.count));
     count(record.count);
-    drain();
     expect_same_weights(Pending(begin({head.header, head.flags, {}, {}, false})).wait().flags);
     try {
       Pending(begin_records(group_, head.header, room_.records(), room_.stride(), bytes_of(record), sequence_++))
@@ -222,22 +241,9 @@ class LinkedCommunicator final : public Communicator {
 
   std::unique_ptr<Pending::Impl> begin(Parcel own) { return begin_exchange(group_, std::move(own), sequence_++); }
 
-  // Takes what peers sent to exchanges that this rank declined.
-  void drain() {
-    const auto over = [](const std::unique_ptr<Pending::Impl>& pending) {
-      try {
-        return pending->poll();
-      } catch (const Error&) {
-        return true;
-      }
-    };
-    declined_.erase(std::remove_if(declined_.begin(), declined_.end(), over), declined_.end());
-  }
-
   std::shared_ptr<const Group> group_;
   std::uint64_t sequence_ = 0;
   Traffic traffic_;
-  std::vector<std::unique_ptr<Pending::Impl>> declined_;
   std::shared_ptr<LoneReports> lone_;  // of a lone rank on a GPU
   std::shared_ptr<DeviceHub> hub_;     // null while records go through the host
   std::shared_ptr<std::byte> staging_;

@@ -91,9 +91,11 @@ class Exchange : public Pending::Impl {
         own_(std::move(own)),
         deadline_(group_->patience, timeout) {}
 
+  // A rank that declined may take what was sent to it later, or never: nobody waits for that.
   bool poll() final {
+    group_->declined->drain();
     if (!done_) done_ = advance();
-    if (done_ && group_->links->flushed(tag_)) return true;
+    if (done_ && (group_->links->flushed(tag_) || result_.declined)) return true;
     if (++looks_ % 64 == 0 && deadline_.over()) late();
     return false;
   }
@@ -297,6 +299,20 @@ class RecordExchange final : public Exchange {
 };
 
 }  // namespace
+
+void Declined::drain() {
+  if (exchanges_.empty()) return;
+  std::vector<std::unique_ptr<Pending::Impl>> all = std::move(exchanges_);  // each of them drains when it is polled
+  exchanges_.clear();
+  std::erase_if(all, [](const std::unique_ptr<Pending::Impl>& exchange) {
+    try {
+      return exchange->poll();
+    } catch (const Error&) {
+      return true;
+    }
+  });
+  exchanges_ = std::move(all);
+}
 
 void Links::post_from(std::span<const int>, std::uint64_t, std::shared_ptr<const std::byte>, std::size_t) {
   fail(Code::unsupported, std::string(transport()) + " sends no memory in place");

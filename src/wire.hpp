@@ -19,6 +19,18 @@ struct Parcel {
   bool declined = false;
 };
 
+/// Exchanges that this rank declined. What the peers send to them is still taken, so that long messages leave.
+class Declined {
+ public:
+  void add(std::unique_ptr<Pending::Impl> exchange) { exchanges_.push_back(std::move(exchange)); }
+  /// Takes what has come; without blocking.
+  void drain();
+  void clear() noexcept { exchanges_.clear(); }
+
+ private:
+  std::vector<std::unique_ptr<Pending::Impl>> exchanges_;
+};
+
 /// A group's view of its links. Shared by the communicator and the exchanges that it started.
 struct Group {
   std::shared_ptr<Links> links;
@@ -26,6 +38,7 @@ struct Group {
   int rank = 0;
   std::uint64_t context = 0;
   Patience patience;
+  std::unique_ptr<Declined> declined = std::make_unique<Declined>();
 
   int size() const noexcept { return static_cast<int>(members.size()); }
   std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }

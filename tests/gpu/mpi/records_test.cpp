@@ -110,14 +110,18 @@ TEST(MpiRecords, WithoutRoomOnOneRankAreDeclined) {
 #if ALLNORM_CUDA_EMULATED
   Queue queue = Queue::cuda();
   const auto world = mpi(MPI_COMM_WORLD, {}, if_it_can);
-  expect_sum(*world, 0, many, queue);
-  DeviceRecord record(world->room(many, queue), many, queue);
-  record.write(Header("bn", Direction::forward, 1), std::vector<double>(many, 1.0), queue);
-  if (world->rank() == 1) cuda_emulation::fail_next("cudaMalloc", cudaErrorMemoryAllocation);
-  const std::string said = error_of([&] { world->gather(record.view(), queue); });
-  EXPECT_NE(said.find("allocating memory on cuda:0 failed: out of memory"), std::string::npos) << said;
-  EXPECT_EQ(said.find(world->rank() == 1 ? "device: " : "aborted: rank 1 failed: "), 0u) << said;
-  expect_sum(*world, 2, many, queue);
+  std::uint64_t call = 0;
+  const auto expect_declined = [&](const char* function, const std::string& reason) {
+    DeviceRecord record(world->room(many, queue), many, queue);
+    record.write(Header("bn", Direction::forward, call++), std::vector<double>(many, 1.0), queue);
+    if (world->rank() == 1) cuda_emulation::fail_next(function, cudaErrorMemoryAllocation);
+    const std::string said = error_of([&] { world->gather(record.view(), queue); });
+    EXPECT_NE(said.find(reason + " on cuda:0 failed: out of memory"), std::string::npos) << said;
+    EXPECT_EQ(said.find(world->rank() == 1 ? "device: " : "aborted: rank 1 failed: "), 0u) << said;
+    expect_sum(*world, call++, many, queue);
+  };
+  expect_declined("cudaHostAlloc", "allocating pinned memory");  // through the host
+  expect_declined("cudaMalloc", "allocating memory");            // from GPU to GPU
 #else
   GTEST_SKIP() << "a GPU does not run out of memory on demand";
 #endif
