@@ -83,8 +83,8 @@ ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered&
 ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
                                                std::int64_t g, bool commits) {
   const Layout layout{args.norm.groups()};
-  const auto current = args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g])
-                                              : moments_of(args.rules, args.state, gathered, layout, turn.count, g);
+  const auto current =
+      args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g]) : moments_of(gathered, layout, g);
   const auto lane = [&](std::int64_t entry, bool of_variance) {
     if (!args.rules.compensate) return 0.0;
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));

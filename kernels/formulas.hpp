@@ -18,23 +18,47 @@ struct Moments {
   double mean = 0, var = 0;  // var is biased
 };
 
-// ---- 2: one round of sums about a pivot that all ranks share -------------------------------------------------------
+// ---- 2: the moments of all ranks, merged rank by rank --------------------------------------------------------------
 
-struct ShiftedSums {
-  double sum = 0, squares = 0;  // of (x - pivot) and its square
+/// How `more` values merge with the `before` ones that were merged already: the same for all groups of a message. A
+/// part without values is to be skipped, and the first part that has some is taken as it is: no sum there has a product
+/// with what a count of 0 stands beside.
+struct Merge {
+  double before = 0, more = 0;
+  double count = 0;             // of both
+  double share = 0, cross = 0;  // more / count, before * share
+
+  ALLNORM_HOST_DEVICE Merge(double n, double added)
+      : before(n), more(added), count(n + added), share(added / count), cross(n * share) {}
+
+  ALLNORM_HOST_DEVICE bool skips() const { return more == 0; }
+  ALLNORM_HOST_DEVICE double mean(double merged, double part) const {
+    return before == 0 ? part : merged + (part - merged) * share;
+  }
+  /// Of sums of (x - mean x)(y - mean y), y = x for squares; dx and dy: the part's mean less the merged one, before.
+  ALLNORM_HOST_DEVICE double products(double merged, double part, double dx, double dy) const {
+    return before == 0 ? part : merged + part + dx * dy * cross;
+  }
 };
 
-ALLNORM_HOST_DEVICE inline ShiftedSums shift(double count, double mean, double m2, double pivot) {
-  const double d = mean - pivot;
-  return {count * d, m2 + count * d * d};
-}
+/// Where a transport can only add: one round adds n and n * mean, whose quotient is a middle that all ranks share; the
+/// next adds n and the sums about it, which give the moments.
+struct SumsAbout {
+  double sum = 0, squares = 0;  // of (x - middle) and its square
 
-ALLNORM_HOST_DEVICE inline Moments unshift(double count, ShiftedSums sums, double pivot) {
-  if (count <= 0) return {};
-  const double d = sums.sum / count;
-  const double var = sums.squares / count - d * d;
-  return {pivot + d, var < 0 ? 0 : var};  // a NaN stays a NaN
-}
+  ALLNORM_HOST_DEVICE static double weighed(double n, double mean) { return n == 0 ? 0 : n * mean; }
+  ALLNORM_HOST_DEVICE static double middle(double count, double sum) { return count == 0 ? 0 : sum / count; }
+  ALLNORM_HOST_DEVICE static SumsAbout of(double n, double mean, double m2, double middle) {
+    if (n == 0) return {};
+    const double d = mean - middle;
+    return {n * d, m2 + n * d * d};
+  }
+  ALLNORM_HOST_DEVICE double mean(double count, double middle) const { return count == 0 ? 0 : middle + sum / count; }
+  ALLNORM_HOST_DEVICE double m2(double count) const {
+    const double rest = count == 0 ? 0 : squares - sum * (sum / count);
+    return rest < 0 ? 0 : rest;  // a NaN stays a NaN
+  }
+};
 
 // ---- 1: running statistics -----------------------------------------------------------------------------------------
 

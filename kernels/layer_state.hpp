@@ -49,7 +49,7 @@ struct Rules {
   RunningUpdate running{};
   Guard guard{};
   RunningSource running_source{};
-  bool persists = false;  // the batch_norm family: running statistics, pivot, history
+  bool persists = false;  // the batch_norm family: running statistics, history
   bool cumulative = false, unbiased = false, renorm = false, keeps_std = false;
   bool fill_in_burn_in = false, compensate = false;
 };
@@ -120,7 +120,6 @@ struct LayerState {
   enum Field : int {
     running_mean,
     running_spread,
-    pivot,
     batch_mean,
     batch_var,
     candidate_mean,
@@ -128,7 +127,7 @@ struct LayerState {
     candidate_biased,
     fields_with_history
   };
-  static constexpr int fields_without_history = 3;
+  static constexpr int fields_without_history = 2;
 
   Counters* counters = nullptr;   // (2)
   double* values = nullptr;       // (2, fields, C)

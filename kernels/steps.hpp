@@ -14,12 +14,12 @@ namespace allnorm::steps {
 
 // ---- the message ---------------------------------------------------------------------------------------------------
 
-/// Payload: values per group, sums about the pivot (G), squares about it (G), then for each entry of the window <dmean,
-/// change of weights> (C) and <dvar, change of weights> (C).
+/// Payload: this rank's values per group, their means (G), their sums of squares about the means (G); these are merged.
+/// Then what is added: for each entry of the window <dmean, change of weights> (C) and <dvar, change of weights> (C).
 struct Layout {
   std::int64_t groups = 0;
-  ALLNORM_HOST_DEVICE std::int64_t sum(std::int64_t g) const { return 1 + g; }
-  ALLNORM_HOST_DEVICE std::int64_t squares(std::int64_t g) const { return 1 + groups + g; }
+  ALLNORM_HOST_DEVICE std::int64_t mean(std::int64_t g) const { return 1 + g; }
+  ALLNORM_HOST_DEVICE std::int64_t m2(std::int64_t g) const { return 1 + groups + g; }
   ALLNORM_HOST_DEVICE std::int64_t dmean(std::int64_t entry, std::int64_t g) const {
     return 1 + 2 * groups + 2 * entry * groups + g;
   }
@@ -34,26 +34,16 @@ ALLNORM_HOST_DEVICE inline const double* payload_of(const std::byte* record) {
   return reinterpret_cast<const double*>(record + sizeof(RecordHead));
 }
 
+ALLNORM_HOST_DEVICE inline const double* payload_of(const Gathered& g, int rank) {
+  return payload_of(g.records + static_cast<std::int64_t>(rank) * static_cast<std::int64_t>(g.stride));
+}
+
 /// The sum of the ranks' payloads at i, in rank order.
 ALLNORM_HOST_DEVICE inline double summed(const Gathered& g, std::int64_t i) {
   if (g.sums != nullptr) return g.sums[i];
   double sum = 0;
-  for (int rank = 0; rank < g.ranks; ++rank)
-    sum += payload_of(g.records + static_cast<std::int64_t>(rank) * static_cast<std::int64_t>(g.stride))[i];
+  for (int rank = 0; rank < g.ranks; ++rank) sum += payload_of(g, rank)[i];
   return sum;
-}
-
-/// The pivot of group g.
-ALLNORM_HOST_DEVICE inline double pivot_of(const Rules& rules, const LayerState& state, std::int64_t g) {
-  return rules.persists ? state.now(LayerState::pivot)[g] : 0;
-}
-
-/// Writes group g's part of the payload from this rank's count, mean and sum of squared deviations.
-ALLNORM_HOST_DEVICE inline void write_sums(const Rules& rules, const LayerState& state, const Layout& layout,
-                                           std::int64_t g, double count, double mean, double m2, double* payload) {
-  const auto sums = formulas::shift(count, mean, m2, pivot_of(rules, state, g));
-  payload[layout.sum(g)] = sums.sum;
-  payload[layout.squares(g)] = sums.squares;
 }
 
 /// A ramp's value at `call`; `constant` for an empty ramp.
@@ -70,9 +60,8 @@ ALLNORM_HOST_DEVICE inline double ramp_value(const RampView& ramp, std::int64_t 
 
 /// Parts of the three hashes of what the ranks of a group hold alike.
 struct Hashes {
-  std::uint64_t pivot = 0, running = 0, history = 0;
+  std::uint64_t running = 0, history = 0;
   ALLNORM_HOST_DEVICE void add(const Hashes& other) {
-    pivot += other.pivot;
     running += other.running;
     history += other.history;
   }
@@ -85,7 +74,6 @@ ALLNORM_HOST_DEVICE inline Hashes hashes_of(const LayerState& state, std::int64_
     return hash_part(state.now(f)[c], static_cast<std::uint64_t>(f * C + c));
   };
   Hashes h;
-  h.pivot = part(LayerState::pivot);
   h.running = part(LayerState::running_mean) + part(LayerState::running_spread);
   if (!state.has_history()) return h;
   const Counters& now = state.now();
@@ -124,7 +112,6 @@ ALLNORM_HOST_DEVICE inline void write_header(const Rules& rules, const LayerStat
   header.set(Field::minibatch, static_cast<std::uint64_t>(now.done));
   header.set(Field::entries, static_cast<std::uint64_t>(now.batches < rules.burn_in ? 0 : now.entries));
   header.set(Field::history_hash, hashes.history);
-  header.set(Field::pivot_hash, hashes.pivot);
   header.set(Field::running_hash, hashes.running);
 }
 
@@ -226,28 +213,37 @@ ALLNORM_HOST_DEVICE inline double running_sigma(const Rules& rules, double sprea
   return rules.keeps_std ? spread : std::sqrt(spread + rules.eps);
 }
 
-/// This call's moments of group g over all ranks.
-ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(const Rules& rules, const LayerState& state,
-                                                        const Gathered& gathered, const Layout& layout, double count,
-                                                        std::int64_t g) {
-  return formulas::unshift(count, {summed(gathered, layout.sum(g)), summed(gathered, layout.squares(g))},
-                           pivot_of(rules, state, g));
-}
-/// A lone rank keeps its centred sums.
+/// This call's moments of a group.
 ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(double count, double mean, double m2) {
   return count > 0 ? formulas::Moments{mean, m2 / count} : formulas::Moments{};
 }
+/// Those of group g over all ranks, merged in rank order.
+ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(const Gathered& gathered, const Layout& layout,
+                                                        std::int64_t g) {
+  const double* const sums = gathered.sums;
+  if (sums != nullptr) return moments_of(sums[0], sums[layout.mean(g)], sums[layout.m2(g)]);
+  double count = 0, mean = 0, m2 = 0;
+  for (int rank = 0; rank < gathered.ranks; ++rank) {
+    const double* const part = payload_of(gathered, rank);
+    const formulas::Merge merge(count, part[0]);
+    if (merge.skips()) continue;
+    const double d = part[layout.mean(g)] - mean;
+    m2 = merge.products(m2, part[layout.m2(g)], d, d);
+    mean = merge.mean(mean, part[layout.mean(g)]);
+    count = merge.count;
+  }
+  return moments_of(count, mean, m2);
+}
 
-/// The next state of a channel's running statistics, pivot, batch and open slot. `batch`: the batch with this call,
+/// The next state of a channel's running statistics, batch and open slot. `batch`: the batch with this call,
 /// `running`: what the running statistics take where they move, biased and with Bessel's factor.
 struct RunningValues {
   double mean = 0, var = 0, biased = 0;
 };
 ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t c,
-                                           formulas::Moments batch, RunningValues running, double pivot) {
+                                           formulas::Moments batch, RunningValues running) {
   using S = LayerState;
   const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
-  state.next(S::pivot)[c] = pivot;
   if (t.moves && !t.fails) {
     const double spread = rules.keeps_std ? std::sqrt(running.biased + rules.eps) : running.var;
     state.next(S::running_mean)[c] = formulas::move(state.now(S::running_mean)[c], running.mean, t.momentum);
@@ -333,9 +329,7 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
   } else if (state.has_history()) {
     running = {state.now(S::candidate_mean)[g], state.now(S::candidate_var)[g], state.now(S::candidate_biased)[g]};
   }
-  // a pivot that is not finite would spoil every later sum, so such a channel keeps the old one
-  const bool keeps = !t.counts || t.fails || !std::isfinite(current.mean);
-  write_next(rules, state, t, g, batch, running, keeps ? state.now(S::pivot)[g] : current.mean);
+  write_next(rules, state, t, g, batch, running);
   if (t.starts && !t.fails) state.ring.center[g] = current.mean;
   return frame;
 }
@@ -345,8 +339,7 @@ ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState
                                             std::int64_t c) {
   using S = LayerState;
   write_next(rules, state, t, c, {state.now(S::batch_mean)[c], state.now(S::batch_var)[c]},
-             {state.now(S::candidate_mean)[c], state.now(S::candidate_var)[c], state.now(S::candidate_biased)[c]},
-             state.now(S::pivot)[c]);
+             {state.now(S::candidate_mean)[c], state.now(S::candidate_var)[c], state.now(S::candidate_biased)[c]});
 }
 
 /// Inference: the running statistics.

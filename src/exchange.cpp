@@ -47,6 +47,10 @@ void expect_same_weights(std::uint64_t flags) {
          "conv_weight has changed within a batch of mini-batches on a rank, must be the same until the batch ends");
 }
 
+void expect_taken_part(const RecordHead& head) {
+  expect((head.flags & flag_declined) == 0, Code::aborted, [&] { return std::string(head.reason.data()); });
+}
+
 struct ThroughHost {
   Gathered sums;
   std::uint64_t flags;  // of all ranks
@@ -67,6 +71,7 @@ Message message_of(Communicator& group, const Record& record, const Stage& stage
     }
     RecordHead head;
     std::memcpy(&head, own, sizeof head);
+    expect_taken_part(head);
     std::vector<double> payload(record.count);
     if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
     return {head.header, std::move(payload), head.flags, {}};
@@ -99,6 +104,18 @@ Gathered Communicator::gather(const Record& record, Queue& queue) {
     return staged.data();
   };
   return gather_through_host(*this, record, stage, 0, queue).sums;
+}
+
+void expect_sound(const Message& message) {
+  const std::uint64_t means = message.header.get(Field::moments), width = message.header.get(Field::co_moments);
+  const std::size_t size = message.payload.size();
+  const bool fits =
+      means == 0 || (width > 0 && means % width == 0 && means < size && (size - 1 - means) / means >= width);
+  expect(fits, Code::invalid_argument, [&] {
+    return "a message of " + std::to_string(size) + " doubles has moments = " + std::to_string(means) +
+           " and co_moments = " + std::to_string(width) +
+           ", must have at least 1 + moments (1 + co_moments) doubles, and moments a multiple of co_moments";
+  });
 }
 
 std::shared_ptr<DeviceHub> Links::device_hub(const std::vector<int>&, std::uint64_t, const Patience&) {
@@ -160,6 +177,7 @@ class LinkedCommunicator final : public Communicator {
   Pending start_exchange(Message message, Queue&) override {
     message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
+    expect_sound(message);
     count(message.payload.size());
     return Pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
   }
@@ -167,8 +185,8 @@ class LinkedCommunicator final : public Communicator {
   void decline(const Error& error) noexcept override {
     if (size() == 1) return;
     try {
+      if (hub_) return hub_->decline(rank(), error);  // peers wait in their streams: their kernels find it
       const std::string why = "rank " + std::to_string(rank()) + " failed: " + error.message();
-      if (hub_) return hub_->abort(why);  // peers wait in their streams, where no message reaches them
       group_->declined->add(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
     } catch (...) {  // no memory to say so: the peers' deadline remains
     }
@@ -212,6 +230,7 @@ class LinkedCommunicator final : public Communicator {
     try {  // what can be wrong on this rank alone
       expect_not_captured(*this, queue);
       head = room_.put(record, rank(), size(), queue);
+      expect_taken_part(head);
     } catch (const Error& error) {
       decline(error);
       throw;

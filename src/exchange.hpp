@@ -51,6 +51,9 @@ class Links {
   std::uint64_t next_context = 1;
 };
 
+/// Throws invalid_argument for a message whose payload is not what its header says.
+void expect_sound(const Message& message);
+
 /// How `rank`'s header differs from `first_rank`'s: "rank 1: batch_norm, call 3, forward: eps is ..."; empty when
 /// equal.
 std::string verdict(const Header& first, int first_rank, const Header& other, int rank);

@@ -106,7 +106,6 @@ void LayerMemory::save(State& state, Queue& queue) const {
   add("running_mean", LayerState::running_mean);
   add(spread_name(rules_), LayerState::running_spread);
   state.add("num_batches_tracked", now.tracked);
-  add("allnorm.pivot", LayerState::pivot);
   state.add("allnorm.calls", now.counted);
   if (view_.has_history()) save_history(state, now, queue);
 }
@@ -171,7 +170,6 @@ void LayerMemory::load(const State& state, bool drop_per_rank, std::int64_t call
   Counters now;
   now.calls = calls;
   if (state.find("num_batches_tracked")) now.tracked = integer(state, "num_batches_tracked", 0);
-  if (state.find("allnorm.pivot")) put(LayerState::pivot, finite(state, "allnorm.pivot", C), queue);
   now.counted = state.find("allnorm.calls") ? integer(state, "allnorm.calls", 0) : now.tracked;
   if (view_.has_history() && state.find("allnorm.batches")) {
     now.batches = integer(state, "allnorm.batches", 0);

@@ -53,7 +53,8 @@ constexpr FieldSpec fields[] = {
     {Field::weight_hash, "conv_weight", Format::hash},
     {Field::running_hash, "the running state", Format::hash},
     {Field::history_hash, "the state of window and batch", Format::hash},
-    {Field::pivot_hash, "the pivot (the mean of the last call)", Format::hash},
+    {Field::moments, "number of merged means", Format::integer},
+    {Field::co_moments, "width of merged products", Format::integer},
     {Field::payload, "payload length", Format::integer},
 };
 static_assert(std::size(fields) == static_cast<std::size_t>(Field::count));
@@ -116,7 +117,7 @@ std::string differences(const Header& first, int first_rank, const Header& other
   std::string text;
   for (const auto& spec : fields) {
     if (!differs(spec.field)) continue;
-    const bool consequence = spec.field == Field::payload || spec.format == Format::hash;
+    const bool consequence = spec.field >= Field::moments || spec.format == Format::hash;
     if (consequence && !text.empty()) continue;  // of what was named already
     if (!text.empty()) text += "; ";
     if (spec.format == Format::hash)
@@ -126,6 +127,11 @@ std::string differences(const Header& first, int first_rank, const Header& other
               value_text(spec, first.get(spec.field)) + on_first;
   }
   return text;
+}
+
+RecordHead::RecordHead(const Header& own_header, std::string_view why)
+    : header(own_header), flags(flag_declined), count(0) {
+  std::copy_n(why.data(), std::min(why.size(), reason_size - 1), reason.data());
 }
 
 std::uint64_t hash_of(const void* bytes, std::size_t size, std::uint64_t seed) noexcept {

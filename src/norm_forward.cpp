@@ -173,7 +173,7 @@ NormImpl::Work NormImpl::make_work(std::int64_t scratch, std::int64_t count, Hea
   Work work;
   work.memory = Buffer<std::byte>(room + group_->room(index(count), queue), queue, Fill::none);
   work.scratch = reinterpret_cast<double*>(work.memory.data());
-  work.record = {work.memory.data() + own, index(count), work.memory.data() + room};
+  work.record = {work.memory.data() + own, index(count), work.memory.data() + room, header.get(Field::moments)};
   return work;
 }
 
@@ -213,6 +213,8 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     const WeightShape shape = call.source ? call.source->shape : WeightShape{};
     const std::int64_t derivatives = shape.mean_rows * shape.fan_in + shape.channels * shape.fan_in;
     args.header = header(inputs.input.dtype, groups, Direction::forward);
+    args.header.set(Field::moments, static_cast<std::uint64_t>(groups));
+    args.header.set(Field::co_moments, std::uint64_t{1});
     call.work = make_work(2 * groups + 2 + derivatives, count, args.header, queue);
     args.mean = call.work.scratch;
     args.m2 = args.mean + groups;

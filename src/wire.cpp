@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/formulas.hpp"
 #include "src/transport/deadline.hpp"
 
 namespace allnorm {
@@ -46,16 +47,11 @@ struct Arrival {
     return {reinterpret_cast<const char*>(at), prefix.verdict_size};
   }
   /// Equal headers have equal lengths: ranks that are out of step may break that.
-  void add_to(std::vector<double>& sum) const {
+  void merge_into(std::vector<double>& sum) const {
     expect(prefix.count == sum.size(), Code::transport, [&] {
       return "a message has " + std::to_string(prefix.count) + " doubles, must have " + std::to_string(sum.size());
     });
-    const std::byte* at = bytes->data() + sizeof prefix;
-    for (std::size_t i = 0; i < sum.size(); ++i) {
-      double value;
-      std::memcpy(&value, at + i * sizeof value, sizeof value);
-      sum[i] += value;
-    }
+    merge_payload(prefix.header, sum, bytes->data() + sizeof prefix);
   }
   std::vector<double> payload() const {
     std::vector<double> values(prefix.count);
@@ -154,7 +150,7 @@ class Exchange : public Pending::Impl {
   bool done_ = false;
 };
 
-// Every rank sends to every other and adds in rank order: the same bits everywhere, in one step.
+// Every rank sends to every other and merges in rank order: the same bits everywhere, in one step.
 class GatherExchange final : public Exchange {
  public:
   GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
@@ -175,7 +171,7 @@ class GatherExchange final : public Exchange {
       }
     if (!all) return false;
 
-    // Every rank compares with rank 0 and adds in rank order, itself at its own place.
+    // Every rank compares with rank 0 and merges in rank order, itself at its own place.
     const Header first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
     result_.header = own_.header;
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank) {
@@ -191,9 +187,9 @@ class GatherExchange final : public Exchange {
       result_.flags |= rank_flags_.back();
       if (!result_.verdict.empty()) continue;
       if (!is_own(rank))
-        arrivals_[rank].add_to(result_.payload);
+        arrivals_[rank].merge_into(result_.payload);
       else
-        for (std::size_t i = 0; i < result_.payload.size(); ++i) result_.payload[i] += own_.payload[i];
+        merge_payload(own_.header, result_.payload, reinterpret_cast<const std::byte*>(own_.payload.data()));
     }
     arrivals_.clear();
     return true;
@@ -238,7 +234,7 @@ class TreeExchange final : public Exchange {
       }
       if (result_.verdict.empty()) result_.verdict = verdict(own_.header, group_->rank, child.prefix.header, rank);
       if (result_.verdict.empty())
-        child.add_to(result_.payload);
+        child.merge_into(result_.payload);
       else
         result_.payload.clear();
     }
@@ -268,7 +264,7 @@ class TreeExchange final : public Exchange {
   bool sent_ = false;
 };
 
-// Records go to every other rank as they are, and are added where they arrive.
+// Records go to every other rank as they are, and are merged where they arrive.
 class RecordExchange final : public Exchange {
  public:
   RecordExchange(std::shared_ptr<const Group> group, const Header& header, std::shared_ptr<std::byte> records,
@@ -312,6 +308,39 @@ void Declined::drain() {
     }
   });
   exchanges_ = std::move(all);
+}
+
+void merge_payload(const Header& header, std::vector<double>& sum, const std::byte* payload) {
+  const auto part = [payload](std::size_t i) {
+    double value;
+    std::memcpy(&value, payload + i * sizeof value, sizeof value);
+    return value;
+  };
+  const std::size_t means = header.get(Field::moments), width = header.get(Field::co_moments);
+  std::size_t i = 0;  // of what is added
+  if (means > 0) {
+    i = 1 + means + means * width;
+    const formulas::Merge merge(sum[0], part(0));
+    double *const mean = &sum[1], *const products = mean + means;
+    const auto merge_products = [&](const auto w) {
+      for (std::size_t block = 0; block < means; block += w)
+        for (std::size_t row = block; row < block + w; ++row)
+          for (std::size_t column = block; column < block + w; ++column) {
+            const std::size_t at = row * w + column - block;
+            products[at] = merge.products(products[at], part(1 + means + at), part(1 + row) - mean[row],
+                                          part(1 + column) - mean[column]);
+          }
+    };
+    if (!merge.skips()) {
+      sum[0] = merge.count;
+      if (width == 1)
+        merge_products(std::integral_constant<std::size_t, 1>{});  // one loop, in vectors
+      else
+        merge_products(width);
+      for (std::size_t m = 0; m < means; ++m) mean[m] = merge.mean(mean[m], part(1 + m));
+    }
+  }
+  for (; i < sum.size(); ++i) sum[i] += part(i);
 }
 
 void Links::post_from(std::span<const int>, std::uint64_t, std::shared_ptr<const std::byte>, std::size_t) {

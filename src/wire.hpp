@@ -1,4 +1,4 @@
-// Messages between the ranks of a group: as they are on the wire, gathered by every rank or added along a tree.
+// Messages between the ranks of a group: as they are on the wire, gathered by every rank or merged along a tree.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +43,10 @@ struct Group {
   int size() const noexcept { return static_cast<int>(members.size()); }
   std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
 };
+
+/// Merges a payload of sum.size() doubles into `sum` as the header of both says; see Message. A sum of zeros is that of
+/// no ranks.
+void merge_payload(const Header& header, std::vector<double>& sum, const std::byte* payload);
 
 /// Sends `own` to the group as its exchange number `sequence`; the result is the same on every rank, to the bit.
 std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,

@@ -58,6 +58,80 @@ void sums_are_in_rank_order(const World& world, Queue& queue) {
   EXPECT_EQ(world->exchange(message("order", 0, payload), queue).payload, expected);
 }
 
+void moments_are_merged(const World& world, Queue& queue) {
+  const int K = world->size();
+  const auto own = static_cast<std::size_t>(world->rank());
+  constexpr std::size_t G = 6, rest = 3, values = 5;
+  std::uint64_t call = 0;
+  for (const std::size_t width : {1u, 2u, 3u})
+    for (const int empty : {-1, 0, K - 1}) {
+      // rank r's value i of group g: a distance of 2^20 that all share, and whole numbers, so that sums of them are
+      // exact
+      const auto count_of = [&](int rank) {
+        return rank == empty ? std::size_t{0} : values + static_cast<std::size_t>(rank);
+      };
+      const auto value = [](int rank, std::size_t i, std::size_t g) {
+        return 0x1p20 + static_cast<double>((static_cast<std::size_t>(rank) * 7 + i * (g + 3) * 5) % 11);
+      };
+      const auto moments_of = [&](int from, int to) {
+        std::vector<long double> m(1 + G + G * width, 0.0L);
+        for (int rank = from; rank < to; ++rank) m[0] += static_cast<long double>(count_of(rank));
+        const auto over = [&](auto&& term) {
+          long double sum = 0;
+          for (int rank = from; rank < to; ++rank)
+            for (std::size_t i = 0; i < count_of(rank); ++i) sum += term(rank, i);
+          return sum;
+        };
+        if (m[0] == 0) return m;
+        for (std::size_t g = 0; g < G; ++g)
+          m[1 + g] = over([&](int rank, std::size_t i) { return static_cast<long double>(value(rank, i, g)); }) / m[0];
+        for (std::size_t g = 0; g < G; ++g)
+          for (std::size_t w = 0; w < width; ++w) {
+            const std::size_t h = g / width * width + w;
+            m[1 + G + g * width + w] = over([&](int rank, std::size_t i) {
+              return (value(rank, i, g) - m[1 + g]) * (value(rank, i, h) - m[1 + h]);
+            });
+          }
+        return m;
+      };
+      const auto mine = moments_of(world->rank(), world->rank() + 1), all = moments_of(0, K);
+      Message m = message("moments", call++, {mine.begin(), mine.end()});
+      for (std::size_t i = 0; i < rest; ++i) m.payload.push_back(static_cast<double>((own + 1) * (i + 1)));
+      m.header.set(Field::moments, std::uint64_t{G});
+      m.header.set(Field::co_moments, std::uint64_t{width});
+      const auto merged = world->exchange(m, queue).payload;
+      ASSERT_EQ(merged.size(), m.payload.size());
+      EXPECT_EQ(merged[0], static_cast<double>(all[0]));
+      // A mean is rounded once a merge; the distance of two of them, at most 11, so too, and that in each product.
+      const double unit = 0x1p-53 * 0x1p21, n = static_cast<double>(all[0]);
+      for (std::size_t i = 1; i < all.size(); ++i)
+        EXPECT_NEAR(merged[i], static_cast<double>(all[i]), (K + 1) * unit * (i <= G ? 1 : 4 * 11 * n)) << i;
+      for (std::size_t i = 0; i < rest; ++i)
+        EXPECT_EQ(merged[all.size() + i], static_cast<double>(i + 1) * K * (K + 1) / 2);
+
+      m.header.set(Field::call, call++);
+      if (world->rank() == K / 2) m.payload[1 + G - 1] = std::nan("");
+      const auto spoiled = world->exchange(m, queue).payload;
+      const bool counts = K / 2 != empty;
+      for (std::size_t i = 0; i < merged.size(); ++i) {
+        const std::size_t row = i > G && i < all.size() ? (i - 1 - G) / width : i - 1;
+        const bool there = i >= 1 && i < all.size() && row / width == (G - 1) / width &&
+                           (row == G - 1 || (i > G && (i - 1 - G) % width == width - 1));
+        const bool is_first = i > G && counts && (K == 1 || (K == 2 && empty == 0));  // taken as it is
+        if (there && counts && !is_first)
+          EXPECT_TRUE(std::isnan(spoiled[i])) << i;
+        else
+          EXPECT_EQ(spoiled[i], merged[i]) << i;
+      }
+    }
+  Message wrong = message("moments", 0, std::vector<double>(1 + 2 * G - 1));
+  wrong.header.set(Field::moments, std::uint64_t{G});
+  wrong.header.set(Field::co_moments, std::uint64_t{1});
+  EXPECT_EQ(harness::error_of([&] { world->exchange(wrong, queue); }),
+            "invalid argument: a message of 12 doubles has moments = 6 and co_moments = 1, must have at least "
+            "1 + moments (1 + co_moments) doubles, and moments a multiple of co_moments");
+}
+
 void exchanges_overlap(const World& world, Queue& queue) {
   const double K = world->size();
   const auto half = world->split(world->rank() % 2, queue);

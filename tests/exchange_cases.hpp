@@ -9,6 +9,9 @@ namespace exchange_cases {
 void sums_are_exact(const harness::World& world, allnorm::Queue& queue);
 /// Sums of numbers of very different size have the bits of adding in rank order.
 void sums_are_in_rank_order(const harness::World& world, allnorm::Queue& queue);
+/// Moments at the front of a message are merged in rank order, squares and blocks of products; ranks without values add
+/// nothing to them, a NaN stays in its group, and the rest of the payload is added.
+void moments_are_merged(const harness::World& world, allnorm::Queue& queue);
 /// Several exchanges in flight, large and small, of two groups, asked for in another order, come out right.
 void exchanges_overlap(const harness::World& world, allnorm::Queue& queue);
 /// Halves, then pairs within them; every subgroup adds its own and the world still works.

@@ -85,29 +85,59 @@ RC_GTEST_PROP(APlan, RefinesTheNormsPartition, (bool last)) {
   }
 }
 
-RC_GTEST_PROP(ShiftedSums, OfWholeNumbersAddExactlyAboutAnyPivot,
-              (const std::vector<std::int8_t>& values, std::int8_t pivot)) {
-  RC_PRE(!values.empty());
-  const auto cut = values.size() / 3;
-  double sum = 0, squares = 0;
-  for (const auto& [from, to] : {std::pair{std::size_t{0}, cut}, {cut, values.size()}}) {
-    if (from == to) continue;
-    double own = 0;
-    for (std::size_t i = from; i < to; ++i) own += values[i];
-    const double n = static_cast<double>(to - from), mean = own / n;
-    double m2 = 0;
-    for (std::size_t i = from; i < to; ++i) m2 += (values[i] - mean) * (values[i] - mean);
-    const auto s = formulas::shift(n, mean, m2, pivot);
-    sum += s.sum;
-    squares += s.squares;
+// Parts of whole numbers, in any cut, some of them empty: merged rank by rank, and by two rounds of sums.
+RC_GTEST_PROP(Moments, OfPartsAreThoseOfTheWhole,
+              (const std::vector<std::vector<std::int8_t>>& parts, std::int32_t whole)) {
+  const double distance = whole;
+  double count = 0, mean = 0, m2 = 0, largest = 0;
+  double round_count = 0, round_sum = 0;
+  std::vector<double> all;
+  struct Part {
+    double n, mean, m2;
+  };
+  std::vector<Part> moments;
+  for (const auto& values : parts) {
+    Part part{static_cast<double>(values.size()), 0, 0};
+    for (const auto v : values) part.mean += (v + distance) / part.n;
+    for (const auto v : values) part.m2 += (v + distance - part.mean) * (v + distance - part.mean);
+    for (const auto v : values) all.push_back(v + distance);
+    moments.push_back(part);
+    round_count += part.n;
+    round_sum += formulas::SumsAbout::weighed(part.n, part.mean);
+    const formulas::Merge merge(count, part.n);
+    if (merge.skips()) continue;
+    m2 = merge.products(m2, part.m2, part.mean - mean, part.mean - mean);
+    mean = merge.mean(mean, part.mean);
+    count = merge.count;
   }
-  double all = 0, m2 = 0;
-  for (const auto v : values) all += v;
-  const double n = static_cast<double>(values.size()), mean = all / n;
-  for (const auto v : values) m2 += (v - mean) * (v - mean);
-  const auto m = formulas::unshift(n, {sum, squares}, pivot);
-  RC_ASSERT(std::abs(m.mean - mean) <= 1e-13 * 256);
-  RC_ASSERT(std::abs(m.var - m2 / n) <= 1e-13 * 256 * 256);
+  const double middle = formulas::SumsAbout::middle(round_count, round_sum);
+  formulas::SumsAbout sums;
+  for (const Part& part : moments) {
+    const auto own = formulas::SumsAbout::of(part.n, part.mean, part.m2, middle);
+    sums.sum += own.sum;
+    sums.squares += own.squares;
+  }
+  RC_ASSERT(count == static_cast<double>(all.size()));
+  if (all.empty()) {
+    RC_ASSERT(mean == 0 && m2 == 0 && sums.mean(0, middle) == 0 && sums.m2(0) == 0);
+    return;
+  }
+  long double exact_mean = 0, exact_m2 = 0;
+  for (const double v : all) exact_mean += v;
+  exact_mean /= static_cast<long double>(all.size());
+  for (const double v : all) {
+    exact_m2 += (v - exact_mean) * (v - exact_mean);
+    largest = std::max(largest, std::abs(v));
+  }
+  // Every mean is rounded to a few units of the largest value, and so are the distances of means whose squares, times
+  // the count, are in m2.
+  const double unit = 0x1p-53 * largest * static_cast<double>(4 + parts.size() + all.size());
+  const double of_m2 = static_cast<double>(exact_m2) * 0x1p-53 * static_cast<double>(8 + parts.size() + all.size()) +
+                       count * unit * (2 * 256 + unit);
+  for (const auto& [got_mean, got_m2] : {std::pair{mean, m2}, {sums.mean(count, middle), sums.m2(count)}}) {
+    RC_ASSERT(std::abs(got_mean - static_cast<double>(exact_mean)) <= unit);
+    RC_ASSERT(std::abs(got_m2 - static_cast<double>(exact_m2)) <= of_m2);
+  }
 }
 
 RC_GTEST_PROP(Cmbn, WithEqualWeightsTheOrderOfMiniBatchesDoesNotMatter, (const std::vector<std::int16_t>& means)) {

@@ -18,8 +18,8 @@ namespace allnorm {
 struct Patience {
   double timeout = 120;        ///< seconds until a missing rank is an Error{timeout}
   double first_timeout = 600;  ///< the same for the first exchange of a communicator: ranks start at different times
-  int gather_limit = 32;       ///< up to this many ranks messages are gathered and added in rank order; beyond, along a
-                               ///< fixed binary tree
+  int gather_limit = 32;  ///< up to this many ranks messages are gathered and merged in rank order; beyond, along a
+                          ///< fixed binary tree
   std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
   std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
 };
@@ -41,8 +41,8 @@ class Pending {
   /// Makes progress without blocking; true when the result is there. MPI moves messages only inside calls: call this
   /// between blocks of other work to overlap the two.
   bool poll();
-  /// Waits for every rank's message and returns the sum; once. Throws mismatch when headers differ, timeout when a rank
-  /// is late (both name it), aborted when another rank failed or declined.
+  /// Waits for every rank's message and returns them merged; once. Throws mismatch when headers differ, timeout when a
+  /// rank is late (both name it), aborted when another rank failed or declined.
   Message wait();
 
  private:
@@ -50,17 +50,19 @@ class Pending {
 };
 
 /// This rank's message in memory of the queue's device (RecordHead and `count` doubles at `data`), and room for those
-/// of the group where the transport asks for it (Communicator::room).
+/// of the group where the transport asks for it (Communicator::room). `moments`: what its header says of them, for a
+/// host that cannot look.
 struct Record {
   std::byte* data = nullptr;
   std::size_t count = 0;
   std::byte* room = nullptr;
+  std::uint64_t moments = 0;
 };
 
-/// What an exchange of records leaves in memory of the queue's device, for kernels to check and add. Either the records
-/// of all ranks in rank order, `stride` bytes apart: their headers must be equal, their doubles are added in rank
-/// order; or, where `sums` is given, the sum, with `records` holding heads alone to be checked (ranks of them; none
-/// where the host has checked).
+/// What an exchange of records leaves in memory of the queue's device, for kernels to check and merge. Either the
+/// records of all ranks in rank order, `stride` bytes apart: their headers must be equal, their doubles are merged in
+/// rank order (see Message); or, where `sums` is given, the result, with `records` holding heads alone to be checked
+/// (ranks of them; none where the host has checked).
 struct Gathered {
   const std::byte* records = nullptr;
   std::size_t stride = 0;
@@ -71,11 +73,11 @@ struct Gathered {
 /// What kernels found in an exchange that the host does not wait for, in memory that host and device share. Kernels of
 /// one stream write it; a status other than 0 stays until the host has read it.
 struct ExchangeReport {
-  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2 };
+  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2, declined = 3 };
   std::uint64_t started = 0;   ///< exchanges that kernels have made records for
   std::uint64_t finished = 0;  ///< exchanges whose results kernels have read: the deadline looks at the difference
   std::uint64_t status = fine;
-  std::uint64_t rank = 0;       ///< the first rank that differs from rank 0, or whose weights changed
+  std::uint64_t rank = 0;       ///< the first rank that declined, differs from rank 0, or whose weights changed
   RecordHead first{}, other{};  ///< the heads of rank 0 and of that rank
 };
 
@@ -100,7 +102,8 @@ class Communicator {
   virtual Pending start_exchange(Message message, Queue& queue) = 0;
   /// Bytes of room that gather() needs on this queue for records of `count` doubles; 0 where it needs none.
   virtual std::size_t room(std::size_t count, const Queue& queue) const;
-  /// The exchange of a layer's records, in the order of the queue's work. Where the transport works on the device
+  /// The exchange of a layer's records, in the order of the queue's work; one whose head says declined is the rank's
+  /// decline(), and throws aborted on all. Where the transport works on the device
   /// (nccl; threads of one GPU) the host does not wait, and whoever reads the result checks the heads and tells
   /// reporter(); otherwise the host waits for the queue and for the peers, and throws as Pending::wait. The doubles of
   /// record.data may be overwritten.

@@ -19,8 +19,8 @@ enum class Field : std::uint8_t {
   renorm, variant, r_max, d_max,                                 // Batch Renormalization
   minibatches, minibatch, weighting, running,                    // CmBN
   window, entries, burn_in, fill_in_burn_in, compensate, guard, running_source,  // Cross-Iteration BN
-  weight_hash, running_hash, history_hash, pivot_hash,           // what must have the same bits
-  payload,
+  weight_hash, running_hash, history_hash,                       // what must have the same bits
+  moments, co_moments, payload,                                  // what the payload is
   count
 };
 // clang-format on
@@ -30,7 +30,7 @@ enum class Direction : std::uint8_t { forward, backward, gradients, agreement, s
 /// A layer's (or the caller's) name and the agreed fields, 64 bits each: integers as they are, doubles as their bits.
 struct Header {
   static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
-  static constexpr std::uint64_t version_value = 1;
+  static constexpr std::uint64_t version_value = 2;
   static constexpr std::size_t name_size = 56;
 
   std::array<char, name_size> name{};  ///< 0-terminated, cut to fit
@@ -53,9 +53,11 @@ std::string differences(const Header& first, int first_rank, const Header& other
 
 /// Bits of a rank's own, for callers, that are not summed: the result has their union, `Message::rank_flags` each
 /// rank's.
-enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2, flag_weights_changed = 4 };
+enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2, flag_weights_changed = 4, flag_declined = 8 };
 
-/// Header, payload (summed over the ranks) and flags.
+/// Header, payload and flags. The payload is added over the ranks. Where the header's `moments` = G is not 0, it begins
+/// with moments that are merged instead: [number of values][their mean (G)][sums of products of their differences from
+/// it (G, w)], w = co_moments: of the means in blocks of w, each difference with each of its block; w = 1 are squares.
 struct Message {
   Header header{};
   std::vector<double> payload{};
@@ -66,9 +68,20 @@ struct Message {
 
 /// A message as kernels write and read it, in memory of a queue's device: this head, then `count` doubles.
 struct RecordHead {
+  static constexpr std::size_t reason_size = 192;
+
   Header header{};
   std::uint64_t flags = 0;
   std::uint64_t count = 0;
+  /// With flag_declined: why this rank cannot take part; 0-terminated, cut to fit. Its peers throw aborted with it,
+  /// whatever else the record says.
+  std::array<char, reason_size> reason{};
+
+  RecordHead() = default;
+  RecordHead(const Header& own_header, std::uint64_t own_flags, std::uint64_t doubles)
+      : header(own_header), flags(own_flags), count(doubles) {}
+  /// That of a rank that declines.
+  RecordHead(const Header& own_header, std::string_view why);
 };
 static_assert(sizeof(RecordHead) % alignof(double) == 0);
 

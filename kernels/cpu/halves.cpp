@@ -82,14 +82,11 @@ void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool
 
 void forward_local(const ForwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups();
-  moments({args.x, args.dtype, args.norm, args.mean, args.m2}, queue);
-  if (args.record == nullptr) return;
-  double* payload = steps::payload_of(args.record);
-  const auto count = static_cast<double>(args.norm.group_size());
+  if (args.record == nullptr) return moments({args.x, args.dtype, args.norm, args.mean, args.m2}, queue);
   const steps::Layout layout{groups};
-  payload[0] = count;
-  for (std::int64_t g = 0; g < groups; ++g)
-    steps::write_sums(args.rules, args.state, layout, g, count, args.mean[g], args.m2[g], payload);
+  double* payload = steps::payload_of(args.record);
+  payload[0] = static_cast<double>(args.norm.group_size());
+  moments({args.x, args.dtype, args.norm, payload + layout.mean(0), payload + layout.m2(0)}, queue);
 
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(layout.size(args.lanes))};
   steps::Hashes hashes;

@@ -37,14 +37,16 @@ struct Heads {
     bool fault = false;
     for (int rank = static_cast<int>(threadIdx.x); given() && rank < gathered.ranks;
          rank += static_cast<int>(blockDim.x))
-      fault |= (head_of(gathered, rank).flags & flag_weights_changed) != 0 || differs(rank);
+      fault |= (head_of(gathered, rank).flags & (flag_declined | flag_weights_changed)) != 0 || differs(rank);
     return __syncthreads_or(fault) != 0;
   }
 
-  /// The first fault: a rank that differs from rank 0, or else one whose weights changed within a batch, or else an
-  /// exchange that is not this one.
+  /// The first fault: a rank that declined, or else one that differs from rank 0, or else one whose weights changed
+  /// within a batch, or else an exchange that is not this one.
   __device__ Verdict judge() const {
     if (!given()) return {ExchangeReport::fine, 0};
+    for (int rank = 0; rank < gathered.ranks; ++rank)
+      if ((head_of(gathered, rank).flags & flag_declined) != 0) return {ExchangeReport::declined, rank};
     for (int rank = 1; rank < gathered.ranks; ++rank)
       if (differs(rank)) return {ExchangeReport::mismatch, rank};
     for (int rank = 0; rank < gathered.ranks; ++rank)

@@ -26,6 +26,12 @@ void lanes(const LanesArgs& args, Queue& queue);
 void derivatives(const DerivativesArgs& args, Queue& queue);
 void begin_batch(const Rules& rules, const LayerState& state, Queue& queue);
 
+/// The ranks' moments where records are added, in two rounds: `weigh` writes what the first one adds, (1 + G) doubles
+/// at `round`, which hold the sum from then on; `centre` makes the record what the second adds; `merge` makes of that
+/// sum what gathered records would have merged to. G = record.moments.
+enum class MergeStep : std::uint8_t { weigh, centre, merge };
+void merge_by_adding(MergeStep step, const Record& record, double* round, Queue& queue);
+
 }  // namespace cuda
 
 /// The CUDA backend, on the GPU of `queue`'s device.

@@ -23,10 +23,11 @@ void moments(const MomentsArgs& args, Queue& queue) {
 
 void forward_local(const ForwardArgs& args, Queue& queue) {
   if (groupwise_fits(args, properties_of(queue)) || fused_fits(args, queue)) return;  // the second half does it all
-  if (args.record == nullptr)
-    reduce_moments(args.x, args.dtype, args.norm, {args.mean, args.m2, {}}, queue);
-  else
-    reduce_moments(args.x, args.dtype, args.norm, {nullptr, nullptr, ForwardRecord(args)}, queue);
+  if (args.record == nullptr) return reduce_moments(args.x, args.dtype, args.norm, {args.mean, args.m2, {}}, queue);
+  const steps::Layout layout{args.norm.groups()};
+  double* const payload = steps::payload_of(args.record);
+  reduce_moments(args.x, args.dtype, args.norm, {payload + layout.mean(0), payload + layout.m2(0), ForwardRecord(args)},
+                 queue);
 }
 
 }  // namespace allnorm::cuda

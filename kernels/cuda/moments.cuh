@@ -76,7 +76,7 @@ class MomentsThread {
   int count_ = 0;  // of each column
 };
 
-/// What becomes of the moments: a lone rank's mean and m2, or its record's sums.
+/// Where the moments go: to a lone rank's arrays, or into its record, which has a head too.
 struct MomentsEnd {
   double *mean = nullptr, *m2 = nullptr;  // (G)
   ForwardRecord record{};
@@ -108,7 +108,6 @@ struct MomentsTask {
     const double mean = count > 0 ? pivot + sums.sum / count : 0, m2 = count > 0 ? sums.second : 0;
     if (end.mean != nullptr) end.mean[group] = mean;
     if (end.m2 != nullptr) end.m2[group] = m2;
-    if (end.record.data != nullptr) end.record.write_group(group, count, mean, m2);
   }
   __host__ __device__ bool has_extra() const { return end.record.data != nullptr; }
   __device__ void extra() const { end.record.write_head(); }

@@ -54,9 +54,6 @@ struct ForwardRecord {
         weights(args.weights),
         reporter(args.reporter) {}
 
-  __device__ void write_group(std::int64_t group, double values, double mean, double m2) const {
-    steps::write_sums(rules, state, {groups}, group, values, mean, m2, steps::payload_of(data));
-  }
   /// By all threads of a block.
   __device__ void write_head() const {
     auto* room = dynamic_shared<unsigned long long>();
@@ -64,7 +61,7 @@ struct ForwardRecord {
     if (rules.persists) {
       if (threadIdx.x == 0) hashes = steps::hashes_of(state);
       for (std::int64_t c = threadIdx.x; c < groups; c += block_threads) hashes.add(steps::hashes_of(state, c));
-      hashes = {block_sum(hashes.pivot, room), block_sum(hashes.running, room), block_sum(hashes.history, room)};
+      hashes = {block_sum(hashes.running, room), block_sum(hashes.history, room)};
     }
     if (threadIdx.x != 0) return;
     auto& head = *reinterpret_cast<RecordHead*>(data);

@@ -312,7 +312,7 @@ __global__ void __launch_bounds__(step_threads) row_frames_kernel(const ForwardA
     const steps::Layout layout{rows};
     const auto current = fails   ? formulas::Moments{nan, nan}
                          : alone ? steps::moments_of(count, args.mean[row], args.m2[row])
-                                 : steps::moments_of(args.rules, args.state, gathered, layout, count, row);
+                                 : steps::moments_of(gathered, layout, row);
     args.frame.set(row, steps::frame_of(args.rules, args.state, Turn{}, row, current, rows::NoLane{}, false));
   }
   if (row == 0) rows::advance_call(args, count, fails);

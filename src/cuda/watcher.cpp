@@ -111,6 +111,8 @@ void Reports::check() {
     fail(Code::invalid_argument,
          "rank " + std::to_string(rank) +
              ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
+  if (status == ExchangeReport::declined)
+    fail(Code::aborted, "rank " + std::to_string(rank) + " failed: " + other.reason.data());
   Header theirs = other.header;
   std::string text = verdict(first.header, 0, theirs, rank);
   if (text.empty()) {  // equal headers, other lengths

@@ -86,6 +86,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
       : patience_(patience),
         members_(static_cast<std::size_t>(ranks)),
         flags_block_(static_cast<std::size_t>(ranks) * sizeof(std::uint64_t), current_device()),
+        declined_block_(static_cast<std::size_t>(ranks) * sizeof(RecordHead), current_device()),
         watcher_(cuda::Watcher::of_process()) {
     if (ranks > 1) expect_loaded_kernels();
     find("cuStreamWriteValue64", stream_flags_.write);
@@ -125,26 +126,24 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     const cuda::DeviceGuard guard(member.device);
     follow(member, queue);
     const cudaStream_t stream = cuda::stream_of(queue);
-    const std::uint64_t number = ++member.exchanges;
     const std::size_t bytes = sizeof(RecordHead) + record.count * sizeof(double);
-    const SlotsView slots = slots_of(number, bytes);
-    // The ranks disagree about the length: the head says so to all.
-    const bool fits = bytes <= slots.stride;
-    const std::size_t first = number % 2 * members_.size() * slots.stride;  // of this parity
-    const std::size_t own = first + static_cast<std::size_t>(rank) * slots.stride;
-    for (void* data : *slots.data)
-      cuda::check(cudaMemcpyAsync(static_cast<std::byte*>(data) + own, record.data, fits ? bytes : sizeof(RecordHead),
-                                  cudaMemcpyDefault, stream),
-                  "copying a record");
-    expect_enqueued(stream_flags_.write(stream, flag_address(rank), number, CU_STREAM_WRITE_VALUE_DEFAULT),
-                    "raising a rank's flag");
-    for (int peer = 0; peer < size(); ++peer)
-      if (peer != rank)
-        expect_enqueued(stream_flags_.wait(stream, flag_address(peer), number, CU_STREAM_WAIT_VALUE_GEQ),
-                        "waiting for a rank's flag");
-    const auto* records = static_cast<const std::byte*>((*slots.data)[member.place]) + first;
-    if (fits) return {records, slots.stride, size(), nullptr};
-    return spread(member, records, slots.stride, bytes, stream, queue);
+    const Gathered all = exchange(member, rank, record.data, bytes, stream);
+    if (bytes <= all.stride) return all;
+    return spread(member, all.records, all.stride, bytes, stream, queue);
+  }
+
+  void decline(int rank, const Error& error) override {
+    Member& member = members_[static_cast<std::size_t>(rank)];
+    try {
+      failure_.rethrow();
+      expect(member.queue != nullptr, Code::aborted, error.message());
+      const cuda::DeviceGuard guard(member.device);
+      auto* const head = static_cast<RecordHead*>(declined_block_.host()) + rank;
+      *head = RecordHead(Header("declined", Direction::agreement, member.exchanges), error.message());
+      exchange(member, rank, reinterpret_cast<const std::byte*>(head), sizeof *head, member.stream());
+    } catch (...) {
+      end(Code::aborted, "rank " + std::to_string(rank) + " failed: " + error.message());
+    }
   }
 
   Reporter reporter(int rank) const noexcept override {
@@ -206,6 +205,26 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     std::size_t stride;
     const std::vector<void*>* data;
   };
+
+  // Enqueues the rank's part in its next exchange, and the wait for the others'. Where the ranks disagree about the
+  // length the slots may be shorter than `bytes`: then the heads are there, and say so to all.
+  Gathered exchange(Member& member, int rank, const std::byte* record, std::size_t bytes, cudaStream_t stream) {
+    const std::uint64_t number = ++member.exchanges;
+    const SlotsView slots = slots_of(number, bytes);
+    const std::size_t first = number % 2 * members_.size() * slots.stride;  // of this parity
+    const std::size_t own = first + static_cast<std::size_t>(rank) * slots.stride;
+    for (void* data : *slots.data)
+      cuda::check(cudaMemcpyAsync(static_cast<std::byte*>(data) + own, record,
+                                  bytes <= slots.stride ? bytes : sizeof(RecordHead), cudaMemcpyDefault, stream),
+                  "copying a record");
+    expect_enqueued(stream_flags_.write(stream, flag_address(rank), number, CU_STREAM_WRITE_VALUE_DEFAULT),
+                    "raising a rank's flag");
+    for (int peer = 0; peer < size(); ++peer)
+      if (peer != rank)
+        expect_enqueued(stream_flags_.wait(stream, flag_address(peer), number, CU_STREAM_WAIT_VALUE_GEQ),
+                        "waiting for a rank's flag");
+    return {static_cast<const std::byte*>((*slots.data)[member.place]) + first, slots.stride, size(), nullptr};
+  }
 
   static int current_device() {
     int device = 0;
@@ -328,8 +347,9 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
 
   Patience patience_;
   StreamFlags stream_flags_{};
-  std::vector<Member> members_;    // [rank]
-  cuda::PinnedBlock flags_block_;  // (ranks) the last exchange that the rank's record is there for
+  std::vector<Member> members_;       // [rank]
+  cuda::PinnedBlock flags_block_;     // (ranks) the last exchange that the rank's record is there for
+  cuda::PinnedBlock declined_block_;  // (ranks) RecordHead
   cuda::Failure failure_;
   std::mutex mutex_;  // of what follows
   std::condition_variable joined_;

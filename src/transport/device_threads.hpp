@@ -19,6 +19,9 @@ class DeviceHub {
   virtual Reporter reporter(int rank) const noexcept = 0;
   /// See Communicator::check.
   virtual void check(int rank) = 0;
+  /// This rank's part in the next exchange, which only says that it cannot take part: a declined record, for the peers'
+  /// kernels to find. Before the rank's first exchange the group is over instead. Does not wait.
+  virtual void decline(int rank, const Error& error) = 0;
   /// The group is over: no stream waits any more, all calls of all ranks throw aborted with `why`.
   virtual void abort(const std::string& why) noexcept = 0;
   /// A rank's last call: the hub ends when all work that is enqueued by now is done.

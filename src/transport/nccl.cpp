@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "kernels/cuda/kernels.hpp"
 #include "src/transport/nccl_group.hpp"
 
 namespace allnorm {
@@ -67,7 +68,8 @@ class NcclCommunicator final : public Communicator {
   std::size_t room(std::size_t count, const Queue&) const override {
     if (size() == 1) return 0;
     const auto ranks = static_cast<std::size_t>(size());
-    return ranks * (group_->gathers() ? stride(count) : sizeof(RecordHead));
+    if (group_->gathers()) return ranks * stride(count);
+    return ranks * sizeof(RecordHead) + count * sizeof(double);  // means in the first round are fewer than `count`
   }
 
   Gathered gather(const Record& record, Queue& queue) override {
@@ -86,15 +88,19 @@ class NcclCommunicator final : public Communicator {
       return {record.room, stride(record.count), size(), nullptr};
     }
     auto* const payload = reinterpret_cast<double*>(record.data + sizeof(RecordHead));
-    group_->enqueue("an exchange over NCCL", [&](ncclComm_t comm) {
-      ncclResult_t result = ncclGroupStart();
-      if (result == ncclSuccess)
-        result = ncclAllGather(record.data, record.room, sizeof(RecordHead), ncclUint8, comm, stream);
-      if (usable(result) && record.count > 0)
-        result = ncclAllReduce(payload, payload, record.count, ncclDouble, ncclSum, comm, stream);
-      const ncclResult_t ended = ncclGroupEnd();
-      return usable(result) ? ended : result;
-    });
+    if (record.moments == 0) {
+      add_with_heads(record, payload, record.count, stream);
+    } else {
+      auto* const round =
+          reinterpret_cast<double*>(record.room + static_cast<std::size_t>(size()) * sizeof(RecordHead));
+      cuda::merge_by_adding(cuda::MergeStep::weigh, record, round, queue);
+      add_with_heads(record, round, 1 + record.moments, stream);
+      cuda::merge_by_adding(cuda::MergeStep::centre, record, round, queue);
+      group_->enqueue("an exchange over NCCL", [&](ncclComm_t comm) {
+        return ncclAllReduce(payload, payload, record.count, ncclDouble, ncclSum, comm, stream);
+      });
+      cuda::merge_by_adding(cuda::MergeStep::merge, record, round, queue);
+    }
     return {record.room, sizeof(RecordHead), size(), payload};
   }
 
@@ -144,6 +150,17 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // Gathers the heads, and adds `count` doubles of every rank in place.
+  void add_with_heads(const Record& record, double* sums, std::size_t count, cudaStream_t stream) {
+    group_->enqueue("an exchange over NCCL", [&](ncclComm_t comm) {
+      ncclResult_t result = ncclGroupStart();
+      if (result == ncclSuccess)
+        result = ncclAllGather(record.data, record.room, sizeof(RecordHead), ncclUint8, comm, stream);
+      if (usable(result) && count > 0) result = ncclAllReduce(sums, sums, count, ncclDouble, ncclSum, comm, stream);
+      const ncclResult_t ended = ncclGroupEnd();
+      return usable(result) ? ended : result;
+    });
+  }
   static constexpr std::size_t stride(std::size_t count) noexcept {
     return sizeof(RecordHead) + count * sizeof(double);
   }

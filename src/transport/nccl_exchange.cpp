@@ -7,6 +7,7 @@
 
 #include "src/exchange.hpp"
 #include "src/transport/nccl_group.hpp"
+#include "src/wire.hpp"
 
 namespace allnorm {
 
@@ -37,6 +38,7 @@ class HostExchange {
         stream_(cuda::stream_of(queue)),
         payload_(message_.payload.size() * sizeof(double)),
         ranks_(static_cast<std::size_t>(group.size())),
+        gathers_(group.gathers() || message_.header.get(Field::moments) > 0),
         pinned_(bytes(), guard_device_),
         device_(bytes(), queue, Fill::none) {
     const cuda::DeviceGuard guard(guard_device_);
@@ -121,21 +123,21 @@ class HostExchange {
       }
       group_.enqueue("an exchange over NCCL", [&](ncclComm_t comm) {
         const void* own = on_device(sizeof(RecordHead));
-        return group_.gathers() ? ncclAllGather(own, on_device(payloads()), payload_, ncclUint8, comm, stream_)
-                                : ncclAllReduce(own, on_device(payloads()), message_.payload.size(), ncclDouble,
-                                                ncclSum, comm, stream_);
+        return gathers_ ? ncclAllGather(own, on_device(payloads()), payload_, ncclUint8, comm, stream_)
+                        : ncclAllReduce(own, on_device(payloads()), message_.payload.size(), ncclDouble, ncclSum, comm,
+                                        stream_);
       });
       to_host(payloads(), summands() * payload_);
       phase_ = Phase::payloads;
     } else if (phase_ == Phase::payloads) {
-      add();
+      merge();
       phase_ = Phase::done;
     }
   }
 
   std::size_t heads() const noexcept { return sizeof(RecordHead) + payload_; }
   std::size_t payloads() const noexcept { return heads() + ranks_ * sizeof(RecordHead); }
-  std::size_t summands() const noexcept { return group_.gathers() ? ranks_ : 1; }
+  std::size_t summands() const noexcept { return gathers_ ? ranks_ : 1; }
   std::size_t bytes() const noexcept { return payloads() + summands() * payload_; }
   std::byte* on_host(std::size_t at) const noexcept { return static_cast<std::byte*>(pinned_.host()) + at; }
   std::byte* on_device(std::size_t at) noexcept { return device_.data() + at; }
@@ -169,15 +171,11 @@ class HostExchange {
       if (group_.gathers()) message_.rank_flags.push_back(all[rank].flags);
     }
   }
-  void add() {
+  void merge() {
     auto& sum = message_.payload;
     std::fill(sum.begin(), sum.end(), 0.0);
     for (std::size_t rank = 0; rank < summands(); ++rank)
-      for (std::size_t i = 0; i < sum.size(); ++i) {
-        double value;
-        std::memcpy(&value, on_host(payloads() + rank * payload_ + i * sizeof value), sizeof value);
-        sum[i] += value;
-      }
+      merge_payload(message_.header, sum, on_host(payloads() + rank * payload_));
   }
 
   NcclGroup& group_;
@@ -187,6 +185,7 @@ class HostExchange {
   cudaStream_t stream_;
   std::size_t payload_;  // bytes
   std::size_t ranks_;
+  bool gathers_;  // payloads: moments are merged here, beyond the limit too
   cuda::PinnedBlock pinned_;
   Buffer<std::byte> device_;
   Event event_{};
@@ -231,6 +230,7 @@ Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message mes
          "an exchange that the host waits for cannot be captured in a graph");
   message.header.set(Field::ranks, static_cast<std::uint64_t>(group->size()));
   message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
+  expect_sound(message);
   auto exchange = std::make_shared<HostExchange>(*group, std::move(message), queue);
   ++group->host_exchanges;
   group->pending()->push_back(exchange);

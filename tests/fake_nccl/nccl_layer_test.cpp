@@ -1,16 +1,19 @@
 // Layers over NCCL: what a call costs.
 #include <barrier>
 
+#include "far_cases.hpp"
 #include "gpu/step_support.hpp"
 #include "nccl_ranks.hpp"
+#include "norm_cases.hpp"
 
 namespace allnorm::test {
 namespace {
 
 // Per direction: a launch that makes the record, a collective (beyond the gathering limit one for the heads and one for
-// the sums), and a launch that reads what came.
+// the sums), and a launch that reads what came. There forward adds in two rounds, with a launch before, between and
+// after them.
 TEST_F(Nccl, ALayerTakesTwoLaunchesPerDirectionAndTheHostDoesNotWait) {
-  constexpr int ranks = 2, directions = 2;
+  constexpr int ranks = 2;
   for (const char* layer : {"batch_norm", "batch_norm:activation=relu", "batch_renorm", "cross_mini_batch_norm"})
     for (const int limit : {32, 1}) {
       SCOPED_TRACE(std::string(layer) + ", gathering up to " + std::to_string(limit) + " ranks");
@@ -32,17 +35,41 @@ TEST_F(Nccl, ALayerTakesTwoLaunchesPerDirectionAndTheHostDoesNotWait) {
         step.run();
         all.arrive_and_wait();
         if (rank == 0) {
-          EXPECT_EQ(cuda_emulation::launches(), static_cast<std::size_t>(ranks * directions * 2));
+          EXPECT_EQ(cuda_emulation::launches(), static_cast<std::size_t>(ranks * (limit == 1 ? 5 + 2 : 2 + 2)));
           EXPECT_EQ(cuda_emulation::host_waits(), 0u);
         }
         all.arrive_and_wait();
         queue.wait();
         all.arrive_and_wait();
         if (rank == 0) {
-          EXPECT_EQ(fake_nccl::collectives() - before, ranks * directions * (limit == 1 ? 2 : 1));
+          EXPECT_EQ(fake_nccl::collectives() - before, ranks * (limit == 1 ? 3 + 2 : 1 + 1));
         }
       });
     }
+}
+
+TEST_F(Nccl, FarFromZeroRanksAreOneRank) {
+  for (const int ranks : {2, 3, 5})
+    for (const int limit : {32, 1})
+      for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16}) {
+        if (ranks == 5 && dtype != DType::f64) continue;
+        std::vector<far_cases::Trace> traces(static_cast<std::size_t>(ranks));
+        on_nccl_ranks(ranks, gathering(limit), [&](const Group& group, Queue& queue) {
+          traces[static_cast<std::size_t>(group->rank())] = far_cases::check(dtype, group, queue);
+        });
+        if (limit == 1) continue;
+        harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+          EXPECT_EQ(far_cases::check(dtype, world, queue), traces[static_cast<std::size_t>(world->rank())]);
+        });
+      }
+}
+
+TEST_F(Nccl, CompositionsEqualTheOracleBeyondTheLimit) {
+  for (const auto& [name, composition] : norm_cases::compositions()) {
+    SCOPED_TRACE(name);
+    on_nccl_ranks(3, gathering(1),
+                  [&, &c = composition](const Group& group, Queue& queue) { norm_cases::check(c, group, queue); });
+  }
 }
 
 }  // namespace

@@ -160,6 +160,10 @@ TEST(DeviceThreads, AMismatchThatKernelsFindIsNamedToThatRankOnce) {
     EXPECT_EQ(error_of([&] { r.hub->check(0); }),
               "mismatch: rank 1: bn1, call 4, forward: number of channels is 3, must be 0 as on rank 0");
     EXPECT_EQ(error_of([&] { r.hub->check(0); }), "");
+    report.other = RecordHead(Header("bn1", Direction::forward, 4), "weight is wrong");
+    report.status = ExchangeReport::declined;
+    EXPECT_EQ(error_of([&] { r.hub->check(0); }), "aborted: rank 1 failed: weight is wrong");
+    EXPECT_EQ(error_of([&] { r.hub->check(0); }), "");
   });
 }
 

@@ -139,7 +139,7 @@ inline void finish_by_steps(const ForwardArgs& args, const Gathered& gathered) {
   const Turn turn = steps::turn_of(args.rules, args.state.now(), count, args.derives);
   for (std::int64_t g = 0; g < layout.groups; ++g) {
     const auto current = args.record == nullptr ? steps::moments_of(count, args.mean[g], args.m2[g])
-                                                : steps::moments_of(args.rules, args.state, gathered, layout, count, g);
+                                                : steps::moments_of(gathered, layout, g);
     const auto lane = [&](std::int64_t entry, bool of_variance) {
       if (!args.rules.compensate) return 0.0;
       return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));

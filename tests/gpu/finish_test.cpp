@@ -109,7 +109,8 @@ struct Twins {
       payload[0] = count;
       for (std::int64_t g = 0; g < layout.groups; ++g) {
         const double m = rank == 0 ? mean[index(g)] : draw(engine);
-        steps::write_sums(rules, state, layout, g, count, m, rank == 0 ? m2[index(g)] : count * draw(engine), payload);
+        payload[layout.mean(g)] = m;
+        payload[layout.m2(g)] = rank == 0 ? m2[index(g)] : count * draw(engine);
         for (std::int64_t lane = 0; lane < lanes; ++lane) {
           payload[layout.dmean(lane, g)] = 0.01 * draw(engine);
           payload[layout.dvar(lane, g)] = -0.1 * draw(engine);
@@ -231,6 +232,7 @@ TEST(ForwardFinish, ChangesNothingWhereRanksDisagree) {
   const auto spoil_eps = [](Records& all) { all.head(2).header.set(Field::eps, 0.5); };
   const auto spoil_count = [](Records& all) { all.head(2).count += 1; };
   const auto flag = [](Records& all) { all.head(2).flags = flag_weights_changed; };
+  const auto decline = [](Records& all) { all.head(2) = RecordHead(Header("other", Direction::backward, 7), "why"); };
   const auto check = [&](const auto& spoil, ExchangeReport::Status status) {
     for (const Partition shape : {Partition{1, 4, 33, 49}, Partition{1, 300, 40, 1}, Partition{1, 0, 3, 1}}) {
       Rules rules = batch_norm();
@@ -252,6 +254,7 @@ TEST(ForwardFinish, ChangesNothingWhereRanksDisagree) {
       EXPECT_EQ(twins.report[0].finished, 2u);
       EXPECT_EQ(twins.report[0].other.header, all.head(2).header);
       EXPECT_EQ(twins.report[0].first.header, all.head(0).header);
+      EXPECT_EQ(twins.report[0].other.reason, all.head(2).reason);
       twins.report[0].status = ExchangeReport::fine;
       twins.call(3);  // goes on from where it was
     }
@@ -259,6 +262,7 @@ TEST(ForwardFinish, ChangesNothingWhereRanksDisagree) {
   check(spoil_eps, ExchangeReport::mismatch);
   check(spoil_count, ExchangeReport::mismatch);
   check(flag, ExchangeReport::weights_changed);
+  check(decline, ExchangeReport::declined);
 }
 
 TEST(ForwardFinish, WithTheRunningStatisticsOrAnEarlierFrameLeavesTheStateAlone) {

@@ -3,11 +3,14 @@
 
 #include <atomic>
 #include <barrier>
+#include <cmath>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "far_cases.hpp"
 #include "gpu/records.hpp"
+#include "gpu/step_support.hpp"
 #include "harness.hpp"
 
 namespace allnorm::test {
@@ -130,19 +133,44 @@ TEST(ThreadsOnGpus, ARankMayDeclineTheFirstCall) {
   });
 }
 
-// Once records go through GPU memory, peers wait in streams: there the group is over.
-TEST(ThreadsOnGpus, ARankThatDeclinesLaterEndsTheGroup) {
+// Once records go through GPU memory, peers wait in streams: their kernels find the record that says so.
+TEST(ThreadsOnGpus, ARankMayDeclineLater) {
   on_threads(3, {}, [](const Rank& r) {
-    on_device(r, 0);
-    on_device(r, 1);
+    step_test::Step step(Layer("sync_batch_norm"), r.queue, r.world);
+    for (int call = 0; call < 2; ++call) step.run();
+    const std::string why = "weight has dtype f16, must have f32 or f64";
     if (r.rank == 1) {
+      const backend::Array<f16> half(step_test::C);
+      ForwardInputs in;
+      in.input = backend::view(step.x.data(), step_test::x_shape);
+      in.weight = backend::view(half.data(), step_test::parameter_shape);
+      const auto call = [&] { step.norm.forward(in, backend::view(step.y.data(), step_test::x_shape), r.queue); };
+      EXPECT_EQ(error_of(call), "invalid argument: " + why);
+    } else {
+      step.forward();
+      EXPECT_EQ(found_by(*r.world), "aborted: rank 1 failed: " + why);
+    }
+    EXPECT_EQ(step.norm.running(r.queue).tracked, 2);
+
+    step.forward();  // the group goes on
+    if (r.rank == 2) {
       r.world->decline(Error(Code::invalid_argument, "eps is -1"));
     } else {
-      (void)error_of([&] { exchange(*r.world, 2, {1.0}, r.queue); });  // thrown here where the news came first
-      r.queue.wait();
+      step.backward();
+      EXPECT_EQ(found_by(*r.world), "aborted: rank 2 failed: eps is -1");
     }
-    EXPECT_EQ(found_by(*r.world), "aborted: rank 1 failed: eps is -1");
+    step.run();
+    EXPECT_EQ(step.norm.running(r.queue).tracked, 4);
+    for (const float v : step.dx) EXPECT_TRUE(std::isfinite(v));
+    EXPECT_NO_THROW(r.world->check());
   });
+}
+
+TEST(ThreadsOnGpus, FarFromZeroRanksAreOneRank) {
+  for (const int ranks : {2, 3, 5})
+    for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16})
+      if (ranks == 3 || dtype == DType::f64)
+        on_threads(ranks, {}, [dtype](const Rank& r) { far_cases::check(dtype, r.world, r.queue); });
 }
 
 TEST(ThreadsOnGpus, AnAbortEndsEveryGroupAndReleasesStreams) {

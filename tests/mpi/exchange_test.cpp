@@ -19,6 +19,7 @@ class MpiExchange : public testing::TestWithParam<int> {
 };
 
 TEST_P(MpiExchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
+TEST_P(MpiExchange, MomentsAreMerged) { run(exchange_cases::moments_are_merged); }
 TEST_P(MpiExchange, ExchangesOverlap) { run(exchange_cases::exchanges_overlap); }
 TEST_P(MpiExchange, ARankMayDecline) { run(exchange_cases::a_rank_may_decline); }
 TEST_P(MpiExchange, SplitsAreIndependent) { run(exchange_cases::splits_are_independent); }

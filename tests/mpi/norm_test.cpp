@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "allnorm/mpi.hpp"
+#include "far_cases.hpp"
 #include "norm_cases.hpp"
 
 namespace {
@@ -30,6 +31,25 @@ TEST_P(MpiCompositions, EqualTheOracleAndTheBitsOfThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Family, MpiCompositions, testing::ValuesIn(norm_cases::compositions()),
                          [](const auto& composition) { return composition.param.first; });
+
+TEST(MpiFarFromZero, RanksAreOneRankWithTheBitsOfThreads) {
+  Queue queue = Queue::cpu();
+  for (const int limit : {32, 1}) {
+    Patience patience;
+    patience.gather_limit = limit;
+    const auto world = mpi(MPI_COMM_WORLD, patience);
+    const auto trace = far_cases::check(DType::f64, world, queue);
+    harness::run(
+        world->size(),
+        [&](const harness::World& emulated, Queue& own_queue) {
+          const auto other = far_cases::check(DType::f64, emulated, own_queue);
+          if (emulated->rank() == world->rank()) {
+            EXPECT_EQ(trace, other);
+          }
+        },
+        patience);
+  }
+}
 
 TEST(MpiSubgroups, NormalizeAmongThemselves) {
   Queue queue = Queue::cpu();

@@ -36,6 +36,7 @@ class Exchange : public testing::TestWithParam<Group> {
 };
 
 TEST_P(Exchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
+TEST_P(Exchange, MomentsAreMerged) { run(exchange_cases::moments_are_merged); }
 TEST_P(Exchange, ExchangesOverlap) { run(exchange_cases::exchanges_overlap); }
 TEST_P(Exchange, ARankMayDecline) { run(exchange_cases::a_rank_may_decline); }
 TEST_P(Exchange, SplitsAreIndependent) { run(exchange_cases::splits_are_independent); }
@@ -87,6 +88,33 @@ TEST(TreeExchange, MismatchesReachEveryRank) {
       },
       patience);
   EXPECT_EQ(told, 7);
+}
+
+// A record that says so is a rank's decline.
+TEST(DeclinedRecord, IsToldWithItsReasonAndTheGroupGoesOn) {
+  for (const int limit : {32, 1}) {
+    Patience patience;
+    patience.gather_limit = limit;
+    harness::run(
+        3,
+        [](const World& world, Queue& queue) {
+          struct {
+            RecordHead head;
+            double payload;
+          } record{{Header("bn", Direction::forward, 0), 0, 1}, 1.0};
+          const auto gather = [&] {
+            return world->gather({reinterpret_cast<std::byte*>(&record), 1, nullptr, 0}, queue).sums[0];
+          };
+          const std::string why = "x is wrong: " + std::string(300, 'x'), cut = why.substr(0, 191);
+          const RecordHead good = record.head;
+          if (world->rank() == 1) record.head = RecordHead(good.header, why);
+          EXPECT_EQ(error_of([&] { gather(); }),
+                    world->rank() == 1 ? "aborted: " + cut : "aborted: rank 1 failed: " + cut);
+          record.head = good;
+          EXPECT_EQ(gather(), 3);
+        },
+        patience);
+  }
 }
 
 TEST(LateRank, IsNamedAfterTheDeadline) {

@@ -23,6 +23,14 @@ TEST_P(Compositions, EqualTheOracleOnAnyNumberOfRanks) {
     }
 }
 
+TEST_P(Compositions, EqualTheOracleAlongATree) {
+  Patience patience;
+  patience.gather_limit = 1;
+  harness::run(
+      5, [](const harness::World& world, Queue& queue) { norm_cases::check(GetParam().second, world, queue); },
+      patience);
+}
+
 TEST_P(Compositions, EqualTheOracleInEveryType) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     Composition c = GetParam().second;
