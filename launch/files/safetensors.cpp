@@ -1,6 +1,8 @@
 // The safetensors format: reading and writing.
 #include "launch/files/safetensors.hpp"
 
+#include <zlib.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -18,6 +20,83 @@ static_assert(std::endian::native == std::endian::little, "safetensors data are 
 
 constexpr std::uint64_t longest_header = 100'000'000;  // bytes, the reference implementation's limit
 constexpr std::size_t length_bytes = 8;                // the file starts with the header's length
+
+// ---- checksums ------------------------------------------------------------------------------------------------------
+
+// CRC-32 in the metadata, as text: of each tensor's data under "allnorm.crc32:NAME", and of everything in the header
+// under "allnorm.crc32". Other programs read such a file as any other; a file without sums is read as it is.
+constexpr std::string_view header_sum_key = "allnorm.crc32", tensor_sum_prefix = "allnorm.crc32:";
+
+std::uint32_t crc32_of(std::uint32_t before, std::string_view bytes) {
+  return static_cast<std::uint32_t>(crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
+}
+
+std::string sum_text(std::uint32_t sum) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (int shift = 28; shift >= 0; shift -= 4) text += digits[sum >> shift & 15];
+  return text;
+}
+
+std::string sum_of(std::span<const std::byte> data) {
+  return sum_text(crc32_of(0, {reinterpret_cast<const char*>(data.data()), data.size()}));
+}
+
+// Of the content, not of its text: the metadata but for this sum, and the tensors' names, types and shapes by name.
+std::string header_sum(const std::map<std::string, std::string>& metadata, std::vector<const StoredTensor*> tensors) {
+  std::uint32_t sum = 0;
+  const auto add = [&sum](std::string_view text) {
+    sum = crc32_of(sum, std::to_string(text.size()) + ":");
+    sum = crc32_of(sum, text);
+  };
+  for (const auto& [key, value] : metadata) {
+    if (key == header_sum_key) continue;
+    add(key);
+    add(value);
+  }
+  std::sort(tensors.begin(), tensors.end(),
+            [](const StoredTensor* a, const StoredTensor* b) { return a->name < b->name; });
+  for (const StoredTensor* tensor : tensors) {
+    add(tensor->name);
+    add(tensor->dtype);
+    add(to_string(tensor->shape));
+  }
+  return sum_text(sum);
+}
+
+std::vector<const StoredTensor*> pointers(const TensorFile& content) {
+  std::vector<const StoredTensor*> all;
+  for (const StoredTensor& tensor : content.tensors) all.push_back(&tensor);
+  return all;
+}
+
+std::map<std::string, std::string> with_sums(const TensorFile& content) {
+  auto metadata = content.metadata;
+  for (const StoredTensor& tensor : content.tensors)
+    metadata[std::string(tensor_sum_prefix) + tensor.name] = sum_of(tensor.data);
+  metadata[std::string(header_sum_key)] = header_sum(metadata, pointers(content));
+  return metadata;
+}
+
+// Checks the sums and takes them out of the metadata.
+void check_sums(TensorFile& content) {
+  auto& metadata = content.metadata;
+  const auto is_sum = [](const auto& entry) { return entry.first.starts_with(header_sum_key); };
+  if (std::none_of(metadata.begin(), metadata.end(), is_sum)) return;
+  const auto expect_sum = [&](const std::string& what, const std::string& key, const std::string& sum) {
+    const auto written = metadata.find(key);
+    const std::string must = written == metadata.end() ? "none" : written->second;
+    if (sum != must)
+      bad_file(content.file, what + " has the checksum " + sum + ", must have " + printable(must) +
+                                 " as it was written: the file is damaged");
+  };
+  expect_sum("metadata", std::string(header_sum_key), header_sum(metadata, pointers(content)));
+  for (const StoredTensor& tensor : content.tensors)
+    expect_sum("tensor " + printable(tensor.name), std::string(tensor_sum_prefix) + tensor.name, sum_of(tensor.data));
+  std::erase_if(metadata, is_sum);
+}
+
+// ---- the format -----------------------------------------------------------------------------------------------------
 
 // Checks an entry by itself: the dtype is known and the offsets span what the shape needs.
 void check_entry(const SafetensorsEntry& entry, const std::string& path) {
@@ -54,15 +133,13 @@ void check_content(const TensorFile& content, const std::string& path) {
   }
 }
 
-std::string header_text(const std::vector<const StoredTensor*>& order, const TensorFile& content,
-                        const std::string& path) {
+std::string header_text(const std::vector<const StoredTensor*>& order,
+                        const std::map<std::string, std::string>& metadata, const std::string& path) {
   try {
-    std::string text = "{";
-    if (!content.metadata.empty()) text += "\"__metadata__\":" + nlohmann::json(content.metadata).dump();
+    std::string text = "{\"__metadata__\":" + nlohmann::json(metadata).dump();
     std::uint64_t begin = 0;
     for (const StoredTensor* tensor : order) {
-      if (text.size() > 1) text += ',';
-      text += entry_text(*tensor, begin);
+      text += ',' + entry_text(*tensor, begin);
       begin += tensor->data.size();
     }
     return text + "}";
@@ -130,18 +207,18 @@ TensorFile read_safetensors(const std::string& path) {
     file.read(data);
     content.tensors.push_back({std::move(entry.name), std::move(entry.dtype), Shape(entry.shape), std::move(data)});
   }
+  check_sums(content);
   return content;
 }
 
 void write_safetensors(AtomicFile& file, const TensorFile& content) {
   check_content(content, file.path());
-  std::vector<const StoredTensor*> order;
-  for (const StoredTensor& tensor : content.tensors) order.push_back(&tensor);
+  std::vector<const StoredTensor*> order = pointers(content);
   std::sort(order.begin(), order.end(), [](const StoredTensor* a, const StoredTensor* b) {
     const std::size_t first = safetensors_type(a->dtype)->order, second = safetensors_type(b->dtype)->order;
     return first != second ? first > second : a->name < b->name;
   });
-  std::string text = header_text(order, content, file.path());
+  std::string text = header_text(order, with_sums(content), file.path());
   text.append((length_bytes - text.size() % length_bytes) % length_bytes, ' ');  // aligns the data
   if (text.size() > longest_header)
     bad_file(file.path(), "would get a header of " + std::to_string(text.size()) + " bytes, must get at most " +

@@ -74,11 +74,13 @@ std::vector<T> values_of(const TensorFile& file, std::string_view name, const Sh
 }
 
 /// Reads a file with every check of the format: a header of at most 100 MB, keys that occur once, known dtypes, data
-/// that the tensors cover without a hole or an overlap. Throws invalid_input, naming the file and the tensor.
+/// that the tensors cover without a hole or an overlap, and the checksums, where the file has them. Throws
+/// invalid_input, naming the file and the tensor.
 TensorFile read_safetensors(const std::string& path);
 
 /// Writes tensors in the format's order (dtypes of more bytes first, then by name), so that equal content gives equal
-/// files. Throws invalid_input for names that occur twice or are not UTF-8 and for data that do not fit the shape.
+/// files, with a checksum of each and of the header in the metadata. Throws invalid_input for names that occur twice or
+/// are not UTF-8 and for data that do not fit the shape.
 void write_safetensors(AtomicFile& file, const TensorFile& content);
 /// As above, and commits.
 void write_safetensors(const std::string& path, const TensorFile& content);

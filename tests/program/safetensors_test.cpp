@@ -64,7 +64,8 @@ TEST(Safetensors, WritesTheSameBytesForTheSameContent) {
   EXPECT_EQ(bytes_of(folder / "a"), bytes_of(folder / "b"));
 }
 
-// Wider types first and then names, compact JSON, spaces up to a multiple of 8: worked out by hand from the format.
+// Wider types first and then names, compact JSON, spaces up to a multiple of 8: worked out by hand from the format, the
+// checksums with Python's zlib.
 TEST(Safetensors, WritesTheFormatsOrderAndPadding) {
   const TemporaryFolder folder;
   TensorFile content;
@@ -76,7 +77,8 @@ TEST(Safetensors, WritesTheFormatsOrderAndPadding) {
   content.metadata = {{"k", "v"}};
   write_safetensors(folder / "a", content);
   std::string header =
-      R"({"__metadata__":{"k":"v"},"c":{"dtype":"F64","shape":[1,1],"data_offsets":[0,8]},)"
+      R"({"__metadata__":{"allnorm.crc32":"59c819f9","allnorm.crc32:a":"aca16a6a",)"
+      R"("allnorm.crc32:b":"2e3fa576","allnorm.crc32:c":"db2714f1","k":"v"},"c":{"dtype":"F64","shape":[1,1],"data_offsets":[0,8]},)"
       R"("a":{"dtype":"F32","shape":[],"data_offsets":[8,12]},"b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]}})";
   header.append((8 - header.size() % 8) % 8, ' ');
   const auto raw = [](const auto& values) {
@@ -192,6 +194,43 @@ TEST(Safetensors, RefusesFilesThatAreLongerOrShorterThanTheySay) {
   expect_refused([&] { read_bytes(folder, little(~std::uint64_t{0}, 8) + "{}"); }, path, "18446744073709551615 bytes");
   expect_refused([&] { read_bytes(folder, little(100'000'001, 8) + "{}"); }, path, "100000001 bytes");
   expect_refused([&] { read_safetensors(folder.path()); }, folder.path(), "is a directory");
+}
+
+// Whatever bit is wrong, a file that was written with checksums never gives other names, shapes, values or text.
+TEST(Safetensors, NoticesEveryFlippedBit) {
+  const TemporaryFolder folder;
+  const TensorFile content = example();
+  write_safetensors(folder / "good", content);
+  const std::string good = bytes_of(folder / "good"), path = folder / "a.safetensors";
+  const std::size_t header = good.rfind('}') + 1;
+  int accepted = 0;
+  for (std::size_t bit = 0; bit < 8 * good.size(); bit += 3) {
+    std::string bytes = good;
+    bytes[bit / 8] = static_cast<char>(bytes[bit / 8] ^ (1 << bit % 8));
+    try {
+      const TensorFile back = read_bytes(folder, bytes);
+      ++accepted;
+      EXPECT_EQ(back.metadata, content.metadata) << bit;
+      ASSERT_EQ(back.tensors.size(), content.tensors.size()) << bit;
+      for (const StoredTensor& tensor : content.tensors)
+        EXPECT_EQ(back.require(tensor.name, tensor.dtype, tensor.shape).data, tensor.data) << bit;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::invalid_input) << error.message();
+      EXPECT_EQ(error.message().rfind(path, 0), 0u) << error.message();
+      if (bit / 8 >= header + 8) {
+        EXPECT_NE(error.message().find("tensor '"), std::string::npos) << error.message();
+      }
+    }
+  }
+  EXPECT_EQ(accepted, 0);
+  // the text of a checksum in the metadata, and a value
+  const std::size_t at = good.find("running_mean") + std::string("running_mean\":\"").size();
+  std::string bytes = good;
+  bytes[at] = bytes[at] == '0' ? '1' : '0';
+  expect_refused([&] { read_bytes(folder, bytes); }, path, "metadata has the checksum");
+  bytes = good;
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  expect_refused([&] { read_bytes(folder, bytes); }, path, "tensor 'mask' has the checksum");
 }
 
 TEST(Safetensors, SurvivesRandomDamage) {
