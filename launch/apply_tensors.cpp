@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "allnorm/sizes.hpp"
 #include "launch/files/input_file.hpp"
 #include "launch/files/npy.hpp"
 #include "launch/files/npy_convert.hpp"
@@ -132,8 +133,8 @@ void StepTensors::read(std::int64_t step) {
         bad_file(array.file,
                  std::string(spec.name) + " has the shape " + to_string(array.shape) + ", must be a scalar");
       const std::int64_t value = to_int64(array)[0];
-      if (value < 0)
-        bad_file(array.file, std::string(spec.name) + " is " + std::to_string(value) + ", must be at least 0");
+      if (value < 0 || value > std::int64_t{1} << 62)
+        bad_file(array.file, std::string(spec.name) + " is " + std::to_string(value) + ", must be from 0 to 2^62");
       counters_[std::string(spec.name)] = value;
       continue;
     }
@@ -160,6 +161,8 @@ void StepTensors::check() const {
     expect(plan_->split != Split::channels || channels() > 0, Code::invalid_argument,
            "--split is channels, must leave every rank a channel: there are more ranks than channels");
     if (channels() == 0) bad_file(x.file, "input has 0 channels, must have at least 1");
+    if (!product({channels(), 1024}))  // bytes of state, frame and message
+      bad_file(x.file, "input has " + std::to_string(channels()) + " channels, must have fewer than 2^53");
     if (channels_ >= 0 && channels() != channels_)
       bad_file(x.file, "input has " + std::to_string(channels()) + " channels, must have the " +
                            std::to_string(channels_) + " of step 0");

@@ -5,6 +5,7 @@
 #include <array>
 #include <string>
 
+#include "allnorm/sizes.hpp"
 #include "attributes.hpp"
 #include "kernels/steps.hpp"
 #include "names.hpp"
@@ -233,6 +234,8 @@ void Layer::check() const {
     if (const std::string value = attribute.get(options); !value.empty()) attribute.set(copy, attribute.name, value);
   expect(row->reduction == Reduction::batch_and_space || options.activation.kind == ActivationKind::identity,
          Code::invalid_argument, [&] { return "activation is set, must not be for " + std::string(row->name); });
+  expect(product(options.normalized_shape).has_value(), Code::invalid_argument,
+         "attribute normalized_shape has more than 2^63-1 elements, must have at most that");
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;
     for (std::size_t i = 0; i < ramp->size(); ++i)

@@ -1,5 +1,6 @@
 #include "convolution.hpp"
 
+#include <algorithm>
 #include <string>
 
 #include "kernels/ops.hpp"
@@ -52,6 +53,10 @@ PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
                   std::to_string(args.in_channels) + " and input's " + std::to_string(args.channels) +
                   " channels, with conv_weight of shape (C,Ci/groups,k...), which is " + given(w);
          });
+  constexpr std::int64_t longest = std::int64_t{1} << 62;  // leaves room for padding
+  expect(std::all_of(a.shape.begin(), a.shape.end(), [](std::int64_t extent) { return extent < longest; }),
+         Code::invalid_input,
+         [&] { return "conv_input has shape " + given(a) + ", must have fewer than 2^62 along every axis"; });
   for (int axis = 0; axis < axes; ++axis) {
     const int at = 3 - axes + axis;
     args.in[at] = a.shape[2 + axis];

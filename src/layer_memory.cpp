@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "allnorm/sizes.hpp"
 #include "kernels/steps.hpp"
 
 namespace allnorm {
@@ -53,6 +54,9 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   rules_.fill_in_burn_in = o.fill_in_burn_in;
   rules_.compensate = o.compensate && o.window > 1;
 
+  // More than all arrays need, so that no size below overflows.
+  expect_fits("channels", channels, {2 * LayerState::fields_with_history, sizeof(double)});
+  expect_fits("attribute window", o.window, {7, std::max<std::int64_t>(1, channels), sizeof(double)});
   const bool history = o.minibatches > 1 || o.window > 1;
   view_.channels = channels;
   view_.fields = history ? LayerState::fields_with_history : LayerState::fields_without_history;
@@ -63,7 +67,11 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
 
   Ring& ring = view_.ring;
   ring.slots = o.window;
-  ring_ = Buffer<double>(index(o.window + (2 * o.window + 1 + 4 * (o.window - 1)) * channels), queue);
+  try {
+    ring_ = Buffer<double>(index(o.window + (2 * o.window + 1 + 4 * (o.window - 1)) * channels), queue);
+  } catch (const Error& error) {
+    fail(error.code(), "attribute window is " + std::to_string(o.window) + ": " + error.message());
+  }
   ring.count = ring_.data();
   ring.mean = ring.count + o.window;
   ring.var = ring.mean + o.window * channels;
@@ -84,6 +92,9 @@ void LayerMemory::expect_shape(const WeightShape& shape) const {
 void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue) {
   Ring& ring = view_.ring;
   if (ring.fan_in != 0 || shape.fan_in == 0) return;
+  for (const std::int64_t rows : {shape.mean_rows, 2 * shape.channels})
+    expect_fits("conv_weight's fan-in", shape.fan_in,
+                {2 * ring.slots, std::max<std::int64_t>(1, rows), std::int64_t{sizeof(double)}});
   const std::size_t size = wide ? sizeof(double) : sizeof(float);
   const std::size_t means = index(ring.slots * shape.mean_rows * shape.fan_in) * size,
                     weights = index(ring.slots * shape.channels * shape.fan_in) * size;

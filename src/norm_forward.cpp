@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "allnorm/sizes.hpp"
 #include "norm_impl.hpp"
 #include "parameters.hpp"
 
@@ -166,6 +167,7 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
 
 // `scratch` doubles, this rank's record of `count` doubles, and room for the group's.
 NormImpl::Work NormImpl::make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const {
+  expect_fits("the number of values in the message", count, {2 * sizeof(double), group_->size()});
   const auto in_lines = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
   const std::size_t own = in_lines(index(scratch) * sizeof(double));
   const std::size_t room = own + in_lines(sizeof(RecordHead) + index(count) * sizeof(double));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "allnorm/sizes.hpp"
+
 namespace allnorm {
 
 namespace {
@@ -52,6 +54,7 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
         return "attribute groups is " + std::to_string(G) + ", must divide the number of channels, " +
                std::to_string(C);
       });
+      expect_fits("attribute groups", G, {std::max<std::int64_t>(1, shape[0])});  // 0 channels have any divisor
       plan.norm = per_sample_block(shape, order, G);
       plan.fine = per_sample_block(shape, order, C);
       plan.parameters = C;
@@ -66,6 +69,10 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
       break;
     }
   }
+  // Frames, sums and scratch are at most 16 doubles for each.
+  const std::int64_t most = std::max({plan.norm.groups(), plan.fine.groups(), plan.parameters});
+  expect(product({most, 16, sizeof(double)}).has_value(), Code::invalid_input,
+         [&] { return "input has shape " + to_string(shape) + ", must have at most 2^56 groups and parameters"; });
   return plan;
 }
 

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "allnorm/sizes.hpp"
+
 namespace allnorm {
 
 struct Ops;  // kernels/ops.hpp: the table of functions that a backend fills
@@ -94,7 +96,7 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(std::size_t size, Queue& queue, Fill fill = Fill::zero)
-      : data_(static_cast<T*>(allocate(size * sizeof(T), queue, fill))),
+      : data_(static_cast<T*>(allocate(bytes_of(size, sizeof(T)), queue, fill))),
         size_(size),
         device_(queue.device()),
         owner_(queue.shared_impl()) {}

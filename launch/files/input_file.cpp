@@ -9,6 +9,8 @@
 #include <system_error>
 #include <utility>
 
+#include "allnorm/sizes.hpp"
+
 namespace allnorm::launch {
 namespace {
 
@@ -42,15 +44,9 @@ std::string printable(std::string_view text) {
 }
 
 std::optional<std::uint64_t> storage_bytes(std::span<const std::int64_t> extents, std::size_t item_size) {
-  auto product = static_cast<std::int64_t>(item_size);
-  bool empty = false;
-  for (const std::int64_t extent : extents) {
-    if (extent == 0)
-      empty = true;
-    else if (extent < 0 || __builtin_mul_overflow(product, extent, &product))
-      return std::nullopt;
-  }
-  return empty ? 0 : static_cast<std::uint64_t>(product);
+  std::vector<std::int64_t> sizes(extents.begin(), extents.end());
+  sizes.push_back(static_cast<std::int64_t>(item_size));
+  return product(sizes);
 }
 
 InputFile::InputFile(std::string path) : path_(std::move(path)) {

@@ -117,6 +117,8 @@ Settings parse(const Arguments& arguments) {
   at_least_one(words.batch, "--batch-per-rank");
   at_least_one(settings.epochs, "--epochs");
   at_least_one(settings.seeds, "--seeds");
+  expect(settings.seeds <= 1'000'000, Code::invalid_argument,
+         [&] { return "--seeds is " + std::to_string(settings.seeds) + ", must be at most 1000000"; });
   if (given.count("accumulate")) at_least_one(settings.accumulate, "--accumulate");
   if (given.count("lr")) {
     expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument, "--lr must be above 0 and below 1e6");

@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "allnorm/sizes.hpp"
+
 namespace allnorm::launch::train {
 namespace {
 
@@ -17,11 +19,13 @@ constexpr std::int64_t measurements = 4;  // of past statistics, per epoch
 constexpr std::int64_t test_batch = 128;  // images at once: bounds the memory
 
 std::int64_t checked_updates(Images& images, const Settings& settings, const Job& job, std::int64_t calls, int ranks) {
-  images.begin_epoch(0, job.batch, calls);
-  expect(images.updates() > 0, Code::invalid_argument, [&] {
-    return "images per update is " + std::to_string(ranks * job.batch * calls) + ", must be at most " +
-           std::to_string(images.train_count()) + ", the number of training images";
+  const auto per_update = product({ranks, job.batch, calls});
+  expect(per_update && *per_update <= images.train_count(), Code::invalid_argument, [&] {
+    return "images per update is " + (per_update ? std::to_string(*per_update) : std::string("more than 2^63-1")) +
+           ", must be at most " + std::to_string(images.train_count()) + ", the number of training images";
   });
+  images.begin_epoch(0, job.batch, calls);
+  expect_fits("--epochs", settings.epochs, {images.updates(), calls});
   return images.updates() * settings.epochs;
 }
 

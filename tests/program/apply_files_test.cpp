@@ -74,6 +74,8 @@ TEST(HostileNpy, IsExitThreeOfOneLine) {
       npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904,4611686018427387904), }",
                 eight),
       npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (9223372036854775807,0,9223372036854775807), }", ""),
+      npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (0,576460752303423488), }", ""),
+      npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (576460752303423488,0), }", ""),
       npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,-1), }", eight),
       npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (1,1), }", "short"),
       npy_bytes("{'descr': '<f8', 'fortran_order': False, 'shape': (1,1), }", eight + "long"),

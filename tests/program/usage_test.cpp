@@ -66,6 +66,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Wrong{"apply batch_norm --input x.npy --out o --tensor running_std=g.npy", 2, "running_var"},
                     Wrong{"apply cross_iteration_batch_norm --input x.npy --out o", 2, "conv_input"},
                     Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set window=0", 2, "window"},
+                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set compensate=false --set "
+                          "window=2184482850834025855",
+                          2, "window"},
                     Wrong{"apply cross_mini_batch_norm --input x.npy --out o --set minibatches=0", 2, "minibatches"},
                     Wrong{"apply group_norm --input x.npy --out o --set groups=3", 2, "groups"},
                     Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=6", 2, "normalized_shape"},
