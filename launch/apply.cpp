@@ -30,7 +30,7 @@ Layer own_layer(const ApplyPlan& plan, const Rank& rank) {
 void set_state(const ApplyPlan& plan, Rank& rank, const StepTensors& tensors, Norm& norm) {
   if (!plan.load_state.empty()) {
     const std::string path = expand(plan.load_state, rank.rank, 0);
-    const State state = read_state(path);
+    const State state = read_state(path, rank.size, plan.drop_window);
     try {
       norm.load(state, rank.queue, {plan.drop_window});
     } catch (const Error& error) {

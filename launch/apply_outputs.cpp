@@ -121,7 +121,7 @@ void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const st
   }
   if (plan.save_state.empty() || (rank.rank > 0 && !mentions(plan.save_state, "{rank}"))) return;
   AtomicFile file(expand(plan.save_state, rank.rank, 0));
-  write_safetensors(file, to_file(state));
+  write_safetensors(file, to_file(state, rank.size));
   files.add(std::move(file));
 }
 

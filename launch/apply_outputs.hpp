@@ -37,8 +37,9 @@ std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensor
 /// Collective over rank.world.
 void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const State& state);
 
-/// The state in and out of files.
-State read_state(const std::string& path);
-TensorFile to_file(const State& state);
+/// A run's state in and out of files. A state that is for another number of `ranks` is refused unless its window and
+/// batch are to be dropped.
+State read_state(const std::string& path, int ranks, bool drop_window);
+TensorFile to_file(const State& state, int ranks);
 
 }  // namespace allnorm::launch

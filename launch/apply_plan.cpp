@@ -61,7 +61,8 @@ po::options_description describe(Words& words) {
       "batch, space or channels: cut that axis of the files over the ranks, in order, the first ranks one slice more")(
       "load-state", po::value(&words.load_state)->value_name("F.safetensors"),
       "the layer's state before the first call")(
-      "drop-window", "with --load-state: accept a state of another number of ranks, without its per-rank parts")(
+      "drop-window",
+      "with --load-state: window and open batch start anew, so that a state of another number of ranks is accepted")(
       "save-state", po::value(&words.save_state)->value_name("F.safetensors"), "the layer's state after the last call");
   return options;
 }

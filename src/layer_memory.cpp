@@ -130,20 +130,6 @@ RunningStatistics LayerMemory::running(Queue& queue) const {
   return {values(LayerState::running_mean, queue), values(LayerState::running_spread, queue), counters(queue).tracked};
 }
 
-void LayerMemory::set_running(const RunningStatistics& running, Queue& queue) {
-  for (const auto& [values, name] : {std::pair{&running.mean, "mean"}, {&running.spread, "spread"}})
-    expect(values->size() == index(view_.channels), Code::invalid_argument, [&, v = values, n = name] {
-      return std::string("running ") + n + " has " + std::to_string(v->size()) + " values, must have " +
-             std::to_string(view_.channels);
-    });
-  if (!persists()) return;
-  put(LayerState::running_mean, running.mean, queue);
-  put(LayerState::running_spread, running.spread, queue);
-  Counters now = counters(queue);
-  now.tracked = running.tracked;
-  put(now, queue);
-}
-
 Norm::PastStatistics LayerMemory::past(Queue& queue) const {
   Norm::PastStatistics past;
   const Turn turn = value_of(last_, 0, queue);

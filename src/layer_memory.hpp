@@ -41,9 +41,9 @@ class LayerMemory {
   void set_running(const RunningStatistics& running, Queue& queue);
   Norm::PastStatistics past(Queue& queue) const;
   void save(State& state, Queue& queue) const;
-  /// Checks everything and reads; on throwing the memory may be half written: load into a fresh one. `calls`: the
-  /// layer's training calls so far, which no state changes.
-  void load(const State& state, bool drop_per_rank, std::int64_t calls, Queue& queue);
+  /// Checks everything and reads, window and open batch only with `history`; on throwing the memory may be half
+  /// written: load into a fresh one. `calls`: the layer's training calls so far, which no state changes.
+  void load(const State& state, bool history, std::int64_t calls, Queue& queue);
 
   /// Takes over what `other`, of the same layer, holds. Arrays stay where they are as far as they have the same shapes:
   /// a captured graph goes on with them.

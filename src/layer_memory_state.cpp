@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "layer_memory.hpp"
 #include "state_reader.hpp"
@@ -99,6 +99,25 @@ bool LayerMemory::has_per_rank_parts(const State& state) noexcept {
   });
 }
 
+// Refuses what load() refuses: what a layer saves it can load.
+void LayerMemory::set_running(const RunningStatistics& running, Queue& queue) {
+  for (const auto& [values, name] : {std::pair{&running.mean, "mean"}, {&running.spread, "spread"}})
+    expect(values->size() == index(view_.channels), Code::invalid_argument, [&, v = values, n = name] {
+      return std::string("running ") + n + " has " + std::to_string(v->size()) + " values, must have " +
+             std::to_string(view_.channels);
+    });
+  if (!persists()) return;
+  state_reader::expect_finite(running.mean, "running_mean", state_reader::any);
+  state_reader::expect_finite(running.spread, spread_name(rules_), 0);
+  expect(running.tracked >= 0 && running.tracked <= state_reader::most_calls, Code::invalid_input,
+         [&] { return "num_batches_tracked is " + std::to_string(running.tracked) + ", must be from 0 to 2^62"; });
+  put(LayerState::running_mean, running.mean, queue);
+  put(LayerState::running_spread, running.spread, queue);
+  Counters now = counters(queue);
+  now.tracked = running.tracked;
+  put(now, queue);
+}
+
 void LayerMemory::save(State& state, Queue& queue) const {
   const Counters now = counters(queue);
   const Shape C{view_.channels};
@@ -161,21 +180,18 @@ void LayerMemory::save_history(State& state, const Counters& now, Queue& queue) 
   }
 }
 
-void LayerMemory::load(const State& state, bool drop_per_rank, std::int64_t calls, Queue& queue) {
+void LayerMemory::load(const State& state, bool history, std::int64_t calls, Queue& queue) {
   using namespace state_reader;
   const Shape C{view_.channels};
   put(LayerState::running_mean, finite(state, "running_mean", C), queue);
-  const double least = rules_.keeps_std ? std::numeric_limits<double>::min() : 0;
-  put(LayerState::running_spread, finite(state, spread_name(rules_), C, least), queue);
+  put(LayerState::running_spread, finite(state, spread_name(rules_), C, 0), queue);
   Counters now;
   now.calls = calls;
   if (state.find("num_batches_tracked")) now.tracked = integer(state, "num_batches_tracked", 0);
   now.counted = state.find("allnorm.calls") ? integer(state, "allnorm.calls", 0) : now.tracked;
   if (view_.has_history() && state.find("allnorm.batches")) {
     now.batches = integer(state, "allnorm.batches", 0);
-    // Dropping the per-rank parts leaves past means that cannot be moved to the present weights: window and batch start
-    // anew, the counters go on.
-    if (!drop_per_rank) load_history(state, now, queue);
+    if (history) load_history(state, now, queue);
   }
   put(now, queue);
 }

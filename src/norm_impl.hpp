@@ -63,6 +63,7 @@ class NormImpl {
   // A call's frame as kernels see it, in saved.memory_; also told to saved.frame_.
   static steps::FrameView lay_out(Saved& saved, std::int64_t groups, bool renorm);
   static steps::FrameView frame_view(const Saved& saved);
+  void expect_same_history(const State& state) const;
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
   Header header(DType dtype, std::int64_t groups, Direction direction) const;
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;

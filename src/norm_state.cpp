@@ -57,13 +57,28 @@ State NormImpl::save(Queue& queue) const {
   return state;
 }
 
+// Entries of a window and an open batch mean the same only to as many iterations, mini-batches and ranks.
+void NormImpl::expect_same_history(const State& state) const {
+  const auto agree = [&](const char* name, std::int64_t least, std::int64_t value) {
+    const std::int64_t held = state_reader::integer(state, std::string("allnorm.") + name, least);
+    expect(held == value, Code::invalid_input, [&] {
+      return "state was made with " + std::string(name) + " = " + std::to_string(held) + ", must be made with " +
+             std::to_string(value) + ": it has entries in a window or an open batch, which can be dropped";
+    });
+  };
+  agree("window", 1, layer_.options.window);
+  agree("minibatches", 1, layer_.options.minibatches);
+  agree("ranks", 1, group_->size());
+  if (LayerMemory::has_per_rank_parts(state)) agree("rank", 0, group_->rank());
+}
+
 void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options) {
   using state_reader::integer;
   expect(has_running() || state.entries.empty(), Code::invalid_input,
          [&] { return std::string(layer_.row->name) + " has no state, must be loaded with none"; });
   if (!has_running()) return;
   Layer layer = layer_;
-  bool drop = false;
+  const bool history = state.has_history() && !options.drop_window;
   const auto ours = std::find_if(state.entries.begin(), state.entries.end(),
                                  [](const StateEntry& e) { return e.name.starts_with(layer_prefix); });
   const bool framework = std::none_of(state.entries.begin(), state.entries.end(),
@@ -72,30 +87,17 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
     expect(ours != state.entries.end(), Code::invalid_input,
            [&] { return "state " + std::string(layer_prefix) + std::string(layer_.row->name) + " is missing"; });
     const std::string of = ours->name.substr(layer_prefix.size());
-    expect(of == layer_.row->name, Code::invalid_input,
-           [&] { return "state is of layer " + of + ", must be of " + std::string(layer_.row->name); });
+    const auto rows = catalogue();
+    expect(std::any_of(rows.begin(), rows.end(),
+                       [&](const Row& row) { return row.name == of && row.reduction == layer_.row->reduction; }),
+           Code::invalid_input, [&] {
+             return "state is of layer " + of + ", must be of " + std::string(layer_.row->name) + " or its family";
+           });
     const std::int64_t version = integer(state, ours->name, 1);
     expect(version == state_version, Code::invalid_input, [&] {
       return "state has version " + std::to_string(version) + ", must have " + std::to_string(state_version);
     });
-    const auto agree = [&](const char* name, std::int64_t value) {
-      const std::int64_t held = integer(state, std::string("allnorm.") + name, 1);
-      expect(held == value, Code::invalid_input, [&] {
-        return "state was made with " + std::string(name) + " = " + std::to_string(held) + ", must be made with " +
-               std::to_string(value);
-      });
-    };
-    agree("window", layer_.options.window);
-    agree("minibatches", layer_.options.minibatches);
-    const std::int64_t ranks = integer(state, "allnorm.ranks", 1), rank = integer(state, "allnorm.rank", 0);
-    if (LayerMemory::has_per_rank_parts(state) && (ranks != group_->size() || rank != group_->rank())) {
-      expect(options.drop_window, Code::invalid_input, [&] {
-        return "state is of rank " + std::to_string(rank) + " of " + std::to_string(ranks) + ", must be of rank " +
-               std::to_string(group_->rank()) + " of " + std::to_string(group_->size()) +
-               ": its window holds that rank's share of sums over all ranks; it can be loaded without its window";
-      });
-      drop = true;
-    }
+    if (history) expect_same_history(state);
     for (const auto& [ramp, name] : {std::pair{&layer.options.r_max_ramp, "allnorm.r_max_ramp"},
                                      {&layer.options.d_max_ramp, "allnorm.d_max_ramp"}})
       if (state.find(name)) *ramp = load_ramp(state, name);
@@ -106,7 +108,7 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
     }
   }
   LayerMemory memory(layer, channels_, queue);
-  memory.load(state, drop, memory_.counters(queue).calls, queue);
+  memory.load(state, history, memory_.counters(queue).calls, queue);
   layer_ = std::move(layer);
   memory_.take(std::move(memory), queue);
 }

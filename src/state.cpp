@@ -1,5 +1,6 @@
 #include "allnorm/state.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace allnorm {
@@ -20,6 +21,13 @@ const StateEntry* State::find(std::string_view name) const noexcept {
   for (const StateEntry& e : entries)
     if (e.name == name) return &e;
   return nullptr;
+}
+
+bool State::has_history() const noexcept {
+  return std::any_of(entries.begin(), entries.end(), [](const StateEntry& e) {
+    return (e.name == "allnorm.window.entries" || e.name == "allnorm.batch.done") &&
+           std::any_of(e.data.begin(), e.data.end(), [](std::byte b) { return b != std::byte{0}; });
+  });
 }
 
 void State::add(std::string name, const double* values, const Shape& shape, bool per_rank) {

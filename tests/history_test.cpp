@@ -172,12 +172,13 @@ std::string loading(const State& state, std::string_view text = "cross_iteration
 TEST(State, IsRefusedByAnotherLayer) {
   const State state = saved_states(1)[0];
   EXPECT_EQ(loading(state), "");
-  EXPECT_EQ(loading(state, "batch_norm:minibatches=2:window=3"),
-            "invalid input: state is of layer cross_iteration_batch_norm, must be of batch_norm");
+  EXPECT_EQ(loading(state, "batch_norm:minibatches=2:window=3"), "");  // the family is one layer
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=4"),
-            "invalid input: state was made with window = 3, must be made with 4");
+            "invalid input: state was made with window = 3, must be made with 4: it has entries in a window or an open "
+            "batch, which can be dropped");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=4:window=3"),
-            "invalid input: state was made with minibatches = 2, must be made with 4");
+            "invalid input: state was made with minibatches = 2, must be made with 4: it has entries in a window or an "
+            "open batch, which can be dropped");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3", 4),
             "invalid input: state running_mean has shape (3,), must have (4,)");
   EXPECT_EQ(loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:variant=paper:renorm=true"),
@@ -185,24 +186,57 @@ TEST(State, IsRefusedByAnotherLayer) {
   EXPECT_NE(
       loading(state, "cross_iteration_batch_norm:minibatches=2:window=3:compensate=false").find("compensate=false"),
       std::string::npos);
+  State stranger = state;
+  for (StateEntry& entry : stranger.entries)
+    if (entry.name.starts_with("allnorm.layer.")) entry.name = "allnorm.layer.layer_norm";
+  EXPECT_EQ(loading(stranger),
+            "invalid input: state is of layer layer_norm, must be of cross_iteration_batch_norm or "
+            "its family");
   Queue queue = Queue::cpu();
   Norm rows(Layer("layer_norm"), 3, nullptr, queue);
   EXPECT_EQ(error_of([&] { rows.load(state, queue); }),
             "invalid input: layer_norm has no state, must be loaded with none");
 }
 
-TEST(State, OfAnotherNumberOfRanksLosesItsWindowOnRequestOnly) {
-  const auto states = saved_states(2);
-  EXPECT_EQ(loading(states[1]),
-            "invalid input: state is of rank 1 of 2, must be of rank 0 of 1: its window holds that rank's "
-            "share of sums over all ranks; it can be loaded without its window");
-  LoadOptions drop;
-  drop.drop_window = true;
-  EXPECT_EQ(loading(states[1], "cross_iteration_batch_norm:minibatches=2:window=3", 3, drop), "");
-  // Without derivatives nothing is a rank's own.
-  EXPECT_EQ(loading(saved_states(2, "cross_iteration_batch_norm:compensate=false:window=3")[1],
-                    "cross_iteration_batch_norm:compensate=false:window=3"),
-            "");
+TEST(State, OfAnotherNumberOfRanksLosesItsHistoryOnRequestOnly) {
+  constexpr std::string_view refused =
+      "invalid input: state was made with ranks = 2, must be made with 1: it has entries in a window or an open batch, "
+      "which can be dropped";
+  for (const char* layer :
+       {"cross_iteration_batch_norm:minibatches=2:window=3", "cross_iteration_batch_norm:compensate=false:window=3",
+        "cross_mini_batch_norm:minibatches=3"}) {  // compensated or not, and an open batch alone
+    for (const State& state : saved_states(2, layer)) {
+      EXPECT_EQ(loading(state, layer), refused) << layer;
+      Queue queue = Queue::cpu();
+      Norm norm(parse_layer(layer), 3, nullptr, queue);
+      norm.load(state, queue, {.drop_window = true});
+      const State dropped = norm.save(queue);
+      EXPECT_FALSE(dropped.has_history()) << layer;
+      EXPECT_EQ(dropped.find("running_mean")->data, state.find("running_mean")->data) << layer;
+      EXPECT_EQ(dropped.find("allnorm.batches")->data, state.find("allnorm.batches")->data) << layer;
+    }
+  }
+  const auto states = saved_states(2);  // the other rank's share
+  harness::run(2, [&](const harness::World& world, Queue& queue) {
+    Norm norm(parse_layer("cross_iteration_batch_norm:minibatches=2:window=3"), 3, world, queue);
+    const auto other = static_cast<std::size_t>(1 - world->rank());
+    EXPECT_NE(error_of([&] { norm.load(states[other], queue); }).find("state was made with rank = "),
+              std::string::npos);
+  });
+}
+
+// Between layers of the family, numbers of ranks, windows and batches.
+TEST(State, OfRunningStatisticsAloneLoadsAnywhere) {
+  constexpr const char* layers[] = {"batch_norm", "sync_batch_norm", "batch_renorm:variant=var",
+                                    "cross_iteration_batch_norm:burn_in=9", "cross_mini_batch_norm:minibatches=5"};
+  for (const char* from : layers) {
+    const State state = saved_states(2, from)[1];
+    ASSERT_FALSE(state.has_history()) << from;
+    for (const char* to : layers) EXPECT_EQ(loading(state, to), "") << from << " " << to;
+    EXPECT_EQ(loading(state, "batch_renorm"), "invalid input: state running_std is missing") << from;
+  }
+  EXPECT_EQ(loading(saved_states(2, "batch_renorm")[0], "batch_norm:renorm=true"), "");
+  EXPECT_EQ(loading(saved_states(2, "batch_renorm")[0], "batch_norm"), "invalid input: state running_var is missing");
 }
 
 TEST(State, DamagedIsRefusedWhole) {
@@ -321,6 +355,47 @@ TEST(State, OfAFrameworkGivesTheRunningStatistics) {
   EXPECT_EQ(norm.running(queue).mean[1], 2);
   EXPECT_EQ(norm.running(queue).spread[2], 6);
   EXPECT_EQ(norm.running(queue).tracked, 17);
+}
+
+TEST(State, OfAFrameworkMayBeOfHalfPrecision) {
+  const auto state_of = [](StateType type, auto one, auto two) {
+    State state;
+    for (const char* name : {"running_mean", "running_var"}) {
+      StateEntry entry{name, type, Shape{2}, std::vector<std::byte>(2 * sizeof one), false};
+      std::memcpy(entry.data.data(), &one, sizeof one);
+      std::memcpy(entry.data.data() + sizeof one, &two, sizeof two);
+      state.entries.push_back(std::move(entry));
+    }
+    state.add("num_batches_tracked", 3);
+    state.entries.back().shape = Shape{1};  // as some frameworks save a counter
+    return state;
+  };
+  for (const State& state : {state_of(StateType::f16, to_f16(0.5f), to_f16(1536.0f)),
+                             state_of(StateType::bf16, to_bf16(0.5f), to_bf16(1536.0f))}) {
+    Queue queue = Queue::cpu();
+    Norm norm(Layer("batch_norm"), 2, nullptr, queue);
+    norm.load(state, queue);
+    EXPECT_EQ(norm.running(queue).mean, (Doubles{0.5, 1536}));
+    EXPECT_EQ(norm.running(queue).spread, (Doubles{0.5, 1536}));
+    EXPECT_EQ(norm.running(queue).tracked, 3);
+  }
+}
+
+// What could not be saved and loaded again cannot be set.
+TEST(State, RunningStatisticsThatAreSetAreChecked) {
+  Queue queue = Queue::cpu();
+  Norm norm(Layer("batch_norm"), 2, nullptr, queue);
+  const auto setting = [&](const RunningStatistics& running) {
+    return error_of([&] { norm.set_running(running, queue); });
+  };
+  EXPECT_EQ(setting({{0, 1}, {0, 1}, 5}), "");
+  EXPECT_EQ(setting({{0}, {0, 1}, 5}), "invalid argument: running mean has 1 values, must have 2");
+  EXPECT_EQ(setting({{0, INFINITY}, {0, 1}, 5}), "invalid input: running_mean has inf at 1, must be finite");
+  EXPECT_EQ(setting({{0, 1}, {0, -1}, 5}),
+            "invalid input: running_var has -1.000000 at 1, must be finite and at least 0");
+  EXPECT_EQ(setting({{0, 1}, {0, 1}, INT64_MAX}),
+            "invalid input: num_batches_tracked is 9223372036854775807, must be from 0 to 2^62");
+  EXPECT_EQ(norm.running(queue).mean[1], 1);
 }
 
 }  // namespace

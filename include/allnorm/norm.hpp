@@ -77,7 +77,7 @@ struct RunningStatistics {
 };
 
 struct LoadOptions {
-  bool drop_window = false;  ///< accept a state of another number of ranks, without its per-rank parts
+  bool drop_window = false;  ///< window and open batch start anew, so that a state of another number of ranks loads
 };
 
 /// One layer object. Calls are made by one thread at a time, all with queues of the device (on CUDA: of the stream)
@@ -126,13 +126,16 @@ class Norm {
 
   // What follows moves values between the host and the queue's device, and waits for the queue.
 
-  /// The whole state. Loading checks everything before it changes anything: throws invalid_input for another layer,
-  /// C, window, number of ranks (unless dropped), missing or malformed entries.
+  /// The whole state. The batch_norm family is one layer here: running statistics alone load into any of it that keeps
+  /// the same spread. Loading checks everything before it changes anything: throws invalid_input for another family or
+  /// C, missing or malformed entries, and where there are entries in a window or an open batch (and they are not
+  /// dropped) for another window, number of mini-batches or of ranks.
   State save(Queue& queue) const;
   void load(const State& state, Queue& queue, const LoadOptions& options = {});
 
   /// The running statistics, to read, set or average; ranks of a group must keep them equal. Setting throws
-  /// invalid_argument for another number of channels.
+  /// invalid_argument for another number of channels, invalid_input for values that are not finite and for a
+  /// negative spread.
   RunningStatistics running(Queue& queue) const;
   void set_running(const RunningStatistics& running, Queue& queue);
   /// True for layers that have them: the batch_norm family.

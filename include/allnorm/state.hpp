@@ -11,7 +11,8 @@
 
 namespace allnorm {
 
-enum class StateType : std::uint8_t { f64, f32, i64 };
+/// What layers save is f64, f32 and i64; buffers of a framework may also be f16 and bf16.
+enum class StateType : std::uint8_t { f64, f32, i64, f16, bf16 };
 
 /// One array, in C order. `per_rank` parts hold this rank's share of a sum over the group: they mean nothing to
 /// another number of ranks.
@@ -28,6 +29,8 @@ struct State {
   std::vector<StateEntry> entries{};
 
   const StateEntry* find(std::string_view name) const noexcept;
+  /// True where there are entries in a window or an open batch: such a state is for as many ranks as it was made by.
+  bool has_history() const noexcept;
   void add(std::string name, const double* values, const Shape& shape, bool per_rank = false);
   void add(std::string name, const float* values, const Shape& shape, bool per_rank = false);
   void add(std::string name, std::int64_t value);

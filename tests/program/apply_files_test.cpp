@@ -144,8 +144,7 @@ TEST(State, OfAnotherLayerOrSizeIsExitThree) {
   place.make("x.npy", {3, 4, 5});
   place.make("y.npy", {3, 2, 5});
   ASSERT_EQ(place.run("apply batch_norm --input x.npy --out o --save-state s.st").code, 0);
-  for (const char* words : {"batch_norm --input y.npy", "batch_renorm --input x.npy",
-                            "cross_iteration_batch_norm --set compensate=false --input x.npy"}) {
+  for (const char* words : {"batch_norm --input y.npy", "batch_renorm --input x.npy", "layer_norm --input x.npy"}) {
     const Outcome outcome = place.run("apply " + std::string(words) + " --load-state s.st --out p");
     EXPECT_EQ(outcome.code, 3) << words << ": " << outcome.err;
     EXPECT_TRUE(outcome.one_line()) << outcome.err;

@@ -111,6 +111,20 @@ TEST_P(TwoRanks, AStateOfTwoRanksIsNotForOne) {
   EXPECT_EQ(run(words + "--out p --load-state s.{rank}.st").code, 0);
 }
 
+// With sync=none every rank has a window of its own; one rank would go on without the other's.
+TEST_P(TwoRanks, WindowsOfTwoRanksAreNotForOne) {
+  const std::string words =
+      "apply cross_iteration_batch_norm --set compensate=false --input x.{rank}.npy --out o --load-state s.{rank}.st ";
+  const Outcome saved = run(
+      "apply cross_iteration_batch_norm --set compensate=false --input x.{rank}.npy --out o --save-state s.{rank}.st");
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  const Outcome refused = place.run(words);
+  EXPECT_EQ(refused.code, 3);
+  EXPECT_NE(refused.err.find("of 2 ranks, must be of 1"), std::string::npos) << refused.err;
+  EXPECT_EQ(place.run(words + "--drop-window").code, 0);
+  EXPECT_EQ(run(words).code, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Ways, TwoRanks, testing::Bool(),
                          [](const auto& way) { return way.param ? "Processes" : "Threads"; });
 
