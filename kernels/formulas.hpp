@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "allnorm/options.hpp"
 
@@ -17,6 +18,12 @@ namespace allnorm::formulas {
 struct Moments {
   double mean = 0, var = 0;  // var is biased
 };
+
+// Moments that are not finite are used by their own call only. A state keeps them as NaN, whatever they were, so that
+// ranks, devices and files have one form of what no later call may use.
+inline constexpr double not_usable = std::numeric_limits<double>::quiet_NaN();
+ALLNORM_HOST_DEVICE inline bool usable(Moments m) { return std::isfinite(m.mean) && std::isfinite(m.var); }
+ALLNORM_HOST_DEVICE inline Moments kept(Moments m) { return usable(m) ? m : Moments{not_usable, not_usable}; }
 
 // ---- 2: the moments of all ranks, merged rank by rank --------------------------------------------------------------
 
@@ -90,16 +97,17 @@ struct WindowMoments {
   double count = 0;  // values of the iterations used
 };
 
-// The average over the current iteration and `entries` past ones. past(j) gives entry j's compensated moments and
-// count(j) its number of values.
+// The average over the current iteration and `entries` past ones, without those that are not usable. past(j) gives
+// entry j's compensated moments and count(j) its number of values.
 template <class Past, class Count>
 ALLNORM_HOST_DEVICE inline WindowMoments window(Moments current, double current_count, int entries, Guard guard,
                                                 Past past, Count count) {
+  const auto leaves = [guard](Moments p) { return !usable(p) || (guard == Guard::drop && p.var < 0); };
   int used = 1;
   double mean = current.mean, values = current_count;
   for (int j = 0; j < entries; ++j) {
     const Moments p = past(j);
-    if (guard == Guard::drop && p.var < 0) continue;
+    if (leaves(p)) continue;
     ++used;
     mean += p.mean;
     values += count(j);
@@ -108,7 +116,7 @@ ALLNORM_HOST_DEVICE inline WindowMoments window(Moments current, double current_
   double var = current.var + (current.mean - mean) * (current.mean - mean);
   for (int j = 0; j < entries; ++j) {
     const Moments p = past(j);
-    if (guard == Guard::drop && p.var < 0) continue;
+    if (leaves(p)) continue;
     var += (p.var < 0 ? 0 : p.var) + (p.mean - mean) * (p.mean - mean);
   }
   return {{mean, var / used}, 1.0 / used, values};

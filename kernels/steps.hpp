@@ -236,7 +236,9 @@ ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(const Gathered& gathered
 }
 
 /// The next state of a channel's running statistics, batch and open slot. `batch`: the batch with this call,
-/// `running`: what the running statistics take where they move, biased and with Bessel's factor.
+/// `running`: what the running statistics take where they move, biased and with Bessel's factor. What is not finite
+/// leaves the running statistics as they are, and is kept as NaN in a batch and a window, so that no later call uses
+/// it.
 struct RunningValues {
   double mean = 0, var = 0, biased = 0;
 };
@@ -244,7 +246,8 @@ ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState&
                                            formulas::Moments batch, RunningValues running) {
   using S = LayerState;
   const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
-  if (t.moves && !t.fails) {
+  const bool usable = formulas::usable({running.mean, running.var}) && std::isfinite(running.biased);
+  if (t.moves && !t.fails && usable) {
     const double spread = rules.keeps_std ? std::sqrt(running.biased + rules.eps) : running.var;
     state.next(S::running_mean)[c] = formulas::move(state.now(S::running_mean)[c], running.mean, t.momentum);
     state.next(S::running_spread)[c] = formulas::move(state.now(S::running_spread)[c], spread, t.momentum);
@@ -259,6 +262,8 @@ ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState&
     return;
   }
   const bool goes_on = !t.closes;
+  batch = formulas::kept(batch);
+  if (!usable) running = {formulas::not_usable, formulas::not_usable, formulas::not_usable};
   state.next(S::batch_mean)[c] = goes_on ? batch.mean : 0;
   state.next(S::batch_var)[c] = goes_on ? batch.var : 0;
   state.next(S::candidate_mean)[c] = goes_on ? running.mean : 0;
@@ -330,7 +335,7 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
     running = {state.now(S::candidate_mean)[g], state.now(S::candidate_var)[g], state.now(S::candidate_biased)[g]};
   }
   write_next(rules, state, t, g, batch, running);
-  if (t.starts && !t.fails) state.ring.center[g] = current.mean;
+  if (t.starts && !t.fails) state.ring.center[g] = formulas::kept(current).mean;
   return frame;
 }
 

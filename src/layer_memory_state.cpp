@@ -244,16 +244,16 @@ void LayerMemory::load_history(const State& state, Counters& now, Queue& queue) 
     const auto sums = finite(state, "allnorm.batch.sums", Shape{2}, 0);
     now.weight = sums[0];
     now.count = sums[1];
-    put(LayerState::batch_mean, finite(state, "allnorm.batch.mean", C), queue);
-    put(LayerState::batch_var, finite(state, "allnorm.batch.var", C, 0), queue);
+    put(LayerState::batch_mean, finite_or_nan(state, "allnorm.batch.mean", C), queue);
+    put(LayerState::batch_var, finite_or_nan(state, "allnorm.batch.var", C, 0), queue);
     if (state.find("allnorm.batch.running.mean")) {
       now.candidate = 1;
-      put(LayerState::candidate_mean, finite(state, "allnorm.batch.running.mean", C), queue);
-      put(LayerState::candidate_var, finite(state, "allnorm.batch.running.var", C, 0), queue);
-      put(LayerState::candidate_biased, finite(state, "allnorm.batch.running.biased", C, 0), queue);
+      put(LayerState::candidate_mean, finite_or_nan(state, "allnorm.batch.running.mean", C), queue);
+      put(LayerState::candidate_var, finite_or_nan(state, "allnorm.batch.running.var", C, 0), queue);
+      put(LayerState::candidate_biased, finite_or_nan(state, "allnorm.batch.running.biased", C, 0), queue);
     }
     if (in_batch) {
-      put_row(ring.center, 0, finite(state, "allnorm.batch.center", C));
+      put_row(ring.center, 0, finite_or_nan(state, "allnorm.batch.center", C));
       expect(ring.fan_in > 0, Code::invalid_input, "state allnorm.weight.fan_in is missing");
       load_derivatives((now.newest + 1) % ring.slots, "allnorm.batch.dmean", "allnorm.batch.dsquare",
                        "allnorm.batch.weight");
@@ -263,8 +263,8 @@ void LayerMemory::load_history(const State& state, Counters& now, Queue& queue) 
     const std::int64_t slot = ring.slot(now, j);
     const Values count = finite(state, entry_name(j, "count"), Shape{}, 1);
     copy_to_device(ring.count + slot, count.data(), sizeof(double), queue);
-    put_row(ring.mean, slot, finite(state, entry_name(j, "mean"), C));
-    put_row(ring.var, slot, finite(state, entry_name(j, "var"), C, 0));
+    put_row(ring.mean, slot, finite_or_nan(state, entry_name(j, "mean"), C));
+    put_row(ring.var, slot, finite_or_nan(state, entry_name(j, "var"), C, 0));
     if (!rules_.compensate) continue;
     expect(ring.fan_in > 0, Code::invalid_input, "state allnorm.weight.fan_in is missing");
     load_derivatives(slot, entry_name(j, "dmean"), entry_name(j, "dvar"), entry_name(j, "weight"));
