@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "allnorm/options.hpp"
@@ -141,6 +143,24 @@ ALLNORM_HOST_DEVICE inline Correction renorm(Moments m, double eps, double runni
 
 // ---- apply and its gradient ----------------------------------------------------------------------------------------
 
+// A factor of x - mean as the maps take it: by a power of two near it first, and then by the rest, so that nothing
+// leaves the range of the type that they compute in on the way, however large or small sigma is. A power of two rounds
+// nothing; it is 1 where sigma is a usual number.
+struct Split {
+  double power = 1, rest = 1;
+};
+ALLNORM_HOST_DEVICE inline Split split(double factor) {
+  constexpr double usual = 0x1p16, most = 0x1p1000;
+  const double size = std::fabs(factor);
+  if (!(size < 1 / usual || size > usual) || size == 0) return {1, factor};
+  double power = clip(size, 1 / most, most);
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &power, sizeof(bits));
+  bits &= std::uint64_t{0x7ff} << 52;  // the exponent alone
+  std::memcpy(&power, &bits, sizeof(bits));
+  return {power, factor / power};
+}
+
 // y = gamma * ((x - mean) * rstd * r + d) + beta = (x - mean) * scale + shift
 struct ApplyCoefficients {
   double scale = 1, shift = 0;
@@ -149,16 +169,21 @@ ALLNORM_HOST_DEVICE inline ApplyCoefficients apply(double rstd, Correction c, do
   return {gamma * rstd * c.r, gamma * c.d + beta};
 }
 
-// dx = g * gain + (x - mean) * slope + offset, with s1 = sum of gamma*r*g and s2 = sum of gamma*r*g*(x - mean) over the
-// group of ranks, and share = d mean / d (this call's mean), the same for the second moment (section 0, a = b).
+// dx = g * gain + (x - mean) * power * slope + offset, with s1 = sum of gamma*r*g and s2 = sum of gamma*r*g*(x - mean)
+// over the group of ranks, and share = d mean / d (this call's mean), the same for the second moment (section 0,
+// a = b). rstd^3 would leave the range of double long before dx does, hence the power, which is rstd's. A value that
+// makes the statistics alone cannot change y.
 struct GradCoefficients {
-  double gain = 0, slope = 0, offset = 0;
+  double gain = 0, slope = 0, offset = 0, power = 1;
 };
 ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, double count,
                                                        double s1, double s2) {
-  if (share == 0 || count <= 0) return {gamma * r * rstd, 0, 0};  // inference: the sums may be anything, NaN included
+  const auto [power, rest] = split(rstd);
+  // inference: the sums may be anything, NaN included
+  if (share == 0 || count <= 0) return {gamma * r * rstd, 0, 0, power};
+  if (share == 1 && count == 1) return {0, 0, 0, power};
   const double per_value = share / count;
-  return {gamma * r * rstd, -per_value * rstd * rstd * rstd * s2, -per_value * rstd * s1};
+  return {gamma * r * rstd, -per_value * rest * rest * rest * (s2 * power) * power, -per_value * rstd * s1, power};
 }
 
 // Gradients of gamma and beta from the sums of g and g * (x - mean).

@@ -27,7 +27,7 @@ struct MomentsArgs {
 
 /// y = activation((x - center) * scale + shift + residual). With T = compute_t of the dtype the kernel computes
 /// (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so that the rounding of the mean costs
-/// nothing.
+/// nothing; and T(scale) in two steps (formulas::split), so that it need not be in T's range.
 struct ApplyArgs {
   const void* x = nullptr;         ///< [partition]
   const void* residual = nullptr;  ///< [partition], optional
@@ -71,7 +71,7 @@ struct MomentsGradArgs {
   double* sum_gx = nullptr;  ///< (G)
 };
 
-/// dx = g * gain + (x - center) * slope + offset; dresidual = g (optional).
+/// dx = g * gain + (x - center) * power * slope + offset; dresidual = g (optional).
 struct ApplyGradArgs {
   const void* x = nullptr;    ///< [partition]
   const void* dy = nullptr;   ///< [partition]
@@ -84,13 +84,14 @@ struct ApplyGradArgs {
   const double* gain = nullptr;    ///< (G)
   const double* slope = nullptr;   ///< (G)
   const double* offset = nullptr;  ///< (G)
+  const double* power = nullptr;   ///< (G) powers of two, 1 when not given
 };
 
 /// The row-wise twins, for norms over contiguous rows with one weight and bias per column (LN):
 ///   apply_rows         y = (x - center[r]) * scale[r] * weight[j] + bias[j]
 ///   moments_grad_rows  sum_g[r] = sum_j weight[j]*dy, sum_gx[r] = sum_j weight[j]*dy*(x - center[r])
 ///   affine_grad_rows   dweight[j] = sum_r dy * (x - center[r]) * scale[r], dbias[j] = sum_r dy
-///   apply_grad_rows    dx = weight[j]*dy*gain[r] + (x - center[r])*slope[r] + offset[r]
+///   apply_grad_rows    dx = weight[j]*dy*gain[r] + (x - center[r])*power[r]*slope[r] + offset[r]
 /// Each reads and writes only the members that its formula names.
 struct RowsArgs {
   const void* x = nullptr;   ///< [rows][columns]
@@ -110,6 +111,7 @@ struct RowsArgs {
   double* sum_gx = nullptr;        ///< (rows)
   double* dweight = nullptr;       ///< (columns)
   double* dbias = nullptr;         ///< (columns)
+  const double* power = nullptr;   ///< (rows) powers of two, 1 when not given
 };
 
 /// Sums over the positions of a convolution's output, for the derivatives of its statistics by its weights (docs/

@@ -92,6 +92,78 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
     }
 }
 
+// (x - center) * scale is a number of the type, though the scale is not; and so is dx's slope, given with its power.
+TYPED_TEST(KernelsRows, FactorsBeyondTheRangeOfTheType) {
+  using T = TypeParam;
+  constexpr double u = compute_unit<T>, floor = std::is_same_v<T, f16> ? store_floor : 0.0;
+  struct Case {
+    double x, result;
+  };
+  const std::vector<Case> cases = std::is_same_v<T, double> ? std::vector<Case>{{1e-150, 1e150}, {1e150, 1e-150}}
+                                  : std::is_same_v<T, f16>  ? std::vector<Case>{{1e-3, 1e3}, {1e3, 1e-3}}
+                                                            : std::vector<Case>{{1e-30, 1e12}, {1e30, 1e-12}};
+  const std::int64_t rows = 5, columns = 68, n = rows * columns;
+  const Partition p{1, 1, rows, columns};
+  for (const auto& [size, result] : cases) {
+    SCOPED_TRACE("x of size " + std::to_string(std::log10(size)));
+    const auto x = normal<T>(n, 2, 0, size), dy = normal<T>(n, 3);
+    const double power = std::exp2(std::ilogb(1 / size));
+    const auto center = normal<double>(rows, 4, 0, 0.3 * size), scale = normal<double>(rows, 5, 0, result / size);
+    const auto slope = normal<double>(rows, 6, 0, result), offset = normal<double>(rows, 7, 0, result),
+               gain = normal<double>(rows, 8, 0, result);
+    Walled<double> powers(rows), zeros(rows);
+    for (std::int64_t r = 0; r < rows; ++r) powers.set(r, power), zeros.set(r, 0);
+    Walled<T> y(n), dx(n), y_of_rows(n), dx_of_rows(n);
+    RowsArgs of_rows{.x = x.data(),
+                     .dy = dy.data(),
+                     .y = y_of_rows.data(),
+                     .dx = dx_of_rows.data(),
+                     .dtype = dtype_of<T>(),
+                     .rows = rows,
+                     .columns = columns,
+                     .center = center.data(),
+                     .scale = scale.data(),
+                     .gain = gain.data(),
+                     .slope = slope.data(),
+                     .offset = offset.data(),
+                     .power = powers.data()};
+    this->ops.apply_rows(of_rows, this->queue);
+    this->ops.apply_grad_rows(of_rows, this->queue);
+    this->ops.apply({.x = x.data(),
+                     .y = y.data(),
+                     .dtype = dtype_of<T>(),
+                     .partition = p,
+                     .center = center.data(),
+                     .scale = scale.data(),
+                     .shift = zeros.data()},
+                    this->queue);
+    this->ops.apply_grad({.x = x.data(),
+                          .dy = dy.data(),
+                          .dx = dx.data(),
+                          .dtype = dtype_of<T>(),
+                          .partition = p,
+                          .center = center.data(),
+                          .gain = gain.data(),
+                          .slope = slope.data(),
+                          .offset = offset.data(),
+                          .power = powers.data()},
+                         this->queue);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t r = i / columns;
+      const double centred = x[i] - center[r], parts = std::abs(x[i]) + std::abs(center[r]);
+      const double z = centred * scale[r], rest = centred * power * slope[r];
+      const double z_bound = 4 * u * parts * std::abs(scale[r]) + store_unit<T> * std::abs(z) + floor;
+      ASSERT_NEAR(y[i], z, z_bound);
+      ASSERT_NEAR(y_of_rows[i], z, z_bound);
+      const double want = dy[i] * gain[r] + rest + offset[r];
+      const double terms = std::abs(dy[i] * gain[r]) + parts * power * std::abs(slope[r]) + std::abs(offset[r]);
+      const double bound = 4 * u * terms + store_unit<T> * std::abs(want) + floor;
+      ASSERT_NEAR(dx[i], want, bound);
+      ASSERT_NEAR(dx_of_rows[i], want, bound);
+    }
+  }
+}
+
 TYPED_TEST(KernelsRows, BitsDoNotDependOnTheNumberOfThreads) {
   using T = TypeParam;
   for (const Partition& p :

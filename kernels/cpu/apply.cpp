@@ -34,9 +34,10 @@ struct ApplyTensors {
 
 /// One vector at memory offset i, or its first n values.
 template <class T, bool active, bool with_residual, Access access, class V>
-HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V scale, V shift) {
+HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V power, V scale,
+                             V shift) {
   const WideTag<T> d;
-  auto z = affine_of(hn::Sub(get<access>(d, t.x + i, n), center), scale, shift);
+  auto z = affine_of(centred_of(get<access>(d, t.x + i, n), center, power), scale, shift);
   if constexpr (with_residual) z = hn::Add(z, get<access>(d, t.residual + i, n));
   if constexpr (active) z = activate(d, z, t.low);
   put<access>(d, z, t.y + i, n);
@@ -48,9 +49,10 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
   const ApplyTensors<T> t(args);
   const auto piece = [&](std::int64_t group, std::int64_t offset, std::int64_t length) {
     const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], args.shift[group]);
-    const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+    const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
+    const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
     for_vectors(d, length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-      apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, scale, shift);
+      apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, power, scale, shift);
     });
   };
   grid.for_pieces(queue, piece, [&] {
@@ -65,18 +67,17 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
   const ApplyTensors<T> t(args);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto unit = grid.unit(u);
-    alignas(64) C center[tile_columns], scale[tile_columns], shift[tile_columns];
+    alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const std::int64_t group = grid.group(unit.matrix, unit.column + j);
       const auto a = affine<C>(args.center[group], args.scale[group], args.shift[group]);
-      center[j] = a.center, scale[j] = a.scale, shift[j] = a.shift;
+      center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t offset = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
       for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
-        apply_vector<T, active, with_residual, access()>(t, offset + j, n, get<access()>(d, center + j, n),
-                                                         get<access()>(d, scale + j, n),
-                                                         get<access()>(d, shift + j, n));
+        const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
+        apply_vector<T, active, with_residual, access()>(t, offset + j, n, at(center), at(power), at(scale), at(shift));
       });
     }
     if (t.streams) flush_streams();

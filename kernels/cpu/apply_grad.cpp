@@ -1,4 +1,4 @@
-// dx = g * gain + (x - center) * slope + offset, and dresidual = g, g being dy behind the activation's gate.
+// dx = g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the activation's gate.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -16,13 +16,16 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 /// The coefficients of `width` adjacent columns, or of one group (width 1).
 template <class C>
 struct GradCoefficients {
-  C center, gate_scale, gate_shift, gain, slope, offset;
+  C center, power, gate_scale, gate_shift, gain, slope, offset;
 };
 template <GateKind kind, class C>
 HWY_INLINE GradCoefficients<C> coefficients(const ApplyGradArgs& args, std::int64_t group) {
-  const auto gate = gate_affine<kind, C>(args.center[group], args.gate, group);
-  const auto map = affine<C>(args.center[group], args.slope[group], args.offset[group]);
-  return {gate.center, gate.scale, gate.shift, static_cast<C>(args.gain[group]), map.scale, map.shift};
+  const double center = args.center[group], power = power_of(args.power, group);
+  const auto map = affine<C>(center, {power, args.slope[group]}, args.offset[group]);
+  Affine<C> gate{};
+  if constexpr (kind == GateKind::sign)
+    gate = affine<C>(center, {power, args.gate.scale[group] / power}, args.gate.shift[group]);
+  return {map.center, map.power, gate.scale, gate.shift, static_cast<C>(args.gain[group]), map.scale, map.shift};
 }
 
 /// The tensors at the same place, and the gate's parts.
@@ -51,10 +54,10 @@ struct GradTensors {
 
 /// One vector at memory offset i, or its first n values.
 template <class T, GateKind kind, Access access, class V>
-HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V gate_scale,
+HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V power, V gate_scale,
                             V gate_shift, V gain, V slope, V offset) {
   const WideTag<T> d;
-  const auto centred = hn::Sub(get<access>(d, t.x + i, n), center);
+  const auto centred = centred_of(get<access>(d, t.x + i, n), center, power);
   const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), centred, gate_scale, gate_shift, t.low, t.mask, i, n);
   if (t.dx != nullptr) put<access>(d, hn::MulAdd(g, gain, hn::MulAdd(centred, slope, offset)), t.dx + i, n);
   if (t.dresidual != nullptr) put<access>(d, g, t.dresidual + i, n);
@@ -67,11 +70,11 @@ void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& q
   const GradTensors<T> t(args);
   const auto piece = [&](std::int64_t group, std::int64_t first, std::int64_t length) {
     const auto k = coefficients<kind, C>(args, group);
-    const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
-    const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
+    const auto center = hn::Set(d, k.center), power = hn::Set(d, k.power), gain = hn::Set(d, k.gain);
+    const auto gate_scale = hn::Set(d, k.gate_scale), gate_shift = hn::Set(d, k.gate_shift);
     const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
     for_vectors(d, length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-      grad_vector<T, kind, access()>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset);
+      grad_vector<T, kind, access()>(t, first + i, n, center, power, gate_scale, gate_shift, gain, slope, offset);
     });
   };
   grid.for_pieces(queue, piece, [&] {
@@ -86,19 +89,19 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
   const GradTensors<T> t(args);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto unit = grid.unit(u);
-    alignas(64) C center[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
+    alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
     alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const auto k = coefficients<kind, C>(args, grid.group(unit.matrix, unit.column + j));
-      center[j] = k.center, gate_scale[j] = k.gate_scale, gate_shift[j] = k.gate_shift;
+      center[j] = k.center, power[j] = k.power, gate_scale[j] = k.gate_scale, gate_shift[j] = k.gate_shift;
       gain[j] = k.gain, slope[j] = k.slope, offset[j] = k.offset;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
       for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
-        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain), at(slope),
-                                       at(offset));
+        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(power), at(gate_scale), at(gate_shift), at(gain),
+                                       at(slope), at(offset));
       });
     }
     if (t.streams) flush_streams();

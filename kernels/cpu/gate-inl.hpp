@@ -15,6 +15,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace allnorm::cpu::HWY_NAMESPACE {
 
+/// x minus the center, the first step of its scale taken.
+template <class V>
+HWY_INLINE V centred_of(V x, V center, V power) {
+  return hn::Mul(hn::Sub(x, center), power);
+}
+
 /// z from the centred x.
 template <class V>
 HWY_INLINE V affine_of(V centred, V scale, V shift) {
@@ -85,7 +91,7 @@ HWY_INLINE Affine<C> gate_affine(double center, const Gate& gate, std::int64_t g
   if constexpr (kind == GateKind::sign)
     return affine<C>(center, gate.scale[group], gate.shift[group]);
   else
-    return {static_cast<C>(center), C{0}, C{0}};
+    return {static_cast<C>(center), C{1}, C{0}, C{0}};
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

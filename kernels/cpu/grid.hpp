@@ -171,17 +171,28 @@ struct MapGrid {
   }
 };
 
-/// The coefficients of (x - center) * scale + shift as the kernels compute it: center and scale rounded to C, and a
-/// shift that takes back what rounding the center did. fma, so that every translation of this line gives the same bits.
+/// The coefficients of (x - center) * scale + shift as the kernels compute it: center and scale rounded to C, the scale
+/// in two steps, and a shift that takes back what rounding the center did. fma, so that every translation of this line
+/// gives the same bits.
 template <class C>
 struct Affine {
-  C center, scale, shift;
+  C center, power, scale, shift;
 };
 template <class C>
-Affine<C> affine(double center, double scale, double shift) noexcept {
+Affine<C> affine(double center, formulas::Split scale, double shift) noexcept {
+  constexpr double most = sizeof(C) == 4 ? 0x1p126 : 0x1p1000;  // a normal number of C, like its inverse
   const C c = static_cast<C>(center);
-  return {c, static_cast<C>(scale), static_cast<C>(std::fma(scale, static_cast<double>(c) - center, shift))};
+  const double power = formulas::clip(scale.power, 1 / most, most);
+  const double rest = power == scale.power ? scale.rest : scale.rest * (scale.power / power);
+  const double rounded = (static_cast<double>(c) - center) * scale.power;
+  return {c, static_cast<C>(power), static_cast<C>(rest), static_cast<C>(std::fma(scale.rest, rounded, shift))};
 }
+template <class C>
+Affine<C> affine(double center, double scale, double shift) noexcept {
+  return affine<C>(center, formulas::split(scale), shift);
+}
+/// Given powers, or 1.
+inline double power_of(const double* power, std::int64_t group) noexcept { return power != nullptr ? power[group] : 1; }
 
 /// Where backward's gate comes from; identity needs none.
 enum class GateKind : std::uint8_t { open, sign, mask };

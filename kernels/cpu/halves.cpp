@@ -168,7 +168,7 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.dx == nullptr && args.dresidual == nullptr) return;
   const std::int64_t groups = args.norm.groups(), size = args.rows ? groups : args.fine.groups();
-  Values gain(index(size)), slope(gain.size()), offset(gain.size());
+  Values gain(index(size)), slope(gain.size()), offset(gain.size()), power(gain.size());
   for (std::int64_t f = 0; f < size; ++f) {
     const std::int64_t g = args.rows ? f : args.to_norm(f);
     const double weight = args.rows ? 1 : args.weight[args.to_affine(f)];
@@ -176,6 +176,7 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
     gain[index(f)] = k.gain;
     slope[index(f)] = k.slope;
     offset[index(f)] = k.offset;
+    power[index(f)] = k.power;
   }
   if (args.rows) {
     const Values weight = values_of(args.weight, args.parameters);
@@ -185,6 +186,7 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
     rows.gain = gain.data();
     rows.slope = slope.data();
     rows.offset = offset.data();
+    rows.power = power.data();
     apply_grad_rows(rows, queue);
     return;
   }
@@ -199,7 +201,8 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
               {args.activation, args.mask, fine.scale.data(), fine.shift.data()},
               gain.data(),
               slope.data(),
-              offset.data()},
+              offset.data(),
+              power.data()},
              queue);
 }
 

@@ -49,13 +49,14 @@ GradSums block_sums(const GradInput<T>& in, const RunGrid::Block& block, std::in
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
-  const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+  const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
+  const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
   const auto exact = hn::Set(dd, exact_center);
   auto s0 = hn::Zero(dd), s1 = s0, p0 = s0, p1 = s0;
   const auto add = [&](std::int64_t i, auto& s, auto& p) HWY_ATTR {
     const auto x = read(d, in.x + i);
-    const auto g =
-        to_double(gated<kind>(d, read(d, in.dy + i), hn::Sub(x, center), scale, shift, in.low, in.mask, i, n));
+    const auto centred = centred_of(x, center, power);
+    const auto g = to_double(gated<kind>(d, read(d, in.dy + i), centred, scale, shift, in.low, in.mask, i, n));
     s = hn::Add(s, g), p = hn::MulAdd(g, hn::Sub(to_double(x), exact), p);
   };
   for (std::int64_t run = 0; run < block.runs; ++run) {
@@ -65,7 +66,7 @@ GradSums block_sums(const GradInput<T>& in, const RunGrid::Block& block, std::in
     for (; i + n <= end; i += n) add(i, s0, p0);
     if (const std::int64_t rest = end - i; rest > 0) {
       const auto x = read_n(d, in.x + i, rest), dy = read_n(d, in.dy + i, rest);
-      const auto g = gated<kind>(d, dy, hn::Sub(x, center), scale, shift, in.low, in.mask, i, rest);
+      const auto g = gated<kind>(d, dy, centred_of(x, center, power), scale, shift, in.low, in.mask, i, rest);
       const auto gd = to_double(first_n(d, g, rest));
       s1 = hn::Add(s1, gd), p1 = hn::MulAdd(gd, first_n(dd, hn::Sub(to_double(x), exact), rest), p1);
     }
@@ -111,12 +112,12 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T>& in, const Column
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
-  alignas(64) C center[tile_columns], scale[tile_columns], shift[tile_columns];
+  alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
   alignas(64) double exact[tile_columns], acc_g[tile_columns], acc_gx[tile_columns];
   for (std::int64_t j = 0; j < grid.tile; ++j) {
     const std::int64_t group = grid.group(unit.matrix, unit.column + min_of(j, unit.columns - 1));
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
-    center[j] = a.center, scale[j] = a.scale, shift[j] = a.shift;
+    center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
     exact[j] = args.center[group], acc_g[j] = acc_gx[j] = 0.0;
   }
   constexpr std::int64_t step = 8;  // rows per pass, so that loads and stores of the sums are few
@@ -125,13 +126,14 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T>& in, const Column
     const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
     for (std::int64_t j = 0; j < unit.columns; j += n) {
       const std::int64_t some = unit.columns - j;
-      const auto c = hn::Load(d, center + j), a = hn::Load(d, scale + j), b = hn::Load(d, shift + j);
+      const auto c = hn::Load(d, center + j), k = hn::Load(d, power + j);
+      const auto a = hn::Load(d, scale + j), b = hn::Load(d, shift + j);
       const auto e = hn::Load(dd, exact + j);
       auto s = hn::Load(dd, acc_g + j), p = hn::Load(dd, acc_gx + j);
       for (std::int64_t r = 0; r < count; ++r) {
         const std::int64_t i = first + r * grid.width + j;
         const auto x = read_some(d, in.x + i, some), dy = read_some(d, in.dy + i, some);
-        const auto g = to_double(gated<kind>(d, dy, hn::Sub(x, c), a, b, in.low, in.mask, i, min_of(n, some)));
+        const auto g = to_double(gated<kind>(d, dy, centred_of(x, c, k), a, b, in.low, in.mask, i, min_of(n, some)));
         s = hn::Add(s, g), p = hn::MulAdd(g, hn::Sub(to_double(x), e), p);
       }
       hn::Store(s, dd, acc_g + j), hn::Store(p, dd, acc_gx + j);

@@ -48,11 +48,12 @@ void apply_rows_of(const RowsArgs& args, Queue& queue) {
   for_row_tiles<C>(args, args.bias, queue,
                    [&](std::int64_t row, std::int64_t first, std::int64_t columns, const C* weights, const C* biases) {
                      const auto a = affine<C>(args.center[row], args.scale[row], 0.0);
-                     const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+                     const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
+                     const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
                      const T* x = static_cast<const T*>(args.x) + first;
                      T* y = static_cast<T*>(args.y) + first;
                      const auto map = [&](auto value, std::int64_t j) HWY_ATTR {
-                       const auto normalized = affine_of(hn::Sub(value, center), scale, shift);
+                       const auto normalized = affine_of(centred_of(value, center, power), scale, shift);
                        return hn::MulAdd(normalized, hn::Load(d, weights + j), hn::Load(d, biases + j));
                      };
                      std::int64_t j = 0;
@@ -67,24 +68,25 @@ void apply_grad_rows_of(const RowsArgs& args, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
   const std::int64_t n = lanes(d);
-  for_row_tiles<C>(args, nullptr, queue,
-                   [&](std::int64_t row, std::int64_t first, std::int64_t columns, const C* weights, const C*) {
-                     const auto a = affine<C>(args.center[row], args.slope[row], args.offset[row]);
-                     const auto center = hn::Set(d, a.center), slope = hn::Set(d, a.scale),
-                                offset = hn::Set(d, a.shift);
-                     const auto gain = hn::Set(d, static_cast<C>(args.gain[row]));
-                     const T* x = static_cast<const T*>(args.x) + first;
-                     const T* dy = static_cast<const T*>(args.dy) + first;
-                     T* dx = static_cast<T*>(args.dx) + first;
-                     const auto map = [&](auto value, auto gradient, std::int64_t j) HWY_ATTR {
-                       const auto rest = affine_of(hn::Sub(value, center), slope, offset);
-                       return hn::MulAdd(hn::Mul(gradient, hn::Load(d, weights + j)), gain, rest);
-                     };
-                     std::int64_t j = 0;
-                     for (; j + n <= columns; j += n) write(d, map(read(d, x + j), read(d, dy + j), j), dx + j);
-                     if (const std::int64_t rest = columns - j; rest > 0)
-                       write_n(d, map(read_n(d, x + j, rest), read_n(d, dy + j, rest), j), dx + j, rest);
-                   });
+  for_row_tiles<C>(
+      args, nullptr, queue,
+      [&](std::int64_t row, std::int64_t first, std::int64_t columns, const C* weights, const C*) {
+        const auto a = affine<C>(args.center[row], {power_of(args.power, row), args.slope[row]}, args.offset[row]);
+        const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
+        const auto slope = hn::Set(d, a.scale), offset = hn::Set(d, a.shift);
+        const auto gain = hn::Set(d, static_cast<C>(args.gain[row]));
+        const T* x = static_cast<const T*>(args.x) + first;
+        const T* dy = static_cast<const T*>(args.dy) + first;
+        T* dx = static_cast<T*>(args.dx) + first;
+        const auto map = [&](auto value, auto gradient, std::int64_t j) HWY_ATTR {
+          const auto rest = affine_of(centred_of(value, center, power), slope, offset);
+          return hn::MulAdd(hn::Mul(gradient, hn::Load(d, weights + j)), gain, rest);
+        };
+        std::int64_t j = 0;
+        for (; j + n <= columns; j += n) write(d, map(read(d, x + j), read(d, dy + j), j), dx + j);
+        if (const std::int64_t rest = columns - j; rest > 0)
+          write_n(d, map(read_n(d, x + j, rest), read_n(d, dy + j, rest), j), dx + j, rest);
+      });
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-// dx = g * gain + (x - center) * slope + offset, and dresidual = g, g being dy behind the activation's gate.
+// dx = g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the activation's gate.
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/map.cuh"
 
@@ -6,8 +6,9 @@ namespace allnorm::cuda {
 
 void apply_grad(const ApplyGradArgs& args, Queue& queue) {
   if (args.partition.elements() == 0 || (args.dx == nullptr && args.dresidual == nullptr)) return;
-  run_apply_grad(queue, args,
-                 GivenGrad{args.center, args.gate.scale, args.gate.shift, args.gain, args.slope, args.offset});
+  run_apply_grad(
+      queue, args,
+      GivenGrad{args.center, args.power, args.gate.scale, args.gate.shift, args.gain, args.slope, args.offset});
 }
 
 }  // namespace allnorm::cuda

@@ -10,16 +10,33 @@
 
 namespace allnorm::cuda {
 
-/// The coefficients of (x - center) * scale + shift as the kernels compute it: center and scale rounded to C, and a
-/// shift that takes back what rounding the center did.
+/// The coefficients of (x - center) * scale + shift as the kernels compute it: center and scale rounded to C, the scale
+/// in two steps, and a shift that takes back what rounding the center did.
 template <class C>
 struct Affine {
-  C center, scale, shift;
+  C center, power, scale, shift;
 };
 template <class C>
-__device__ __forceinline__ Affine<C> affine(double center, double scale, double shift) {
+__device__ __forceinline__ Affine<C> affine(double center, formulas::Split scale, double shift) {
+  constexpr double most = sizeof(C) == 4 ? 0x1p126 : 0x1p1000;  // a normal number of C, like its inverse
   const C c = static_cast<C>(center);
-  return {c, static_cast<C>(scale), static_cast<C>(std::fma(scale, static_cast<double>(c) - center, shift))};
+  const double power = formulas::clip(scale.power, 1 / most, most);
+  const double rest = power == scale.power ? scale.rest : scale.rest * (scale.power / power);
+  const double rounded = (static_cast<double>(c) - center) * scale.power;
+  return {c, static_cast<C>(power), static_cast<C>(rest), static_cast<C>(std::fma(scale.rest, rounded, shift))};
+}
+template <class C>
+__device__ __forceinline__ Affine<C> affine(double center, double scale, double shift) {
+  return affine<C>(center, formulas::split(scale), shift);
+}
+/// Given powers, or 1.
+__device__ __forceinline__ double power_of(const double* power, std::int64_t group) {
+  return power != nullptr ? power[group] : 1;
+}
+/// x minus the center, the first step of its scale taken.
+template <class C>
+__device__ __forceinline__ C centred_of(C x, C center, C power) {
+  return (x - center) * power;
 }
 /// z from the centred x.
 template <class C>
@@ -69,17 +86,18 @@ struct Gating {
   }
 };
 
-/// dx = g * gain + (x - center) * slope + offset, and the gate's z = (x - center) * gate_scale + gate_shift.
+/// With centred = (x - center) * power: dx = g * gain + centred * slope + offset, and the gate's z = centred *
+/// gate_scale + gate_shift.
 template <class C>
 struct GradCoefficients {
-  C center, gate_scale, gate_shift, gain, slope, offset;
+  C center, power, gate_scale, gate_shift, gain, slope, offset;
 };
 template <class C>
 __device__ __forceinline__ GradCoefficients<C> grad_coefficients(double center, double gate_scale, double gate_shift,
                                                                  const formulas::GradCoefficients& k) {
-  const auto gate = affine<C>(center, gate_scale, gate_shift);
-  const auto map = affine<C>(center, k.slope, k.offset);
-  return {gate.center, gate.scale, gate.shift, static_cast<C>(k.gain), map.scale, map.shift};
+  const auto gate = affine<C>(center, {k.power, k.power == 1 ? gate_scale : gate_scale / k.power}, gate_shift);
+  const auto map = affine<C>(center, {k.power, k.slope}, k.offset);
+  return {map.center, map.power, gate.scale, gate.shift, static_cast<C>(k.gain), map.scale, map.shift};
 }
 
 // ---- where a kernel's coefficients come from ----------------------------------------------------------------------
@@ -109,14 +127,15 @@ struct GivenGrad {
   using Shared = NothingShared;
   template <class C>
   using Coefficients = GradCoefficients<C>;
-  const double *center, *gate_scale, *gate_shift, *gain, *slope, *offset;  // (G); the gate's null where it has no sign
+  // (G); power may be null, and so may the gate's where it has no sign
+  const double *center, *power, *gate_scale, *gate_shift, *gain, *slope, *offset;
 
   __device__ void begin(Shared&) const {}
   template <class C>
   __device__ __forceinline__ GradCoefficients<C> coefficients(const Shared&, std::int64_t group) const {
     return grad_coefficients<C>(center[group], gate_scale != nullptr ? gate_scale[group] : 0,
                                 gate_shift != nullptr ? gate_shift[group] : 0,
-                                {gain[group], slope[group], offset[group]});
+                                {gain[group], slope[group], offset[group], power_of(power, group)});
   }
   __device__ void end(const Shared&) const {}
 };

@@ -105,7 +105,7 @@ __device__ __attribute__((noinline)) BackwardGroup group_of(const BackwardArgs& 
   const std::int64_t g = args.to_norm(fine);
   const auto f = args.frame.get(g);
   const auto gate = steps::affine_of(args, f, fine);
-  if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value}};
+  if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value, 1}};
   return {f.mean, gate, steps::grad_of(args, gathered, f, args.weight[args.to_affine(fine)], g)};
 }
 

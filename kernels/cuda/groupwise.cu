@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(most_threads)
     C value[width], some = 0;
     unpack(at_place(kept, v), value);
     for (int e = 0; e < width; ++e) some = fma(value[e] - center, value[e] - center, some);
-    squares += static_cast<double>(some);
+    squares += sum_of_squares<T, width>(some, [&](auto e) { return value[e] - center; });
   }
   const double off = mean - static_cast<double>(center), m2 = team_sum(squares, team) - count * off * off;
   const auto frame = steps::frame_of(args.rules, args.state, Turn{}, g, steps::moments_of(count, mean, m2 < 0 ? 0 : m2),
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(most_threads)
       rows::load_parameter<width>(args.weight, v * width, weight);
       rows::load_parameter<width>(args.bias, v * width, bias);
       for (int e = 0; e < width; ++e)
-        value[e] = fma(affine_of(value[e] - a.center, a.scale, a.shift), weight[e], bias[e]);
+        value[e] = fma(affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift), weight[e], bias[e]);
       write_vector(y + v * width, pack<T>(value));
     }
   } else {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(most_threads)
       ChannelWalk walk(groups, v * width);
       for (int e = 0; e < width; ++e, walk.step()) {
         const Affine<C> a = table[walk.channel];
-        C z = affine_of(value[e] - a.center, a.scale, a.shift);
+        C z = affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift);
         if (residual != nullptr) z += other[e];
         value[e] = below.activate(z);
       }

@@ -58,7 +58,7 @@ struct KeptPair {
   }
 };
 
-/// Sums of g and g * (x - center) over the values first, first + step, ... of channel j.
+/// Sums of g and g * (x - center) * power over the values first, first + step, ... of channel j.
 template <class T>
 __device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
                                 const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
@@ -70,7 +70,7 @@ __device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, i
   int added = 0;
   for (int s = first; s < values; s += step) {
     const int i = groups.value_of(j, s);
-    const C centred = widen(x[i]) - k.center;
+    const C centred = centred_of(widen(x[i]), k.center, k.power);
     const unsigned bits = gate.kind == GateKind::mask ? gate.bits_at(base + groups.offset(i)) : 0u;
     const C g = gate.gated(widen(dy[i]), centred, k.gate_scale, k.gate_shift, bits & 1u);
     some_g += g;
@@ -117,7 +117,7 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   using C = compute_t<T>;
   const int lane = team.lane(), vectors = groups.size / width;
   const auto frame = args.frame.get(g);
-  const C center = static_cast<C>(frame.mean);
+  const auto normal = affine<C>(frame.mean, frame.rstd, 0);
   SumPair sum;
   for (int v = lane; v < vectors; v += team.threads) {
     C value[width], gradient[width], weight[width], some_g = 0, some_gx = 0;
@@ -127,17 +127,17 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
     for (int e = 0; e < width; ++e) {
       const C product = weight[e] * gradient[e];
       some_g += product;
-      some_gx = fma(product, value[e] - center, some_gx);
+      some_gx = fma(product, centred_of(value[e], normal.center, normal.power), some_gx);
     }
     sum.a += static_cast<double>(some_g);
     sum.b += static_cast<double>(some_gx);
   }
   sum = team_sum(sum, team);
-  sum.b += (static_cast<double>(center) - frame.mean) * sum.a;
+  sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
   if (args.dx == nullptr) return;
   const auto k =
       formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, args.frame.scalars->count, sum.a, sum.b);
-  const auto a = affine<C>(frame.mean, k.slope, k.offset);
+  const auto a = affine<C>(frame.mean, {k.power, k.slope}, k.offset);
   const C gain = static_cast<C>(k.gain);
   T* dx = static_cast<T*>(args.dx) + groups.base(g);
   for (int v = lane; v < vectors; v += team.threads) {
@@ -146,7 +146,8 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
     unpack(at_place(kept.dy, v), gradient);
     rows::load_parameter<width>(args.weight, v * width, weight);
     for (int e = 0; e < width; ++e)
-      value[e] = fma(gradient[e] * weight[e], gain, affine_of(value[e] - a.center, a.scale, a.shift));
+      value[e] =
+          fma(gradient[e] * weight[e], gain, affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift));
     write_vector(dx + v * width, pack<T>(value));
   }
 }
@@ -160,10 +161,11 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
   const int lane = team.lane(), vectors = groups.size / width, slots = ChannelSums(groups, team).slots();
   const std::int64_t base = groups.base(g);
   const auto frame = args.frame.get(g);
+  const formulas::GradCoefficients before{.power = formulas::split(frame.rstd).power};
   for (int j = lane; j < groups.channels; j += team.threads) {
     const std::int64_t p = groups.parameter(g, j);
     const auto k = formulas::apply(frame.rstd, frame.correction, args.weight[p], args.bias[p]);
-    table[j] = grad_coefficients<C>(frame.mean, k.scale, k.shift, {});
+    table[j] = grad_coefficients<C>(frame.mean, k.scale, k.shift, before);
   }
   team_sync(team);
   sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate, base,
@@ -177,7 +179,7 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
       sum.a += sums[2 * item];
       sum.b += sums[2 * item + 1];
     }
-    sum.b += (static_cast<double>(table[j].center) - frame.mean) * sum.a;
+    sum.b = sum.b / static_cast<double>(table[j].power) + (static_cast<double>(table[j].center) - frame.mean) * sum.a;
     const auto terms = steps::grad_terms(frame, args.weight[groups.parameter(g, j)], sum.a, sum.b);
     of_group.a += terms.s1;
     of_group.b += terms.s2;
@@ -204,7 +206,7 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
     ChannelWalk walk(groups, v * width);
     for (int e = 0; e < width; ++e, walk.step()) {
       const GradCoefficients<C> k = table[walk.channel];
-      const C centred = value[e] - k.center;
+      const C centred = centred_of(value[e], k.center, k.power);
       gradient[e] = gate.gated(gradient[e], centred, k.gate_scale, k.gate_shift, (bits >> e) & 1u);
       value[e] = fma(gradient[e], k.gain, fma(centred, k.slope, k.offset));
     }

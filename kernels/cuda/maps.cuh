@@ -52,7 +52,7 @@ struct ApplyMap {
     unpack(loaded.residual, other);
     for (int e = 0; e < n; ++e) {
       const Affine<C> a = k(e);
-      C z = affine_of(value[e] - a.center, a.scale, a.shift);
+      C z = affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift);
       if (residual != nullptr) z += other[e];
       value[e] = below.activate(z);
     }
@@ -69,7 +69,7 @@ struct ApplyMap {
   }
 };
 
-/// dx = g * gain + (x - center) * slope + offset, dresidual = g; each where it is asked for.
+/// dx = g * gain + (x - center) * power * slope + offset, dresidual = g; each where it is asked for.
 template <class T, int width>
 struct GradMap {
   using Value = T;
@@ -102,7 +102,7 @@ struct GradMap {
     unpack(loaded.dy, g);
     for (int e = 0; e < n; ++e) {
       const GradCoefficients<C> c = k(e);
-      const C centred = value[e] - c.center;
+      const C centred = centred_of(value[e], c.center, c.power);
       g[e] = gate.gated(g[e], centred, c.gate_scale, c.gate_shift, (loaded.bits >> e) & 1u);
       value[e] = std::fma(g[e], c.gain, std::fma(centred, c.slope, c.offset));
     }

@@ -41,7 +41,7 @@ class MomentsThread {
           sum = 0;
         }
       });
-      squares_[j] += static_cast<double>(squares);
+      squares_[j] += sum_of_squares<Element, batch>(squares, [&](auto u) { return values[u][j] - pivot_[j]; });
     });
     count_ += count;
   }

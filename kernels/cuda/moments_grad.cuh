@@ -2,6 +2,7 @@
 // what becomes of a group's two sums.
 #pragma once
 
+#include "kernels/cuda/coefficients.cuh"
 #include "kernels/cuda/records.cuh"
 #include "kernels/cuda/reduce.cuh"
 
@@ -47,14 +48,14 @@ class GradThread {
 
   template <class Task>
   __device__ void begin_run(const Task& task, std::int64_t group, std::int64_t) {
-    const Column column(task.source.of(group));
+    const auto column = column_of(task.source.of(group));
     for (int j = 0; j < n; ++j) columns_[j] = column;
     begin(task);
   }
   template <bool whole, class Task>
   __device__ void begin_columns(const Task& task, const ColumnPlan& plan, std::int64_t matrix, std::int64_t column,
                                 std::int64_t) {
-    for (int j = 0; j < n; ++j) columns_[j] = Column(task.source.of(plan.group_of(matrix, column + j)));
+    for (int j = 0; j < n; ++j) columns_[j] = column_of(task.source.of(plan.group_of(matrix, column + j)));
     begin(task);
   }
   /// What adds nothing.
@@ -67,13 +68,14 @@ class GradThread {
       unpack(items[u].x, x);
       unpack(items[u].dy, dy);
       unrolled<n>([&](auto j) {
-        const C centred = x[j] - columns_[j].center;
+        const C difference = x[j] - columns_[j].center;
         bool below = (items[u].open >> j & 1u) == 0;
-        if constexpr (!masked) below = fma(centred, columns_[j].scale, columns_[j].shift) <= 0;
+        if constexpr (!masked)
+          below = affine_of(difference * columns_[j].power, columns_[j].scale, columns_[j].shift) <= 0;
         const C sloped = leaky_ ? dy[j] * slope_ : C{0};
         const auto g = static_cast<double>(below ? sloped : dy[j]);
         sum_g_[j] += g;
-        sum_gx_[j] = fma(g, static_cast<double>(centred), sum_gx_[j]);
+        sum_gx_[j] = fma(g, static_cast<double>(difference), sum_gx_[j]);
       });
     });
   }
@@ -94,22 +96,14 @@ class GradThread {
   __device__ double run_mean(double) const { return 0; }
 
  private:
-  /// Center and scale rounded, and a shift that takes back what rounding the center did (kernels/cpu/grid.hpp).
-  struct Column {
-    C center = 0, scale = 0, shift = 0;
-    Column() = default;
-    __device__ explicit Column(const Coefficients& k)
-        : center(static_cast<C>(k.center)),
-          scale(static_cast<C>(k.scale)),
-          shift(static_cast<C>(fma(k.scale, static_cast<double>(center) - k.center, k.shift))) {}
-  };
+  __device__ static Affine<C> column_of(const Coefficients& k) { return affine<C>(k.center, k.scale, k.shift); }
   template <class Task>
   __device__ void begin(const Task& task) {
     leaky_ = task.activation.kind == ActivationKind::leaky_relu;
     slope_ = static_cast<C>(task.activation.slope);
   }
 
-  Column columns_[n];
+  Affine<C> columns_[n] = {};
   double sum_g_[n] = {}, sum_gx_[n] = {};
   C slope_ = 0;
   bool leaky_ = false;

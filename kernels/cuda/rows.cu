@@ -88,8 +88,9 @@ __global__ void __launch_bounds__(512) map_rows_kernel(const RowsCall call, cons
   if (unit < 0) return;
   const Piece piece = piece_of(args, pieces, unit);
   const std::int64_t first = piece.row * args.columns + piece.column;
-  const auto a = affine<C>(args.center[piece.row], gradient ? args.slope[piece.row] : args.scale[piece.row],
-                           gradient ? args.offset[piece.row] : 0.0);
+  const auto a = gradient ? affine<C>(args.center[piece.row], {power_of(args.power, piece.row), args.slope[piece.row]},
+                                      args.offset[piece.row])
+                          : affine<C>(args.center[piece.row], args.scale[piece.row], 0.0);
   const C gain = gradient ? static_cast<C>(args.gain[piece.row]) : C{1};
   const T* x = static_cast<const T*>(args.x) + first;
   const T* dy = gradient ? static_cast<const T*>(args.dy) + first : nullptr;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(512) map_rows_kernel(const RowsCall call, cons
       else
         rows::load_parameter<width>(call.bias, piece.column + j, other);
       for (int i = 0; i < width; ++i) {
-        const C mapped = fma(value[i] - a.center, a.scale, a.shift);
+        const C mapped = affine_of(centred_of(value[i], a.center, a.power), a.scale, a.shift);
         result[i] = gradient ? fma(other[i] * weight[i], gain, mapped) : fma(mapped, weight[i], other[i]);
       }
       write_vector(out + j, pack<T>(result));
@@ -318,7 +319,7 @@ __global__ void __launch_bounds__(step_threads) row_frames_kernel(const ForwardA
   if (row == 0) rows::advance_call(args, count, fails);
 }
 
-/// Backward's coefficients: a thread per row. (3, rows): gain, slope, offset; NaN where the ranks disagree.
+/// Backward's coefficients: a thread per row. (4, rows): gain, slope, offset, power; NaN where the ranks disagree.
 __global__ void __launch_bounds__(step_threads)
     row_gradients_kernel(const BackwardArgs args, const Gathered gathered, double* coefficients) {
   const std::int64_t rows = args.norm.groups();
@@ -331,6 +332,7 @@ __global__ void __launch_bounds__(step_threads)
   coefficients[row] = k.gain;
   coefficients[rows + row] = k.slope;
   coefficients[2 * rows + row] = k.offset;
+  coefficients[3 * rows + row] = k.power;
 }
 
 __global__ void row_gradients_record_kernel(const BackwardRecord record) { record.write_head(); }
@@ -416,6 +418,7 @@ void backward_finish_rows(const BackwardArgs& args, const Gathered& gathered, Qu
   call.args.gain = args.scratch;
   call.args.slope = args.scratch + rows;
   call.args.offset = args.scratch + 2 * rows;
+  call.args.power = args.scratch + 3 * rows;
   map_rows<true>(call, queue);
 }
 

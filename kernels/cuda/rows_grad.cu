@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(most_threads)
       unpack(now.x[k], value);
       unpack(now.dy[k], gradient);
       for (int e = 0; e < width; ++e) {
-        const C centred = value[e] - normal.center, g = weight[k][e] * gradient[e];
+        const C centred = centred_of(value[e], normal.center, normal.power), g = weight[k][e] * gradient[e];
         some_g += g;
         some_gx = fma(g, centred, some_gx);
         of_weight[k][e] = fma(gradient[e], affine_of(centred, normal.scale, normal.shift), of_weight[k][e]);
@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(most_threads)
     if (++added % rows_per_sum == 0) flush();
     sum = team_sum(sum, team);
     if (row >= rows || args.dx == nullptr) continue;
-    sum.b += (static_cast<double>(normal.center) - frame.mean) * sum.a;
+    sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
     const auto k_row = formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, count, sum.a, sum.b);
-    const auto map = affine<C>(frame.mean, k_row.slope, k_row.offset);
+    const auto map = affine<C>(frame.mean, {k_row.power, k_row.slope}, k_row.offset);
     const C gain = static_cast<C>(k_row.gain);
     for (int k = 0; k < vectors; ++k) {
       if (column(k) >= columns) continue;
@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(most_threads)
       unpack(now.x[k], value);
       unpack(now.dy[k], gradient);
       for (int e = 0; e < width; ++e)
-        value[e] = fma(gradient[e] * weight[k][e], gain, affine_of(value[e] - map.center, map.scale, map.shift));
+        value[e] = fma(gradient[e] * weight[k][e], gain,
+                       affine_of(centred_of(value[e], map.center, map.power), map.scale, map.shift));
       write_vector(static_cast<T*>(args.dx) + row * columns + column(k), pack<T>(value));
     }
   }

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -125,6 +126,26 @@ __device__ __forceinline__ Vector<T, n> pack(const compute_t<T> (&from)[n]) {
   Vector<T, n> v;
   std::memcpy(static_cast<void*>(&v), values, sizeof(v));
   return v;
+}
+
+/// The sum of the squares of `count` differences: `squares`, as added up in the compute type, or anew in double where
+/// that has left its range, as squares of halves do not.
+template <class T, int count, class Difference>
+__device__ __forceinline__ double sum_of_squares(compute_t<T> squares, const Difference& difference) {
+  double sum = static_cast<double>(squares);
+  if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
+    // below, the smallest squares may count and be rounded as subnormal numbers
+    if (squares >= 0x1p-100f && squares <= std::numeric_limits<float>::max()) return sum;
+    bool any = squares != 0;  // many equal values are nothing unusual
+    unrolled<count>([&](auto i) { any = any || difference(i) != 0; });
+    if (!any) return 0;
+    sum = 0;
+    unrolled<count>([&](auto i) {
+      const auto d = static_cast<double>(difference(i));
+      sum = fma(d, d, sum);
+    });
+  }
+  return sum;
 }
 
 /// p[0 .. n) in the compute type: in whole words (p is aligned to them), or one by one.
