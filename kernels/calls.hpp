@@ -86,7 +86,7 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const ForwardArgs& args, const Ga
   const auto current =
       args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g]) : moments_of(gathered, layout, g);
   const auto lane = [&](std::int64_t entry, bool of_variance) {
-    if (!args.rules.compensate) return 0.0;
+    if (!args.rules.compensates()) return 0.0;
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
   };
   return frame_of(args.rules, args.state, turn, g, current, lane, commits);

@@ -40,18 +40,10 @@ struct RampView {
   std::int64_t count = 0;
 };
 
-/// What of a layer's options the steps between kernels need.
-struct Rules {
-  double eps = 0, momentum = 0, r_max = 0, d_max = 0;
+/// A layer's options as kernels get them.
+struct Rules : PlainOptions {
   RampView r_max_ramp{}, d_max_ramp{};
-  std::int64_t minibatches = 1, window = 1, burn_in = 0;
-  Weighting weighting{};
-  RunningUpdate running{};
-  Guard guard{};
-  RunningSource running_source{};
   bool persists = false;  // the batch_norm family: running statistics, history
-  bool cumulative = false, unbiased = false, renorm = false, keeps_std = false;
-  bool fill_in_burn_in = false, compensate = false;
 };
 
 /// What counts calls.

@@ -149,7 +149,7 @@ ALLNORM_HOST_DEVICE inline Turn turn_of(const Rules& rules, const Counters& now,
   t.completes = t.closes && t.batch_weight > 0;
   t.derives = derives && t.counts && fills;
   t.starts = t.derives && now.derivatives == 0;
-  t.enters = t.completes && fills && (!rules.compensate || now.derivatives != 0 || t.derives);
+  t.enters = t.completes && fills && (!rules.compensates() || now.derivatives != 0 || t.derives);
   t.slot = rules.window > 1 ? (now.newest + 1) % rules.window : 0;
   t.moves = rules.running == RunningUpdate::every ? t.counts : t.completes;
   t.momentum = rules.cumulative ? 1.0 / static_cast<double>(now.tracked + 1) : rules.momentum;
@@ -168,7 +168,7 @@ ALLNORM_HOST_DEVICE inline Turn cut_short(const Rules& rules, const Counters& no
   t.batch_count = now.count;
   t.completes = t.closes && now.weight > 0;
   t.enters = t.completes && rules.window > 1 && (!burn_in || rules.fill_in_burn_in) &&
-             (!rules.compensate || now.derivatives != 0);
+             (!rules.compensates() || now.derivatives != 0);
   t.slot = rules.window > 1 ? (now.newest + 1) % rules.window : 0;
   t.moves = rules.running == RunningUpdate::last && t.completes && now.candidate != 0;
   t.momentum = rules.cumulative ? 1.0 / static_cast<double>(now.tracked + 1) : rules.momentum;
@@ -210,7 +210,7 @@ struct GroupFrame {
 
 /// running_spread as a standard deviation with eps: sigma itself, or sqrt(var + eps).
 ALLNORM_HOST_DEVICE inline double running_sigma(const Rules& rules, double spread) {
-  return rules.keeps_std ? spread : std::sqrt(spread + rules.eps);
+  return rules.keeps_std() ? spread : std::sqrt(spread + rules.eps);
 }
 
 /// This call's moments of a group.
@@ -248,7 +248,7 @@ ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState&
   const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
   const bool usable = formulas::usable({running.mean, running.var}) && std::isfinite(running.biased);
   if (t.moves && !t.fails && usable) {
-    const double spread = rules.keeps_std ? std::sqrt(running.biased + rules.eps) : running.var;
+    const double spread = rules.keeps_std() ? std::sqrt(running.biased + rules.eps) : running.var;
     state.next(S::running_mean)[c] = formulas::move(state.now(S::running_mean)[c], running.mean, t.momentum);
     state.next(S::running_spread)[c] = formulas::move(state.now(S::running_spread)[c], spread, t.momentum);
   } else {
@@ -330,7 +330,7 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
   if (t.counts) {
     const formulas::Moments source = t.from_window ? formulas::Moments{frame.mean, frame.var} : batch;
     running = {source.mean, source.var, source.var};
-    if (rules.unbiased) running.var *= formulas::bessel(t.from_window ? window_count : t.batch_count);
+    if (rules.unbiased_running_var) running.var *= formulas::bessel(t.from_window ? window_count : t.batch_count);
   } else if (state.has_history()) {
     running = {state.now(S::candidate_mean)[g], state.now(S::candidate_var)[g], state.now(S::candidate_biased)[g]};
   }
@@ -351,7 +351,7 @@ ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState
 ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const Rules& rules, const LayerState& state, std::int64_t c) {
   const double spread = state.now(LayerState::running_spread)[c], sigma = running_sigma(rules, spread);
   return {
-      state.now(LayerState::running_mean)[c], rules.keeps_std ? sigma * sigma - rules.eps : spread, 1 / sigma, 0, {}};
+      state.now(LayerState::running_mean)[c], rules.keeps_std() ? sigma * sigma - rules.eps : spread, 1 / sigma, 0, {}};
 }
 
 // ---- the frame in memory -------------------------------------------------------------------------------------------

@@ -27,32 +27,15 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
       turn_(1, queue),
       last_(1, queue) {
   const NormOptions& o = layer.options;
-  rules_.eps = o.eps;
+  static_cast<PlainOptions&>(rules_) = o;
+  rules_.persists = layer.row->reduction == Reduction::batch_and_space;
+  rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};
+  rules_.d_max_ramp = {d_max_ramp_.data(), static_cast<std::int64_t>(d_max_ramp_.size())};
   view_.counters = counters_.data();
   view_.turn = turn_.data();
   view_.last = last_.data();
   put(Counters{}, queue);
-  rules_.persists = layer.row->reduction == Reduction::batch_and_space;
   if (!rules_.persists) return;
-
-  rules_.momentum = o.momentum;
-  rules_.r_max = o.r_max;
-  rules_.d_max = o.d_max;
-  rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};
-  rules_.d_max_ramp = {d_max_ramp_.data(), static_cast<std::int64_t>(d_max_ramp_.size())};
-  rules_.minibatches = o.minibatches;
-  rules_.window = o.window;
-  rules_.burn_in = o.burn_in;
-  rules_.weighting = o.weighting;
-  rules_.running = o.running;
-  rules_.guard = o.guard;
-  rules_.running_source = o.running_source;
-  rules_.cumulative = o.cumulative;
-  rules_.unbiased = o.unbiased_running_var;
-  rules_.renorm = o.renorm;
-  rules_.keeps_std = layer.keeps_std();
-  rules_.fill_in_burn_in = o.fill_in_burn_in;
-  rules_.compensate = o.compensate && o.window > 1;
 
   // More than all arrays need, so that no size below overflows.
   expect_fits("channels", channels, {2 * LayerState::fields_with_history, sizeof(double)});

@@ -20,7 +20,7 @@ std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i);
 
 std::string entry_name(std::int64_t j, const char* part) { return "allnorm.window." + std::to_string(j) + "." + part; }
 
-const char* spread_name(const Rules& rules) { return rules.keeps_std ? "running_std" : "running_var"; }
+const char* spread_name(const Rules& rules) { return rules.keeps_std() ? "running_std" : "running_var"; }
 
 /// Rows of one of Ring's arrays of derivatives, in device memory.
 struct Rows {
@@ -217,15 +217,15 @@ void LayerMemory::load_history(const State& state, Counters& now, Queue& queue) 
   now.derivatives = in_batch;
   for (std::int64_t j = 0; j < now.entries; ++j) {
     const bool moved = state.find(entry_name(j, "dmean")) != nullptr;
-    expect(moved == rules_.compensate, Code::invalid_input, [&] {
+    expect(moved == rules_.compensates(), Code::invalid_input, [&] {
       return "state " + entry_name(j, "dmean") + " is " + (moved ? "there" : "missing") + ", must " +
              (moved ? "not be for compensate=false" : "be there for compensate=true");
     });
   }
   if (state.find("allnorm.weight.fan_in")) {
     const WeightShape shape = load_weight_shape(state, channels);
-    const bool wide = expect_derivatives(state, shape, rules_.compensate ? now.entries : 0, in_batch);
-    if (in_batch || (rules_.compensate && now.entries > 0)) make_window(shape, wide, queue);
+    const bool wide = expect_derivatives(state, shape, rules_.compensates() ? now.entries : 0, in_batch);
+    if (in_batch || (rules_.compensates() && now.entries > 0)) make_window(shape, wide, queue);
   }
   const auto put_row = [&](double* array, std::int64_t slot, const Values& values) {
     copy_to_device(array + slot * channels, values.data(), values.size() * sizeof(double), queue);
@@ -265,7 +265,7 @@ void LayerMemory::load_history(const State& state, Counters& now, Queue& queue) 
     copy_to_device(ring.count + slot, count.data(), sizeof(double), queue);
     put_row(ring.mean, slot, finite_or_nan(state, entry_name(j, "mean"), C));
     put_row(ring.var, slot, finite_or_nan(state, entry_name(j, "var"), C, 0));
-    if (!rules_.compensate) continue;
+    if (!rules_.compensates()) continue;
     expect(ring.fan_in > 0, Code::invalid_input, "state allnorm.weight.fan_in is missing");
     load_derivatives(slot, entry_name(j, "dmean"), entry_name(j, "dvar"), entry_name(j, "weight"));
   }

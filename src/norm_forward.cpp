@@ -208,7 +208,7 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
   try {  // everything that can be wrong on this rank alone
     const Plan plan = check(inputs, output, queue);
     describe(inputs, output, plan, saved, args, queue);
-    if (memory_.rules().compensate) derive(inputs, call, queue);
+    if (memory_.rules().compensates()) derive(inputs, call, queue);
 
     const std::int64_t groups = plan.norm.groups();
     const std::int64_t count = steps::Layout{groups}.size(args.lanes);

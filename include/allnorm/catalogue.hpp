@@ -82,7 +82,7 @@ struct Layer {
   /// Checks what no single attribute can know. Throws invalid_argument.
   void check() const;
   /// running_std (true) or running_var (false) is what the layer keeps.
-  bool keeps_std() const noexcept { return options.renorm && options.variant == RenormVariant::paper; }
+  bool keeps_std() const noexcept { return options.keeps_std(); }
 };
 
 /// Reads "NAME[:attr=value…]", the form of `allnorm train --norm` and `bench --layer`.

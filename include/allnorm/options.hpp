@@ -46,8 +46,8 @@ struct Convolution {
   std::int64_t groups = 1;
 };
 
-/// Defaults are batch_norm's; catalogue.hpp has those of every other layer.
-struct NormOptions {
+/// The options of one fixed size each, which kernels get as they are.
+struct PlainOptions {
   double eps = 1e-5;
   double momentum = 0.1;    ///< running <- (1-momentum)*running + momentum*new
   bool cumulative = false;  ///< momentum = 1 / number of updates: a plain average
@@ -60,7 +60,6 @@ struct NormOptions {
   bool renorm = false;
   RenormVariant variant = RenormVariant::paper;
   double r_max = 3, d_max = 5;
-  Ramp r_max_ramp{}, d_max_ramp{};  ///< where given, in place of r_max and d_max; saved with the layer's state
 
   // Cross-mini-batch BN (CmBN)
   std::int64_t minibatches = 1;
@@ -74,11 +73,20 @@ struct NormOptions {
   Guard guard = Guard::clamp;
   bool compensate = true;
   RunningSource running_source = RunningSource::current;
-  Convolution convolution{};
 
-  // group_norm, layer_norm
-  std::int64_t groups = 32;
-  std::vector<std::int64_t> normalized_shape{};  ///< empty: all axes but the first
+  std::int64_t groups = 32;  // group_norm
+
+  /// sigma (true) or the variance (false) is what the running statistics keep.
+  constexpr bool keeps_std() const noexcept { return renorm && variant == RenormVariant::paper; }
+  /// The window's statistics are moved to the present weights.
+  constexpr bool compensates() const noexcept { return compensate && window > 1; }
+};
+
+/// Defaults are batch_norm's; catalogue.hpp has those of every other layer.
+struct NormOptions : PlainOptions {
+  Ramp r_max_ramp{}, d_max_ramp{};  ///< where given, in place of r_max and d_max; saved with the layer's state
+  Convolution convolution{};
+  std::vector<std::int64_t> normalized_shape{};  ///< layer_norm's; empty: all axes but the first
 };
 
 }  // namespace allnorm

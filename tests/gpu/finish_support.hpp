@@ -141,7 +141,7 @@ inline void finish_by_steps(const ForwardArgs& args, const Gathered& gathered) {
     const auto current = args.record == nullptr ? steps::moments_of(count, args.mean[g], args.m2[g])
                                                 : steps::moments_of(gathered, layout, g);
     const auto lane = [&](std::int64_t entry, bool of_variance) {
-      if (!args.rules.compensate) return 0.0;
+      if (!args.rules.compensates()) return 0.0;
       return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
     };
     args.frame.set(g, steps::frame_of(args.rules, args.state, turn, g, current, lane, true));

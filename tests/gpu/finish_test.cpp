@@ -15,12 +15,8 @@ namespace {
 
 Rules batch_norm() {
   Rules rules;
-  rules.eps = 1e-5;
-  rules.momentum = 0.1;
   rules.persists = true;
-  rules.unbiased = true;
-  rules.r_max = 3;
-  rules.d_max = 5;
+  rules.compensate = false;
   return rules;
 }
 
@@ -91,14 +87,14 @@ struct Twins {
     a.frame = frames.view();
     a.mean = mean.data();
     a.m2 = m2.data();
-    a.derives = rules.compensate;
+    a.derives = rules.compensates();
     a.reporter = {report.data(), counts.data()};
     return a;
   }
   /// This rank's record, and those of peers with other moments.
   Records records(int ranks) {
     const steps::Layout layout{norm.groups()};
-    const std::int64_t lanes = rules.compensate ? rules.window - 1 : 0;
+    const std::int64_t lanes = rules.compensates() ? rules.window - 1 : 0;
     Records all(ranks, layout.size(lanes));
     const LayerState state = layer.view();
     std::mt19937_64 engine(++seed);
@@ -186,10 +182,10 @@ TEST(ForwardFinish, TakesSumsThatWereAddedBefore) {
 }
 
 TEST(ForwardFinish, CorrectsWithBatchRenormalization) {
-  for (const bool keeps_std : {false, true}) {
+  for (const RenormVariant variant : {RenormVariant::var, RenormVariant::paper}) {
     Rules rules = batch_norm();
     rules.renorm = true;
-    rules.keeps_std = keeps_std;
+    rules.variant = variant;
     Twins twins(rules, {1, 4, 33, 49});
     for (const int ranks : {0, 3, 3, 0}) twins.call(ranks);
   }
@@ -202,6 +198,7 @@ TEST(ForwardFinish, AveragesMiniBatchesAndTheWindow) {
       rules.minibatches = 2;
       rules.window = 4;
       rules.renorm = true;
+      rules.variant = RenormVariant::var;
       rules.weighting = Weighting::count;
       rules.running_source = RunningSource::window;
       rules.guard = guard;

@@ -29,11 +29,8 @@ struct Choose {
 
 inline Rules batch_norm() {
   Rules rules;
-  rules.eps = 1e-5;
-  rules.momentum = 0.1;
-  rules.persists = rules.unbiased = true;
-  rules.r_max = 3;
-  rules.d_max = 5;
+  rules.persists = true;
+  rules.compensate = false;
   return rules;
 }
 

@@ -166,6 +166,7 @@ TEST(FusedForward, TakesTheLayersStepsCallAfterCall) {
   window.window = 3;
   minibatches.minibatches = 2;
   renorm.renorm = renorm.cumulative = true;
+  renorm.variant = RenormVariant::var;
   for (const Rules& rules : {batch_norm(), window, minibatches, renorm}) {
     const Partition p{1, 300, 17, 1};
     Layer<double> fused(p, rules), plain(p, rules);
@@ -266,7 +267,7 @@ TEST(Fused, FitsWhereItCanAndShouldPay) {
   EXPECT_TRUE(refused([&](ForwardArgs& a) { a.record = &record; })) << "ranks exchange between the halves";
   EXPECT_TRUE(refused([](ForwardArgs& a) { a.source = FrameSource::running; }));
   EXPECT_TRUE(refused([](ForwardArgs& a) { a.rules.persists = false; }));
-  EXPECT_TRUE(refused([](ForwardArgs& a) { a.rules.compensate = true; }));
+  EXPECT_TRUE(refused([](ForwardArgs& a) { a.rules.compensate = true, a.rules.window = 2; }));
   EXPECT_TRUE(refused([](ForwardArgs& a) { a.norm = a.fine = {1, 0, 64, 1}; })) << "no values";
   EXPECT_TRUE(refused([&](ForwardArgs& a) { a.mask = small.mask.data(); })) << "two threads to a byte";
   sized(64 * values);

@@ -131,8 +131,8 @@ Counters counters(std::int64_t batches, std::int64_t entries, std::int64_t newes
 
 Rules rules(std::int64_t window) {
   Rules r;
-  r.eps = 1e-5, r.momentum = 0.1, r.minibatches = 3, r.window = window, r.burn_in = 2;
-  r.persists = r.compensate = true;
+  r.minibatches = 3, r.window = window, r.burn_in = 2;
+  r.persists = true;
   return r;
 }
 
