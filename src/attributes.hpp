@@ -1,16 +1,21 @@
-// How attributes of each type are read from and written to text. A row of the catalogue names a member of NormOptions
-// and its range; the functions here do the rest.
+// How attributes of each type are read from text and written to it, and to the words of a message. A row of the
+// catalogue names a member of NormOptions and its range; the functions here do the rest.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <charconv>
 #include <cmath>
+#include <cstdint>
+#include <functional>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "allnorm/catalogue.hpp"
+#include "allnorm/message.hpp"
 
 namespace allnorm::attributes {
 
@@ -31,6 +36,11 @@ inline std::string text_of(double value) {
   return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
 }
 
+/// What a word stands for, by the type that it was made from.
+inline std::string text_of_boolean(std::uint64_t word) { return word != 0 ? "true" : "false"; }
+inline std::string text_of_real(std::uint64_t word) { return text_of(std::bit_cast<double>(word)); }
+inline std::string text_of_integer(std::uint64_t word) { return std::to_string(static_cast<std::int64_t>(word)); }
+
 /// The member at the end of a path of member pointers.
 template <auto First, auto... Rest>
 auto& member(auto& object) {
@@ -39,15 +49,32 @@ auto& member(auto& object) {
   else
     return member<Rest...>(object.*First);
 }
+template <auto... Path>
+std::uint64_t word_of(const NormOptions& options) {
+  if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(member<Path...>(options))>>)
+    return std::bit_cast<std::uint64_t>(member<Path...>(options));
+  else
+    return static_cast<std::uint64_t>(member<Path...>(options));
+}
+
+/// The attribute with another agreement between ranks than that of its value.
+constexpr Attribute with(Agreement agreement, Attribute attribute) {
+  attribute.agreement = agreement;
+  return attribute;
+}
 
 template <auto... Path>
 constexpr Attribute boolean(std::string_view name, std::string_view help) {
-  return {name, "true or false", help,
+  return {name,
+          "true or false",
+          help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
             if (value != "true" && value != "false") refuse(attribute, value, "true or false");
             member<Path...>(options) = value == "true";
           },
-          [](const NormOptions& options) { return std::string(member<Path...>(options) ? "true" : "false"); }};
+          [](const NormOptions& options) { return text_of_boolean(word_of<Path...>(options)); },
+          word_of<Path...>,
+          text_of_boolean};
 }
 
 template <int Minimum>
@@ -61,31 +88,41 @@ constexpr std::string_view integers_text =
 /// A finite number of at least `Minimum` (0 or 1).
 template <int Minimum, auto... Path>
 constexpr Attribute real(std::string_view name, std::string_view help) {
-  return {name, number_text<Minimum>, help,
+  return {name,
+          number_text<Minimum>,
+          help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
             double number = 0;
             if (!parse(value, number) || !std::isfinite(number) || number < Minimum)
               refuse(attribute, value, number_text<Minimum>);
             member<Path...>(options) = number;
           },
-          [](const NormOptions& options) { return text_of(member<Path...>(options)); }};
+          [](const NormOptions& options) { return text_of(member<Path...>(options)); },
+          word_of<Path...>,
+          text_of_real};
 }
 
 template <int Minimum, auto... Path>
 constexpr Attribute integer(std::string_view name, std::string_view help) {
-  return {name, integer_text<Minimum>, help,
+  return {name,
+          integer_text<Minimum>,
+          help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
             std::int64_t number = 0;
             if (!parse(value, number) || number < Minimum) refuse(attribute, value, integer_text<Minimum>);
             member<Path...>(options) = number;
           },
-          [](const NormOptions& options) { return std::to_string(member<Path...>(options)); }};
+          [](const NormOptions& options) { return std::to_string(member<Path...>(options)); },
+          word_of<Path...>,
+          text_of_integer};
 }
 
-/// One or more integers of at least `Minimum`, separated by commas.
+/// One or more integers of at least `Minimum`, separated by commas. One value stands for as many as are asked for.
 template <int Minimum, auto... Path>
 constexpr Attribute integers(std::string_view name, std::string_view values, std::string_view help) {
-  return {name, values, help,
+  return {name,
+          values,
+          help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
             std::vector<std::int64_t> numbers;
             for (std::string_view rest = value;;) {
@@ -104,28 +141,66 @@ constexpr Attribute integers(std::string_view name, std::string_view values, std
             for (const auto number : member<Path...>(options))
               text += (text.empty() ? "" : ",") + std::to_string(number);
             return text;
-          }};
-}
-
-/// One of the words of `Names`, in the order of the enumeration's values.
-template <const auto& Names, auto... Path>
-constexpr Attribute choice(std::string_view name, std::string_view values, std::string_view help) {
-  return {name, values, help,
-          [](NormOptions& options, std::string_view attribute, std::string_view value) {
-            std::string must;
-            for (std::size_t i = 0; i < Names.size(); ++i) {
-              using Value = std::remove_reference_t<decltype(member<Path...>(options))>;
-              if (value == Names[i]) {
-                member<Path...>(options) = static_cast<Value>(i);
-                return;
-              }
-              must += (i == 0 ? "" : i + 1 == Names.size() ? " or " : ", ") + std::string(Names[i]);
-            }
-            refuse(attribute, value, must);
           },
           [](const NormOptions& options) {
-            return std::string(Names[static_cast<std::size_t>(member<Path...>(options))]);
-          }};
+            const auto& numbers = member<Path...>(options);
+            const bool alike =
+                std::adjacent_find(numbers.begin(), numbers.end(), std::not_equal_to<>()) == numbers.end();
+            return hash_of(numbers.data(),
+                           (alike ? std::min<std::size_t>(1, numbers.size()) : numbers.size()) * sizeof(std::int64_t));
+          },
+          nullptr};
+}
+
+/// The words of an enumeration's values, in their order.
+struct Words {
+  static constexpr std::size_t most = 4, length = 16;
+  char words[most][length]{};
+  std::size_t count = 0;
+
+  template <std::size_t... Sizes>
+  constexpr Words(const char (&... word)[Sizes]) : count(sizeof...(Sizes)) {
+    std::size_t i = 0;
+    (std::copy_n(word, Sizes, words[i++]), ...);
+  }
+  constexpr std::string_view operator[](std::size_t i) const { return words[i]; }
+};
+/// "identity, relu or leaky_relu".
+template <Words words>
+constexpr auto joined = [] {
+  std::array<char, Words::most*(Words::length + 4)> text{};
+  auto* at = text.data();
+  for (std::size_t i = 0; i < words.count; ++i) {
+    const std::string_view between = i == 0 ? "" : i + 1 == words.count ? " or " : ", ";
+    at = std::copy(between.begin(), between.end(), at);
+    at = std::copy(words[i].begin(), words[i].end(), at);
+  }
+  return text;
+}();
+
+template <Words words>
+std::string text_of_choice(std::uint64_t word) {
+  return word < words.count ? std::string(words[word]) : std::to_string(word);
+}
+
+/// An enumeration: one of its words.
+template <Words words, auto... Path>
+constexpr Attribute choice(std::string_view name, std::string_view help) {
+  return {name,
+          joined<words>.data(),
+          help,
+          [](NormOptions& options, std::string_view attribute, std::string_view value) {
+            auto& choice = member<Path...>(options);
+            for (std::size_t i = 0; i < words.count; ++i)
+              if (value == words[i]) {
+                choice = static_cast<std::remove_reference_t<decltype(choice)>>(i);
+                return;
+              }
+            refuse(attribute, value, joined<words>.data());
+          },
+          [](const NormOptions& options) { return text_of_choice<words>(word_of<Path...>(options)); },
+          word_of<Path...>,
+          text_of_choice<words>};
 }
 
 }  // namespace allnorm::attributes

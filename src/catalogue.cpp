@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <string>
 
 #include "allnorm/sizes.hpp"
 #include "attributes.hpp"
 #include "kernels/steps.hpp"
-#include "names.hpp"
 
 namespace allnorm {
 
@@ -18,63 +18,77 @@ using O = NormOptions;
 
 // ---- attributes ----------------------------------------------------------------------------------------------------
 
-void set_momentum(O& options, std::string_view name, std::string_view value) {
-  double number = options.momentum;
-  const bool cumulative = value == "cumulative";
-  if (!cumulative && (!attributes::parse(value, number) || !(number >= 0 && number <= 1)))
-    attributes::refuse(name, value, "a number from 0 to 1, or cumulative");
-  options.cumulative = cumulative;
-  options.momentum = number;
-}
-std::string get_momentum(const O& options) {
-  return options.cumulative ? "cumulative" : attributes::text_of(options.momentum);
-}
+using attributes::with;
+using attributes::Words;
 
-void set_sync(O& options, std::string_view name, std::string_view value) {
-  std::int64_t ranks = 0;
-  if (value == "none")
-    options.sync.ranks = Sync::none;
-  else if (value == "world")
-    options.sync.ranks = Sync::world;
-  else if (attributes::parse(value, ranks) && ranks >= 1)
-    options.sync.ranks = ranks;
-  else
-    attributes::refuse(name, value, "none, world or a number of ranks of at least 1");
-}
-std::string get_sync(const O& options) {
-  if (options.sync.ranks == Sync::none) return "none";
-  return options.sync.ranks == Sync::world ? "world" : std::to_string(options.sync.ranks);
-}
+constexpr Attribute momentum_attribute{
+    "momentum",
+    "a number from 0 to 1, or cumulative",
+    "weight of this call in the running statistics (PyTorch's sense); cumulative: a plain average",
+    [](O& options, std::string_view name, std::string_view value) {
+      double number = options.momentum;
+      const bool cumulative = value == "cumulative";
+      if (!cumulative && (!attributes::parse(value, number) || !(number >= 0 && number <= 1)))
+        attributes::refuse(name, value, "a number from 0 to 1, or cumulative");
+      options.cumulative = cumulative;
+      options.momentum = number;
+    },
+    [](const O& options) { return options.cumulative ? "cumulative" : attributes::text_of(options.momentum); },
+    [](const O& options) { return std::bit_cast<std::uint64_t>(options.cumulative ? -1 : options.momentum); },
+    [](std::uint64_t word) { return std::bit_cast<double>(word) < 0 ? "cumulative" : attributes::text_of_real(word); }};
+
+constexpr Attribute sync_attribute{
+    "sync",
+    "none, world or a number of ranks",
+    "over which ranks the statistics are added",
+    [](O& options, std::string_view name, std::string_view value) {
+      std::int64_t ranks = 0;
+      if (value == "none")
+        options.sync.ranks = Sync::none;
+      else if (value == "world")
+        options.sync.ranks = Sync::world;
+      else if (attributes::parse(value, ranks) && ranks >= 1)
+        options.sync.ranks = ranks;
+      else
+        attributes::refuse(name, value, "none, world or a number of ranks of at least 1");
+    },
+    [](const O& options) -> std::string {
+      if (options.sync.ranks == Sync::none) return "none";
+      return options.sync.ranks == Sync::world ? "world" : std::to_string(options.sync.ranks);
+    },
+    [](const O& options) { return static_cast<std::uint64_t>(options.sync.ranks); },
+    attributes::text_of_integer,
+    Agreement::none};
 
 constexpr Attribute eps_attribute = attributes::real<0, &O::eps>("eps", "added to the variance under the root");
 
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
-    {"momentum", "a number from 0 to 1, or cumulative",
-     "weight of this call in the running statistics (PyTorch's sense); cumulative: a plain average", set_momentum,
-     get_momentum},
-    attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"),
+    momentum_attribute,
+    with(Agreement::none,
+         attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing")),
     attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
-    attributes::choice<names::activations, &O::activation, &Activation::kind>(
-        "activation", "identity, relu or leaky_relu", "applied after weight, bias and residual"),
-    attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"),
-    {"sync", "none, world or a number of ranks", "over which ranks the statistics are added", set_sync, get_sync},
+    with(Agreement::none,
+         attributes::choice<Words{"identity", "relu", "leaky_relu"}, &O::activation, &Activation::kind>(
+             "activation", "applied after weight, bias and residual")),
+    with(Agreement::none, attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0")),
+    sync_attribute,
     // Batch Renormalization
     attributes::boolean<&O::renorm>("renorm", "Batch Renormalization: correct with r and d"),
-    attributes::choice<names::variants, &O::variant>(
-        "variant", "paper or var", "renorm's moving average: of sigma (running_std) or of the variance (running_var)"),
-    attributes::real<1, &O::r_max>("r_max", "r is clipped to [1/r_max, r_max]"),
-    attributes::real<0, &O::d_max>("d_max", "d is clipped to [-d_max, d_max]"),
+    attributes::choice<Words{"paper", "var"}, &O::variant>(
+        "variant", "renorm's moving average: of sigma (running_std) or of the variance (running_var)"),
+    with(Agreement::by_call, attributes::real<1, &O::r_max>("r_max", "r is clipped to [1/r_max, r_max]")),
+    with(Agreement::by_call, attributes::real<0, &O::d_max>("d_max", "d is clipped to [-d_max, d_max]")),
     // Cross-Iteration BN
     attributes::integer<1, &O::window>("window", "iterations in the statistics, this one included; 1: this one alone"),
     attributes::integer<0, &O::burn_in>("burn_in", "first training calls (batches) that use their own statistics only"),
     attributes::boolean<&O::fill_in_burn_in>("fill_in_burn_in", "the window is filled during burn-in"),
-    attributes::choice<names::guards, &O::guard>("guard", "clamp or drop",
-                                                 "a past variance below 0: take 0, or leave the iteration out"),
+    attributes::choice<Words{"clamp", "drop"}, &O::guard>(
+        "guard", "a past variance below 0: take 0, or leave the iteration out"),
     attributes::boolean<&O::compensate>("compensate",
                                         "move past statistics to the present weights (first-order Taylor)"),
-    attributes::choice<names::running_sources, &O::running_source>("running_source", "current or window",
-                                                                   "what the running statistics follow"),
+    attributes::choice<Words{"current", "window"}, &O::running_source>("running_source",
+                                                                       "what the running statistics follow"),
     attributes::integers<1, &O::convolution, &Convolution::stride>(
         "conv_stride", "an integer of at least 1, or one per space axis", "of the convolution before the layer"),
     attributes::integers<0, &O::convolution, &Convolution::padding>(
@@ -84,16 +98,17 @@ constexpr Attribute batch_attributes[] = {
     attributes::integer<1, &O::convolution, &Convolution::groups>("conv_groups", "groups of the convolution"),
     // CmBN
     attributes::integer<1, &O::minibatches>("minibatches", "mini-batches (calls) of one batch that share statistics"),
-    attributes::choice<names::weightings, &O::weighting>("weighting", "uniform or count",
-                                                         "mini-batches weigh the same, or by their number of values"),
-    attributes::choice<names::running_updates, &O::running>(
-        "running", "last or every", "running statistics move once per batch, or at every mini-batch"),
+    attributes::choice<Words{"uniform", "count"}, &O::weighting>(
+        "weighting", "mini-batches weigh the same, or by their number of values"),
+    attributes::choice<Words{"last", "every"}, &O::running>(
+        "running", "running statistics move once per batch, or at every mini-batch"),
 };
 
 constexpr Attribute layer_norm_attributes[] = {
-    attributes::integers<1, &O::normalized_shape>("normalized_shape", "integers separated by commas",
-                                                  "the trailing axes that share statistics; all but the first "
-                                                  "when not given"),
+    with(Agreement::none,  // ranks may hold uneven parts of the first axis
+         attributes::integers<1, &O::normalized_shape>("normalized_shape", "integers separated by commas",
+                                                       "the trailing axes that share statistics; all but the first "
+                                                       "when not given")),
     eps_attribute,
 };
 
@@ -199,6 +214,17 @@ constexpr Row rows[] = {
      group_norm_outputs},
 };
 
+static_assert(std::all_of(std::begin(rows), std::end(rows), [](const Row& row) {
+  return std::count_if(row.attributes.begin(), row.attributes.end(), [](const Attribute& attribute) {
+           return attribute.agreement == Agreement::same;
+         }) <= std::ptrdiff_t{Header::attributes_size};
+}));
+
+bool lists(const Row& row, std::string_view attribute) {
+  return std::any_of(row.attributes.begin(), row.attributes.end(),
+                     [&](const Attribute& listed) { return listed.name == attribute; });
+}
+
 }  // namespace
 
 std::span<const Row> catalogue() noexcept { return rows; }
@@ -232,10 +258,13 @@ void Layer::check() const {
   NormOptions copy = options;
   for (const Attribute& attribute : row->attributes)
     if (const std::string value = attribute.get(options); !value.empty()) attribute.set(copy, attribute.name, value);
-  expect(row->reduction == Reduction::batch_and_space || options.activation.kind == ActivationKind::identity,
-         Code::invalid_argument, [&] { return "activation is set, must not be for " + std::string(row->name); });
   expect(product(options.normalized_shape).has_value(), Code::invalid_argument,
          "attribute normalized_shape has more than 2^63-1 elements, must have at most that");
+  // What the row does not list must be as if it did not exist.
+  for (const Row& other : rows)
+    for (const Attribute& attribute : other.attributes)
+      expect(lists(*row, attribute.name) || attribute.get(options) == attribute.get({}), Code::invalid_argument,
+             [&] { return std::string(attribute.name) + " is set, must not be for " + std::string(row->name); });
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;
     for (std::size_t i = 0; i < ramp->size(); ++i)
@@ -246,6 +275,13 @@ void Layer::check() const {
                       "ascend, r_max be at least 1 and d_max at least 0";
              });
   }
+}
+
+void write_layer(const Layer& layer, Header& header) {
+  header.set(Field::kind, static_cast<std::uint64_t>(layer.row->reduction));
+  auto* word = header.attributes.data();
+  for (const Attribute& attribute : layer.row->attributes)
+    if (attribute.agreement == Agreement::same) *word++ = attribute.word(layer.options);
 }
 
 Layer parse_layer(std::string_view text) {

@@ -5,13 +5,13 @@
 #include <cstring>
 #include <span>
 
-#include "names.hpp"
+#include "allnorm/catalogue.hpp"
 
 namespace allnorm {
 
 namespace {
 
-enum class Format : std::uint8_t { integer, real, momentum, boolean, choice, hash };
+enum class Format : std::uint8_t { integer, real, choice, hash };
 
 struct FieldSpec {
   Field field;
@@ -23,7 +23,8 @@ struct FieldSpec {
 constexpr std::string_view directions[] = {"forward", "backward", "gradients", "agreement", "split"};
 constexpr std::string_view kinds[] = {"the batch_norm family", "layer_norm", "group_norm"};
 constexpr std::string_view dtypes[] = {"f64", "f32", "f16", "bf16"};
-constexpr FieldSpec fields[] = {
+// Told before a layer's attributes ...
+constexpr FieldSpec fields_of_the_layer[] = {
     {Field::magic, "magic", Format::hash},
     {Field::wire_version, "wire version", Format::integer},
     {Field::direction, "direction", Format::choice, directions},
@@ -32,24 +33,13 @@ constexpr FieldSpec fields[] = {
     {Field::ranks, "group size", Format::integer},
     {Field::channels, "number of channels", Format::integer},
     {Field::dtype, "dtype", Format::choice, dtypes},
-    {Field::eps, "eps", Format::real},
-    {Field::momentum, "momentum", Format::momentum},
-    {Field::unbiased, "unbiased_running_var", Format::boolean},
-    {Field::renorm, "renorm", Format::boolean},
-    {Field::variant, "variant", Format::choice, names::variants},
+};
+// ... and after them, what may follow from them.
+constexpr FieldSpec fields_of_the_call[] = {
     {Field::r_max, "r_max", Format::real},
     {Field::d_max, "d_max", Format::real},
-    {Field::minibatches, "minibatches", Format::integer},
     {Field::minibatch, "mini-batch of the batch", Format::integer},
-    {Field::weighting, "weighting", Format::choice, names::weightings},
-    {Field::running, "running", Format::choice, names::running_updates},
-    {Field::window, "window", Format::integer},
     {Field::entries, "iterations in the window", Format::integer},
-    {Field::burn_in, "burn_in", Format::integer},
-    {Field::fill_in_burn_in, "fill_in_burn_in", Format::boolean},
-    {Field::compensate, "compensate", Format::boolean},
-    {Field::guard, "guard", Format::choice, names::guards},
-    {Field::running_source, "running_source", Format::choice, names::running_sources},
     {Field::weight_hash, "conv_weight", Format::hash},
     {Field::running_hash, "the running state", Format::hash},
     {Field::history_hash, "the state of window and batch", Format::hash},
@@ -57,7 +47,7 @@ constexpr FieldSpec fields[] = {
     {Field::co_moments, "width of merged products", Format::integer},
     {Field::payload, "payload length", Format::integer},
 };
-static_assert(std::size(fields) == static_cast<std::size_t>(Field::count));
+static_assert(std::size(fields_of_the_layer) + std::size(fields_of_the_call) == static_cast<std::size_t>(Field::count));
 
 std::string real_text(double value) {
   char text[32];
@@ -66,23 +56,9 @@ std::string real_text(double value) {
 }
 
 std::string value_text(const FieldSpec& spec, std::uint64_t word) {
-  switch (spec.format) {
-    case Format::integer:
-      return std::to_string(static_cast<std::int64_t>(word));
-    case Format::real:
-      return real_text(std::bit_cast<double>(word));
-    case Format::momentum:
-      return std::bit_cast<double>(word) < 0 ? "cumulative" : real_text(std::bit_cast<double>(word));
-    case Format::boolean:
-      return word ? "true" : "false";
-    case Format::choice:
-      return word < spec.choices.size() ? std::string(spec.choices[word]) : std::to_string(word);
-    case Format::hash:
-      break;
-  }
-  char text[24];
-  const auto end = std::to_chars(text, text + sizeof text, word, 16).ptr;
-  return "#" + std::string(text, end);
+  if (spec.format == Format::real) return real_text(std::bit_cast<double>(word));
+  if (spec.format == Format::choice && word < spec.choices.size()) return std::string(spec.choices[word]);
+  return std::to_string(static_cast<std::int64_t>(word));
 }
 
 std::string_view name_of(const Header& header) {
@@ -111,21 +87,46 @@ std::string differences(const Header& first, int first_rank, const Header& other
   for (const Field field : {Field::magic, Field::wire_version})
     if (first.get(field) != other.get(field)) return "another version of allnorm, must be the same" + on_first;
   const auto differs = [&](Field field) { return first.get(field) != other.get(field); };
-  if (first.name != other.name || differs(Field::direction) || differs(Field::kind) || differs(Field::call))
+  if (first.name != other.name || differs(Field::direction) || differs(Field::call))
     return "is at " + describe(other) + ", must be at " + describe(first) + on_first;
 
   std::string text;
-  for (const auto& spec : fields) {
-    if (!differs(spec.field)) continue;
+  const auto tell_hash = [&](std::string_view name) {
+    text += (text.empty() ? "" : "; ") + std::string(name) + " differs, must be the same" + on_first;
+  };
+  const auto tell = [&](std::string_view name, const std::string& is, const std::string& must) {
+    text += (text.empty() ? "" : "; ") + std::string(name) + " is " + is + ", must be " + must + on_first;
+  };
+  const auto tell_field = [&](const FieldSpec& spec) {
+    if (!differs(spec.field)) return;
     const bool consequence = spec.field >= Field::moments || spec.format == Format::hash;
-    if (consequence && !text.empty()) continue;  // of what was named already
-    if (!text.empty()) text += "; ";
-    if (spec.format == Format::hash)
-      text += std::string(spec.name) + " differs, must be the same" + on_first;
-    else
-      text += std::string(spec.name) + " is " + value_text(spec, other.get(spec.field)) + ", must be " +
-              value_text(spec, first.get(spec.field)) + on_first;
+    if (consequence && !text.empty()) return;  // of what was named already
+    if (spec.format == Format::hash) return tell_hash(spec.name);
+    tell(spec.name, value_text(spec, other.get(spec.field)), value_text(spec, first.get(spec.field)));
+  };
+  for (const FieldSpec& spec : fields_of_the_layer) {
+    tell_field(spec);
+    if (spec.field == Field::kind && differs(spec.field)) return text;  // what follows means something else
   }
+  const auto rows = catalogue();
+  const auto row = std::find_if(rows.begin(), rows.end(), [&](const Row& candidate) {
+    return static_cast<std::uint64_t>(candidate.reduction) == first.get(Field::kind);
+  });
+  if (row != rows.end()) {
+    std::size_t i = 0;
+    for (const Attribute& attribute : row->attributes) {
+      if (attribute.agreement != Agreement::same) continue;
+      const std::uint64_t is = other.attributes[i], must = first.attributes[i];
+      ++i;
+      if (is == must) continue;
+      if (attribute.text == nullptr)
+        tell_hash(attribute.name);
+      else
+        tell(attribute.name, attribute.text(is), attribute.text(must));
+    }
+  }
+  for (const FieldSpec& spec : fields_of_the_call) tell_field(spec);
+  if (text.empty()) tell_hash("the header");
   return text;
 }
 

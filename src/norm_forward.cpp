@@ -68,33 +68,11 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
 
 // What the host knows of a message; counters and hashes are where the state is.
 Header NormImpl::header(DType dtype, std::int64_t groups, Direction direction) const {
-  const NormOptions& o = layer_.options;
   Header h(name_, direction, 0);
-  const auto put = [&h](Field field, auto value) {
-    if constexpr (std::is_floating_point_v<decltype(value)>)
-      h.set(field, value);
-    else
-      h.set(field, static_cast<std::uint64_t>(value));
-  };
-  put(Field::kind, layer_.row->reduction);
-  put(Field::ranks, group_->size());
-  put(Field::channels, groups);
-  put(Field::dtype, dtype);
-  put(Field::eps, o.eps);
-  if (!has_running()) return h;
-  put(Field::momentum, o.cumulative ? -1.0 : o.momentum);
-  put(Field::unbiased, o.unbiased_running_var);
-  put(Field::renorm, o.renorm);
-  put(Field::variant, o.variant);
-  put(Field::minibatches, o.minibatches);
-  put(Field::weighting, o.weighting);
-  put(Field::running, o.running);
-  put(Field::window, o.window);
-  put(Field::burn_in, o.burn_in);
-  put(Field::fill_in_burn_in, o.fill_in_burn_in);
-  put(Field::compensate, o.compensate);
-  put(Field::guard, o.guard);
-  put(Field::running_source, o.running_source);
+  write_layer(layer_, h);
+  h.set(Field::ranks, static_cast<std::uint64_t>(group_->size()));
+  h.set(Field::channels, static_cast<std::uint64_t>(groups));
+  h.set(Field::dtype, static_cast<std::uint64_t>(dtype));
   return h;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "allnorm/catalogue.hpp"
 #include "allnorm/message.hpp"
 
 namespace exchange_cases {
@@ -204,12 +205,11 @@ void mismatches_are_named(const World& world, Queue& queue) {
   const std::string who = "mismatch: rank " + std::to_string(odd);
 
   Message eps = message("bn", 3, {1.0}), other = message("bn", 3, {1.0});
-  eps.header.set(Field::eps, 1e-5);
-  other.header.set(Field::eps, 1e-3);
-  other.header.set(Field::window, std::uint64_t{4});
+  write_layer(Layer("batch_norm"), eps.header);
+  write_layer(Layer("batch_norm").set("eps", "1e-3").set("window", "4"), other.header);
   EXPECT_EQ(told(eps, other), who +
                                   ": bn, call 3, forward: eps is 0.001, must be 1e-05 as on rank 0; "
-                                  "window is 4, must be 0 as on rank 0");
+                                  "window is 4, must be 1 as on rank 0");
   EXPECT_EQ(told(message("bn", 4, {1.0}), message("bn", 4, {1.0, 2.0})),
             who + ": bn, call 4, forward: payload length is 2, must be 1 as on rank 0");
   EXPECT_EQ(told(message("layer1", 5, {1.0}), message("layer2", 5, {1.0})),

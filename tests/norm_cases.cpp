@@ -49,7 +49,7 @@ Step make_step(const Composition& c, const Layer& layer, bool conv, const Array&
   cases::Extents shape{samples, c.channels};
   shape.insert(shape.end(), c.space.begin(), c.space.end());
   if (conv) {
-    const auto options = options_of(layer).conv;
+    const Convolution& options = layer.options.convolution;
     cases::Extents in{samples, weight.shape[1] * options.groups};
     for (std::size_t axis = 0; axis < c.space.size(); ++axis) {  // the extent that makes c.space
       const auto at = [axis](const std::vector<std::int64_t>& v) { return v[v.size() == 1 ? 0 : axis]; };
@@ -84,33 +84,6 @@ Layer layer_of(const Composition& c) {
   layer.set("sync", "world");
   for (const auto& [name, value] : c.attributes) layer.set(name, value);
   return layer;
-}
-
-reference::BatchOptions options_of(const Layer& layer) {
-  const NormOptions& o = layer.options;
-  reference::BatchOptions r;
-  r.eps = o.eps;
-  r.momentum = o.momentum;
-  r.cumulative = o.cumulative;
-  r.training = o.training;
-  r.unbiased_running_var = o.unbiased_running_var;
-  r.activation = static_cast<reference::Activation>(o.activation.kind);
-  r.slope = o.activation.slope;
-  r.renorm = o.renorm;
-  r.variant = static_cast<reference::RenormVariant>(o.variant);
-  r.r_max = o.r_max;
-  r.d_max = o.d_max;
-  r.window = o.window;
-  r.burn_in = o.burn_in;
-  r.fill_in_burn_in = o.fill_in_burn_in;
-  r.guard = static_cast<reference::Guard>(o.guard);
-  r.compensate = o.compensate;
-  r.running_source = static_cast<reference::RunningSource>(o.running_source);
-  r.conv = {o.convolution.stride, o.convolution.padding, o.convolution.dilation, o.convolution.groups};
-  r.minibatches = o.minibatches;
-  r.weighting = static_cast<reference::Weighting>(o.weighting);
-  r.running = static_cast<reference::RunningRule>(o.running);
-  return r;
 }
 
 namespace {
@@ -151,7 +124,7 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
   const int ranks = world->size();
   const auto rank = static_cast<std::size_t>(world->rank());
   const Layer layer = layer_of(c);
-  reference::Layer oracle = reference::make_layer(c.channels, options_of(layer));
+  reference::Layer oracle = reference::make_layer(c.channels, layer.options);
   oracle.gamma = rounded<Parameter>({{c.channels}, cases::gammas(random, c.channels)}).v;
   oracle.beta = rounded<Parameter>({{c.channels}, cases::betas(random, c.channels)}).v;
   const backend::Array<Parameter> gamma = typed<Parameter>(oracle.gamma), beta = typed<Parameter>(oracle.beta);

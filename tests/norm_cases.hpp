@@ -37,8 +37,6 @@ void PrintTo(const Composition& c, std::ostream* out);
 
 /// The layer, set up.
 allnorm::Layer layer_of(const Composition& c);
-/// The oracle's options for it.
-reference::BatchOptions options_of(const allnorm::Layer& layer);
 
 /// What one rank computed in every step, to compare bits.
 using Trace = std::vector<reference::Doubles>;

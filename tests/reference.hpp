@@ -1,10 +1,13 @@
-// The oracle of the tests: normalizations from their definitions, in plain loops, sharing no code with the library.
+// The oracle of the tests: normalizations from their definitions, in plain loops, sharing no code with the library but
+// the names of its options.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <vector>
+
+#include "allnorm/options.hpp"
 
 namespace reference {
 
@@ -31,11 +34,8 @@ Array concatenate(const Ranks& parts);
 
 // ---------------------------------------------------------------------------------------------------- convolution
 
-/// A convolution (cross-correlation) with zero padding. Each vector has one number per space axis, or one for all.
-struct Conv {
-  std::vector<std::int64_t> stride{1}, padding{0}, dilation{1};
-  std::int64_t groups = 1;
-};
+/// A convolution (cross-correlation) with zero padding.
+using Conv = allnorm::Convolution;
 /// input (N, Ci, space...), weight (C, Ci/groups, kernel...) -> (N, C, space...); 0 to 3 space axes (0: a linear
 /// layer).
 Array convolve(const Array& input, const Array& weight, const Conv& conv);
@@ -48,39 +48,10 @@ void add_patch_sums(const Array& input, const Array& x, const std::vector<std::i
 // -------------------------------------------------------------------- the batch-statistics family (equations 1, 0-5,
 // 8)
 
-enum class Activation { identity, relu, leaky_relu };
-enum class RenormVariant { paper, var };
-enum class Guard { clamp, drop };
-enum class RunningSource { current, window };
-enum class Weighting { uniform, count };
-enum class RunningRule { last, every };
-
-/// The whole composition; with the defaults it is BN. Names and meanings are the command line's.
-struct BatchOptions {
-  double eps = 1e-5;
-  double momentum = 0.1;
-  bool cumulative = false;  // momentum = 1/num_batches_tracked instead
-  bool training = true;
-  bool unbiased_running_var = true;
-  Activation activation = Activation::identity;
-  double slope = 0.01;
-
-  bool renorm = false;
-  RenormVariant variant = RenormVariant::paper;
-  double r_max = 3, d_max = 5;
-
-  std::int64_t window = 1;  // iterations averaged, the current one included
-  std::int64_t burn_in = 0;
-  bool fill_in_burn_in = false;
-  Guard guard = Guard::clamp;
-  bool compensate = true;
-  RunningSource running_source = RunningSource::current;
-  Conv conv;
-
-  std::int64_t minibatches = 1;
-  Weighting weighting = Weighting::uniform;
-  RunningRule running = RunningRule::last;
-};
+/// The whole composition; with the defaults it is BN. Ramps are not read.
+using BatchOptions = allnorm::NormOptions;
+using allnorm::ActivationKind, allnorm::RenormVariant, allnorm::Guard, allnorm::RunningSource, allnorm::Weighting,
+    allnorm::RunningUpdate;
 
 /// Statistics of one call, of one batch of mini-batches, or of one entry of the window, over all ranks of the group.
 struct Statistics {

@@ -52,7 +52,8 @@ Statistics own_statistics(const BatchOptions& options, const Inputs& inputs, std
     s.dmean.assign(s.theta.size(), 0);
     s.dsecond.assign(s.theta.size(), 0);
     for (std::size_t k = 0; k < inputs.x.size(); ++k)
-      add_patch_sums(inputs.conv_input.at(k), inputs.x[k], inputs.conv_weight.shape, options.conv, s.dmean, s.dsecond);
+      add_patch_sums(inputs.conv_input.at(k), inputs.x[k], inputs.conv_weight.shape, options.convolution, s.dmean,
+                     s.dsecond);
     for (Real& v : s.dmean) v /= m;
     for (Real& v : s.dsecond) v *= 2 / m;
   }
@@ -152,7 +153,7 @@ void update_running(const BatchOptions& options, const Statistics& batch, BatchS
 void close_batch(const BatchOptions& options, std::size_t channels, BatchState& state) {
   const Statistics batch = accumulate(options, state.minibatches, channels);
   if (batch.count > 0) {
-    if (options.running == RunningRule::last) update_running(options, batch, state);
+    if (options.running == RunningUpdate::last) update_running(options, batch, state);
     if (options.window > 1 && (!burning_in(options, state) || options.fill_in_burn_in)) {
       state.window.push_front(batch);
       while (static_cast<Int>(state.window.size()) > options.window - 1) state.window.pop_back();
@@ -164,14 +165,14 @@ void close_batch(const BatchOptions& options, std::size_t channels, BatchState& 
 }
 
 double activate(const BatchOptions& options, double pre) {
-  if (options.activation == Activation::identity || pre > 0) return pre;
-  return options.activation == Activation::relu ? 0.0 : options.slope * pre;
+  if (options.activation.kind == ActivationKind::identity || pre > 0) return pre;
+  return options.activation.kind == ActivationKind::relu ? 0.0 : options.activation.slope * pre;
 }
 
 /// The slope of the activation; at 0 that of the negative side.
 double gate(const BatchOptions& options, double pre) {
-  if (options.activation == Activation::identity || pre > 0) return 1;
-  return options.activation == Activation::relu ? 0.0 : options.slope;
+  if (options.activation.kind == ActivationKind::identity || pre > 0) return 1;
+  return options.activation.kind == ActivationKind::relu ? 0.0 : options.activation.slope;
 }
 
 /// y = act(gamma ((x - mean) inv r + d) + beta + residual)
@@ -282,7 +283,7 @@ Result evaluate(const Layer& layer, const Inputs& inputs, const Result* frozen) 
 
   // State. A call without a value only takes its place in a batch of mini-batches.
   state.t += 1;
-  if (options.running == RunningRule::every && own.count > 0) update_running(options, batch, state);
+  if (options.running == RunningUpdate::every && own.count > 0) update_running(options, batch, state);
   if (state.t == options.minibatches) close_batch(options, channels, state);
   return result;
 }

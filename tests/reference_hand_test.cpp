@@ -48,8 +48,8 @@ TEST(ReferenceByHand, BatchNorm) {
 
 TEST(ReferenceByHand, ActivationsAndResidual) {
   BatchOptions options = exact();
-  options.activation = Activation::leaky_relu;
-  options.slope = 0.5;
+  options.activation.kind = ActivationKind::leaky_relu;
+  options.activation.slope = 0.5;
   Layer layer = make_layer(1, options);
   Inputs inputs = inputs_of({1, 3});  // xhat -1, 1
   inputs.residual = {column({-2, -1})};
@@ -58,7 +58,7 @@ TEST(ReferenceByHand, ActivationsAndResidual) {
   expect_values(leaky.y[0].v, {-1.5, 0});
   const Ranks dy{column({1, 1})};
   expect_values(backward(layer, inputs, leaky, dy).dresidual[0].v, {0.5, 0.5});  // at 0: the slope of the negative side
-  layer.options.activation = Activation::relu;
+  layer.options.activation.kind = ActivationKind::relu;
   const Result relu = evaluate(layer, inputs);
   expect_values(relu.y[0].v, {0, 0});
   expect_values(backward(layer, inputs, relu, dy).dresidual[0].v, {0, 0});
@@ -211,7 +211,7 @@ TEST(ReferenceState, AnEmptyMinibatchTakesItsPlaceInTheBatch) {
   EXPECT_EQ(last.state.num_batches_tracked, 1);
   EXPECT_EQ(last.state.batches, 1);
 
-  options.running = RunningRule::every;
+  options.running = RunningUpdate::every;
   Layer every = make_layer(1, options);
   forward(every, inputs_of({1, 3}));
   forward(every, inputs_of({}));

@@ -35,7 +35,7 @@ struct Composition {
 
 Composition make(std::string name, const std::function<void(BatchOptions&)>& change) {
   BatchOptions options;
-  options.conv = {{2}, {1, 1}, {1}, 1};
+  options.convolution = {{2}, {1, 1}, {1}, 1};
   change(options);
   return {std::move(name), options};
 }
@@ -54,8 +54,8 @@ std::vector<Composition> compositions() {
   using O = BatchOptions;
   return {
       make("bn", [](O&) {}),
-      make("bn_relu", [](O& o) { o.activation = Activation::relu; }),
-      make("bn_leaky_cumulative", [](O& o) { o.activation = Activation::leaky_relu, o.cumulative = true; }),
+      make("bn_relu", [](O& o) { o.activation.kind = ActivationKind::relu; }),
+      make("bn_leaky_cumulative", [](O& o) { o.activation.kind = ActivationKind::leaky_relu, o.cumulative = true; }),
       make("bn_biased", [](O& o) { o.unbiased_running_var = false; }),
       make("eval", [](O& o) { o.training = false; }),
       make("eval_paper", [](O& o) { renorm(o), o.training = false; }),
@@ -64,25 +64,25 @@ std::vector<Composition> compositions() {
       make("cbn_clamp", [](O& o) { window(o); }),
       make("cbn_drop", [](O& o) { window(o), o.guard = Guard::drop; }),
       make("cbn_stale", [](O& o) { window(o), o.compensate = false; }),
-      make("cbn_grouped_conv", [](O& o) { window(o), o.conv.groups = 3; }),
+      make("cbn_grouped_conv", [](O& o) { window(o), o.convolution.groups = 3; }),
       make("cbn_burn_in", [](O& o) { window(o), o.burn_in = 2; }),
       make("cbn_burn_in_fill", [](O& o) { window(o), o.burn_in = 2, o.fill_in_burn_in = true; }),
       make("cbn_running_window", [](O& o) { window(o), o.running_source = RunningSource::window; }),
       make("cmbn_uniform_last", [](O& o) { minibatches(o); }),
       make("cmbn_count_last", [](O& o) { minibatches(o), o.weighting = Weighting::count; }),
-      make("cmbn_every", [](O& o) { minibatches(o), o.running = RunningRule::every; }),
+      make("cmbn_every", [](O& o) { minibatches(o), o.running = RunningUpdate::every; }),
       make("cmbn_burn_in", [](O& o) { minibatches(o), o.burn_in = 2; }),
       make("cmbn_cbn", [](O& o) { minibatches(o), window(o); }),
       make("cmbn_count_cbn_every_window",
            [](O& o) {
-             minibatches(o), window(o), o.weighting = Weighting::count, o.running = RunningRule::every;
+             minibatches(o), window(o), o.weighting = Weighting::count, o.running = RunningUpdate::every;
              o.running_source = RunningSource::window;
            }),
       make("cbn_brn_paper", [](O& o) { window(o), renorm(o), o.running_source = RunningSource::window; }),
       make("all_relu",
            [](O& o) {
              minibatches(o), window(o), renorm(o), o.variant = RenormVariant::var, o.weighting = Weighting::count;
-             o.guard = Guard::drop, o.running_source = RunningSource::window, o.activation = Activation::relu;
+             o.guard = Guard::drop, o.running_source = RunningSource::window, o.activation.kind = ActivationKind::relu;
              o.burn_in = 1, o.fill_in_burn_in = true;
            }),
   };
@@ -106,7 +106,7 @@ Steps make_steps(const BatchOptions& options, std::uint64_t seed) {
   steps.layer.state.running_var = {1.7, 0.9, 2.5};
   steps.layer.state.running_std = {1.4, 0.8, 1.9};
 
-  Array weight = cases::normal(random, {kChannels, 3 / options.conv.groups, 2, 2}, 0, 0.6);
+  Array weight = cases::normal(random, {kChannels, 3 / options.convolution.groups, 2, 2}, 0, 0.6);
   for (int step = 0; step < kSteps; ++step) {
     if (step % options.minibatches == 0)
       for (double& w : weight.v) w += 0.3 * random.normal();  // far enough that the guards fire
@@ -115,7 +115,7 @@ Steps make_steps(const BatchOptions& options, std::uint64_t seed) {
     inputs.conv_weight = weight;
     inputs.conv_input = cases::scatter(random, cases::channelwise(random, {n, 3, 3, 3}), kRanks);
     for (const Array& part : inputs.conv_input) {
-      inputs.x.push_back(convolve(part, weight, options.conv));
+      inputs.x.push_back(convolve(part, weight, options.convolution));
       inputs.residual.push_back(cases::normal(random, inputs.x.back().shape));
     }
     Ranks dy;
@@ -271,7 +271,7 @@ TEST(ReferenceWindow, TheCasesAboveReachTheGuard) {
   BatchOptions options;
   options.window = 3;
   options.guard = Guard::drop;
-  options.conv = {{2}, {1, 1}, {1}, 1};
+  options.convolution = {{2}, {1, 1}, {1}, 1};
   const Steps steps = make_steps(options, 11);  // cbn_drop of the first test
   Layer layer = steps.layer;
   int dropped = 0, kept = 0;
@@ -287,14 +287,14 @@ TEST(ReferenceWindow, TheCasesAboveReachTheGuard) {
 TEST(ReferenceWindow, CompensatedMeanIsExactAndTheSecondMomentMissesTheSquareOfTheChange) {
   BatchOptions options;
   options.window = 2;
-  options.conv = {{2}, {1}, {1}, 1};
+  options.convolution = {{2}, {1}, {1}, 1};
   const Steps steps = make_steps(options, 15);
   const Inputs& first = steps.inputs[0];
   Inputs second = steps.inputs[1];  // with weights so near the first ones that no guard fires
   for (std::size_t i = 0; i < second.conv_weight.v.size(); ++i)
     second.conv_weight.v[i] = 0.1 * second.conv_weight.v[i] + 0.9 * first.conv_weight.v[i];
   for (std::size_t k = 0; k < second.x.size(); ++k)
-    second.x[k] = convolve(second.conv_input[k], second.conv_weight, options.conv);
+    second.x[k] = convolve(second.conv_input[k], second.conv_weight, options.convolution);
   Layer layer = steps.layer;
   forward(layer, first);
   const Result result = forward(layer, second);
@@ -313,8 +313,8 @@ TEST(ReferenceWindow, CompensatedMeanIsExactAndTheSecondMomentMissesTheSquareOfT
   for (std::size_t i = 0; i < change.v.size(); ++i) change.v[i] -= first.conv_weight.v[i];
   Ranks present, difference;  // the first call's inputs through the present weights, and through their change
   for (const Array& input : first.conv_input) {
-    present.push_back(convolve(input, second.conv_weight, options.conv));
-    difference.push_back(convolve(input, change, options.conv));
+    present.push_back(convolve(input, second.conv_weight, options.convolution));
+    difference.push_back(convolve(input, change, options.convolution));
   }
   for (std::size_t c = 0; c < kChannels; ++c) {
     ASSERT_EQ(result.a[c], 0.5);
@@ -331,7 +331,7 @@ TEST(ReferenceMinibatches, CountWeightsEndAsBatchNormOfTheWholeBatch) {
   BatchOptions options;
   options.minibatches = 3;
   options.weighting = Weighting::count;
-  options.conv = {{2}, {1}, {1}, 1};
+  options.convolution = {{2}, {1}, {1}, 1};
   const Steps steps = make_steps(options, 16);
   Layer pooled = steps.layer, plain = steps.layer;
   plain.options.minibatches = 1;

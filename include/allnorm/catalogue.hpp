@@ -42,14 +42,24 @@ struct OutputSpec {
   std::string_view help;
 };
 
-/// One attribute: how it is read from and written to text. `set` throws invalid_argument that names the attribute, the
-/// value and what it must be.
+/// What the ranks of a layer must have in common of an attribute.
+enum class Agreement : std::uint8_t {
+  same,     ///< its value: a word of every message's header
+  by_call,  ///< its value at the call, which changes from call to call and has a field of its own in the header
+  none,
+};
+
+/// One attribute, whole: how it is read from and written to text, and how a message carries it.
 struct Attribute {
   std::string_view name;
   std::string_view values;  ///< for people: "true or false", "at least 1", "clamp or drop"
   std::string_view help;
+  /// Throws invalid_argument that names the attribute, the value and what it must be.
   void (*set)(NormOptions&, std::string_view name, std::string_view value);
   std::string (*get)(const NormOptions&);
+  std::uint64_t (*word)(const NormOptions&);  ///< equal where the values are
+  std::string (*text)(std::uint64_t word);    ///< the value that a word stands for; null where it is a hash
+  Agreement agreement = Agreement::same;
 };
 
 struct Default {
@@ -84,6 +94,9 @@ struct Layer {
   /// running_std (true) or running_var (false) is what the layer keeps.
   bool keeps_std() const noexcept { return options.keeps_std(); }
 };
+
+/// Writes which family the layer is of, and of its attributes the words that ranks must agree on.
+void write_layer(const Layer& layer, struct Header& header);
 
 /// Reads "NAME[:attr=value…]", the form of `allnorm train --norm` and `bench --layer`.
 Layer parse_layer(std::string_view text);

@@ -10,31 +10,33 @@
 
 namespace allnorm {
 
-/// The fields that every rank of an exchange must agree on, each in its own place, so that the ones that differ can be
-/// named. src/message.cpp has the table of their names and formats.
+/// What every rank of an exchange must agree on besides a layer's attributes, each in its own place, so that what
+/// differs can be named. src/message.cpp has the table of their names and formats.
 // clang-format off
 enum class Field : std::uint8_t {
-  magic, wire_version, direction, kind, call,                    // which exchange this is
-  ranks, channels, dtype, eps, momentum, unbiased,               // of every layer
-  renorm, variant, r_max, d_max,                                 // Batch Renormalization
-  minibatches, minibatch, weighting, running,                    // CmBN
-  window, entries, burn_in, fill_in_burn_in, compensate, guard, running_source,  // Cross-Iteration BN
-  weight_hash, running_hash, history_hash,                       // what must have the same bits
-  moments, co_moments, payload,                                  // what the payload is
+  magic, wire_version, direction, kind, call,  // which exchange this is
+  ranks, channels, dtype,                      // of every layer
+  r_max, d_max, minibatch, entries,            // what changes from call to call
+  weight_hash, running_hash, history_hash,     // what must have the same bits
+  moments, co_moments, payload,                // what the payload is
   count
 };
 // clang-format on
 
 enum class Direction : std::uint8_t { forward, backward, gradients, agreement, split };
 
-/// A layer's (or the caller's) name and the agreed fields, 64 bits each: integers as they are, doubles as their bits.
+/// A layer's (or the caller's) name, the agreed fields and the agreed attributes, 64 bits each: integers as they are,
+/// doubles as their bits, lists as a hash.
 struct Header {
   static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
   static constexpr std::uint64_t version_value = 2;
   static constexpr std::size_t name_size = 56;
+  static constexpr std::size_t attributes_size = 24;
 
   std::array<char, name_size> name{};  ///< 0-terminated, cut to fit
   std::array<std::uint64_t, static_cast<std::size_t>(Field::count)> words{};
+  /// Those of the layer's row that ranks must agree on, in its order: write_layer() of catalogue.hpp.
+  std::array<std::uint64_t, attributes_size> attributes{};
 
   Header() = default;
   Header(std::string_view name, Direction direction, std::uint64_t call);

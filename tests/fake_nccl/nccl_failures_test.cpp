@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "allnorm/catalogue.hpp"
 #include "nccl_ranks.hpp"
 
 namespace allnorm::test {
@@ -19,8 +20,8 @@ TEST_F(Nccl, AMismatchThatKernelsFindIsNamedOnceAndTheGroupGoesOn) {
   on_nccl_ranks(2, gathering(), [&](const Group& group, Queue& queue) {
     ExchangeReport& report = *group->reporter(queue).report;
     report.first.header = report.other.header = Header("bn1", Direction::forward, 4);
-    report.first.header.set(Field::eps, 1e-5);
-    report.other.header.set(Field::eps, 1e-3);
+    write_layer(Layer("batch_norm"), report.first.header);
+    write_layer(parse_layer("batch_norm:eps=1e-3"), report.other.header);
     report.rank = 1;
     report.status = ExchangeReport::mismatch;
     EXPECT_EQ(error_of([&] { group->check(); }),

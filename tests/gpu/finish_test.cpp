@@ -226,7 +226,7 @@ TEST(ForwardFinish, OfGroupsWithoutRunningStatisticsCountsCalls) {
 }
 
 TEST(ForwardFinish, ChangesNothingWhereRanksDisagree) {
-  const auto spoil_eps = [](Records& all) { all.head(2).header.set(Field::eps, 0.5); };
+  const auto spoil_attribute = [](Records& all) { all.head(2).header.attributes[0] += 1; };
   const auto spoil_count = [](Records& all) { all.head(2).count += 1; };
   const auto flag = [](Records& all) { all.head(2).flags = flag_weights_changed; };
   const auto decline = [](Records& all) { all.head(2) = RecordHead(Header("other", Direction::backward, 7), "why"); };
@@ -256,7 +256,7 @@ TEST(ForwardFinish, ChangesNothingWhereRanksDisagree) {
       twins.call(3);  // goes on from where it was
     }
   };
-  check(spoil_eps, ExchangeReport::mismatch);
+  check(spoil_attribute, ExchangeReport::mismatch);
   check(spoil_count, ExchangeReport::mismatch);
   check(flag, ExchangeReport::weights_changed);
   check(decline, ExchangeReport::declined);

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "allnorm/catalogue.hpp"
 #include "exchange_cases.hpp"
 
 namespace {
@@ -78,8 +79,8 @@ TEST(TreeExchange, MismatchesReachEveryRank) {
       7,
       [&](const World& world, Queue& queue) {
         Message message{Header("bn", Direction::forward, 0), {1.0}, 0, {}};
+        write_layer(parse_layer(world->rank() == 5 ? "batch_norm:eps=1e-3" : "batch_norm"), message.header);
         if (world->rank() == 5) {
-          message.header.set(Field::eps, 1e-3);
           message.payload.push_back(2.0);
         }
         const std::string error = error_of([&] { world->exchange(std::move(message), queue); });

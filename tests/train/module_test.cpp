@@ -225,7 +225,7 @@ TEST_F(Modules, ConvNormHandsOverWhatCompensationNeeds) {
   block.to(torch::kDouble);
   reference::BatchOptions options;
   options.window = 3;
-  options.conv = {geometry.stride, geometry.padding, geometry.dilation, geometry.groups};
+  options.convolution = {geometry.stride, geometry.padding, geometry.dilation, geometry.groups};
   reference::Layer oracle = reference::make_layer(6, options);
   const auto array = [](const torch::Tensor& tensor) {
     const auto flat = tensor.contiguous();

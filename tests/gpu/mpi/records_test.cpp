@@ -137,7 +137,7 @@ TEST(MpiRecords, ThatDisagreeAreNamedAndTheGroupGoesOn) {
     return error_of([&] { world->gather(record.view(), queue); });
   };
   Header header("bn", Direction::forward, 1);
-  header.set(Field::eps, world->rank() == 1 ? 1e-3 : 1e-5);
+  write_layer(parse_layer(world->rank() == 1 ? "batch_norm:eps=1e-3" : "batch_norm"), header);
   EXPECT_EQ(gather(header, many), "mismatch: rank 1: bn, call 1, forward: eps is 0.001, must be 1e-05 as on rank 0");
   const std::size_t count = world->rank() == 1 ? few : many;  // one of them would go through the host
   EXPECT_EQ(gather(Header("bn", Direction::forward, 2), count),
