@@ -22,6 +22,7 @@ struct LayerCall {
   Partition norm{}, fine{};           ///< fine: the common refinement of norm's and gamma's partitions
   Coarsening to_norm{}, to_affine{};  ///< of fine groups
   bool rows = false;                  ///< one gamma per column of a row instead (fine unused): no residual, identity
+  Rules rules{};
   Activation activation{};
   Parameter weight{.otherwise = 1}, bias{};
   steps::FrameView frame{};     ///< (G)
@@ -43,7 +44,6 @@ struct ForwardArgs : LayerCall {
   std::uint8_t* mask = nullptr;    ///< sign_mask of y, optional
 
   FrameSource source = FrameSource::call;
-  Rules rules{};
   LayerState state{};                      ///< without values where the layer keeps no running statistics
   double *mean = nullptr, *m2 = nullptr;   ///< (G) a lone rank's moments, between the halves
   std::int64_t lanes = 0;                  ///< entries of the window that the record has products for
@@ -99,11 +99,17 @@ ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall
   return formulas::apply(frame.rstd, frame.correction, call.weight[p], call.bias[p]);
 }
 
-/// Coefficients of dx of group g with this frame, from the sums over the ranks; `weight`: its gamma, 1 for rows.
+/// Coefficients of dx of a group with this frame and `count` values, from its sums over the ranks; `weight`: its gamma,
+/// 1 for rows.
+ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& call, const GroupFrame& frame,
+                                                              double weight, double count, double s1, double s2) {
+  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, count, s1,
+                              s2 * formulas::steepness(call.rules, frame.var));
+}
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const BackwardArgs& args, const Gathered& gathered,
                                                               const GroupFrame& frame, double weight, std::int64_t g) {
-  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, args.frame.scalars->count,
-                              summed(gathered, g), summed(gathered, args.norm.groups() + g));
+  return grad_of(args, frame, weight, args.frame.scalars->count, summed(gathered, g),
+                 summed(gathered, args.norm.groups() + g));
 }
 
 }  // namespace steps

@@ -77,6 +77,12 @@ ALLNORM_HOST_DEVICE inline double move(double running, double value, double mome
   return (1 - momentum) * running + momentum * value;
 }
 
+// sigma, the deviation that values of this variance are divided by, and the variance that has this sigma.
+ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var) { return std::sqrt(var + o.eps); }
+ALLNORM_HOST_DEVICE inline double variance(const PlainOptions& o, double sigma) { return sigma * sigma - o.eps; }
+// How 1/sigma follows the variance, in units of -1/2 sigma^-3.
+ALLNORM_HOST_DEVICE inline double steepness(const PlainOptions&, double) { return 1; }
+
 // ---- 5: CmBN, one more mini-batch with weight f of the new average -------------------------------------------------
 
 ALLNORM_HOST_DEVICE inline Moments accumulate(Moments so_far, Moments current, double f) {
@@ -134,11 +140,9 @@ ALLNORM_HOST_DEVICE inline double clip(double v, double low, double high) {
   return v < low ? low : v > high ? high : v;
 }
 
-// running_sigma is sigma itself, or sqrt(running_var + eps).
-ALLNORM_HOST_DEVICE inline Correction renorm(Moments m, double eps, double running_mean, double running_sigma,
+ALLNORM_HOST_DEVICE inline Correction renorm(double mean, double sigma, double running_mean, double running_sigma,
                                              double r_max, double d_max) {
-  return {clip(std::sqrt(m.var + eps) / running_sigma, 1 / r_max, r_max),
-          clip((m.mean - running_mean) / running_sigma, -d_max, d_max)};
+  return {clip(sigma / running_sigma, 1 / r_max, r_max), clip((mean - running_mean) / running_sigma, -d_max, d_max)};
 }
 
 // ---- apply and its gradient ----------------------------------------------------------------------------------------

@@ -208,9 +208,9 @@ struct GroupFrame {
   formulas::Correction correction{};
 };
 
-/// running_spread as a standard deviation with eps: sigma itself, or sqrt(var + eps).
+/// running_spread as sigma.
 ALLNORM_HOST_DEVICE inline double running_sigma(const Rules& rules, double spread) {
-  return rules.keeps_std() ? spread : std::sqrt(spread + rules.eps);
+  return rules.keeps_std() ? spread : formulas::sigma(rules, spread);
 }
 
 /// This call's moments of a group.
@@ -248,7 +248,7 @@ ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState&
   const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
   const bool usable = formulas::usable({running.mean, running.var}) && std::isfinite(running.biased);
   if (t.moves && !t.fails && usable) {
-    const double spread = rules.keeps_std() ? std::sqrt(running.biased + rules.eps) : running.var;
+    const double spread = rules.keeps_std() ? formulas::sigma(rules, running.biased) : running.var;
     state.next(S::running_mean)[c] = formulas::move(state.now(S::running_mean)[c], running.mean, t.momentum);
     state.next(S::running_spread)[c] = formulas::move(state.now(S::running_spread)[c], spread, t.momentum);
   } else {
@@ -284,7 +284,7 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
   using S = LayerState;
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists) {
-    frame.rstd = 1 / std::sqrt(current.var + rules.eps);
+    frame.rstd = 1 / formulas::sigma(rules, current.var);
     return frame;
   }
   // CmBN: the batch so far
@@ -320,9 +320,10 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
     }
   }
   // without any value there is nothing to scale, and eps may be 0
-  if (t.own_count > 0) frame.rstd = 1 / std::sqrt(frame.var + rules.eps);
+  const double sigma = formulas::sigma(rules, frame.var);
+  if (t.own_count > 0) frame.rstd = 1 / sigma;
   if (rules.renorm && t.own_count > 0)
-    frame.correction = formulas::renorm({frame.mean, frame.var}, rules.eps, state.now(S::running_mean)[g],
+    frame.correction = formulas::renorm(frame.mean, sigma, state.now(S::running_mean)[g],
                                         running_sigma(rules, state.now(S::running_spread)[g]), t.r_max, t.d_max);
   if (!commits) return frame;
 
@@ -350,8 +351,11 @@ ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState
 /// Inference: the running statistics.
 ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const Rules& rules, const LayerState& state, std::int64_t c) {
   const double spread = state.now(LayerState::running_spread)[c], sigma = running_sigma(rules, spread);
-  return {
-      state.now(LayerState::running_mean)[c], rules.keeps_std() ? sigma * sigma - rules.eps : spread, 1 / sigma, 0, {}};
+  return {state.now(LayerState::running_mean)[c],
+          rules.keeps_std() ? formulas::variance(rules, sigma) : spread,
+          1 / sigma,
+          0,
+          {}};
 }
 
 // ---- the frame in memory -------------------------------------------------------------------------------------------

@@ -277,6 +277,8 @@ void Layer::check() const {
   }
 }
 
+double Layer::sigma(double var) const noexcept { return formulas::sigma(options, var); }
+
 void write_layer(const Layer& layer, Header& header) {
   header.set(Field::kind, static_cast<std::uint64_t>(layer.row->reduction));
   auto* word = header.attributes.data();

@@ -118,6 +118,7 @@ void NormImpl::describe(const ForwardInputs& in, const Plan& plan, LayerCall& ca
   call.to_norm = plan.to_norm;
   call.to_affine = plan.to_affine;
   call.rows = plan.rows;
+  call.rules = memory_.rules();
   call.activation = layer_.options.activation;
   call.weight = parameter(in.weight, 1);
   call.bias = parameter(in.bias, 0);
@@ -136,7 +137,6 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
   describe(in, plan, args);
   args.residual = in.residual.data;
   args.y = output.data;
-  args.rules = memory_.rules();
   args.state = memory_.view();
   if (args.activation.kind == ActivationKind::identity || !in.residual.given()) return;
   saved.mask_ = Buffer<std::uint8_t>(index((x.elements() + 7) / 8), queue, Fill::none);

@@ -93,6 +93,8 @@ struct Layer {
   void check() const;
   /// running_std (true) or running_var (false) is what the layer keeps.
   bool keeps_std() const noexcept { return options.keeps_std(); }
+  /// The deviation that values of this variance are divided by: sqrt(var + eps).
+  double sigma(double var) const noexcept;
 };
 
 /// Writes which family the layer is of, and of its attributes the words that ranks must agree on.

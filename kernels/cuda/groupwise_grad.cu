@@ -135,8 +135,7 @@ __device__ void rows_backward(const BackwardArgs& args, const Groups& groups, co
   sum = team_sum(sum, team);
   sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
   if (args.dx == nullptr) return;
-  const auto k =
-      formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, args.frame.scalars->count, sum.a, sum.b);
+  const auto k = steps::grad_of(args, frame, 1, args.frame.scalars->count, sum.a, sum.b);
   const auto a = affine<C>(frame.mean, {k.power, k.slope}, k.offset);
   const C gain = static_cast<C>(k.gain);
   T* dx = static_cast<T*>(args.dx) + groups.base(g);
@@ -192,9 +191,9 @@ __device__ void channels_backward(const BackwardArgs& args, const Groups& groups
     const std::int64_t p = groups.parameter(g, j);
     const double weight = args.weight[p];
     const auto k = formulas::apply(frame.rstd, frame.correction, weight, args.bias[p]);
-    table[j] = grad_coefficients<C>(frame.mean, k.scale, k.shift,
-                                    formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share,
-                                                         args.frame.scalars->count, of_group.a, of_group.b));
+    table[j] =
+        grad_coefficients<C>(frame.mean, k.scale, k.shift,
+                             steps::grad_of(args, frame, weight, args.frame.scalars->count, of_group.a, of_group.b));
   }
   team_sync(team);
   for (int v = lane; v < vectors; v += team.threads) {

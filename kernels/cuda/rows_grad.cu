@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(most_threads)
     sum = team_sum(sum, team);
     if (row >= rows || args.dx == nullptr) continue;
     sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
-    const auto k_row = formulas::apply_grad(frame.rstd, frame.correction.r, 1, frame.share, count, sum.a, sum.b);
+    const auto k_row = steps::grad_of(args, frame, 1, count, sum.a, sum.b);
     const auto map = affine<C>(frame.mean, {k_row.power, k_row.slope}, k_row.offset);
     const C gain = static_cast<C>(k_row.gain);
     for (int k = 0; k < vectors; ++k) {

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <deque>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -129,7 +130,10 @@ class Network::Impl {
       x = block->convolve(x);
       const torch::Tensor centred = x - x.mean({2, 3}, true);
       const torch::Tensor var = centred.square().mean({2, 3}, true);
-      x = activate(centred * (var + block->norm().norm().layer().options.eps).rsqrt(), block->norm());
+      torch::Tensor sigma = var.to(torch::kCPU, torch::kDouble).contiguous();
+      for (double& value : std::span(sigma.data_ptr<double>(), static_cast<std::size_t>(sigma.numel())))
+        value = block->norm().norm().layer().sigma(value);
+      x = activate(centred / sigma.to(var.options()), block->norm());
     }
     return wrong(classify(x), labels);
   }

@@ -19,13 +19,12 @@ Spread spread(std::size_t channels, const ValueOf& value_of) {
 }
 
 LayerStatistics measure_layer(Norm& norm, const Frame& of, Queue& queue) {
-  const NormOptions& options = norm.layer().options;
   const RunningStatistics running = norm.running(queue);
   const std::vector<double> mean = to_host(of.mean, queue), r = to_host(of.r, queue), d = to_host(of.d, queue);
   LayerStatistics result;
   result.gap = spread(mean.size(), [&](std::size_t c) {
     return std::abs(mean[c] - running.mean[c]) /
-           (norm.layer().keeps_std() ? running.spread[c] : std::sqrt(running.spread[c] + options.eps));
+           (norm.layer().keeps_std() ? running.spread[c] : norm.layer().sigma(running.spread[c]));
   });
   result.renorm = !r.empty();
   if (!result.renorm) return result;
