@@ -78,10 +78,18 @@ ALLNORM_HOST_DEVICE inline double move(double running, double value, double mome
 }
 
 // sigma, the deviation that values of this variance are divided by, and the variance that has this sigma.
-ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var) { return std::sqrt(var + o.eps); }
-ALLNORM_HOST_DEVICE inline double variance(const PlainOptions& o, double sigma) { return sigma * sigma - o.eps; }
-// How 1/sigma follows the variance, in units of -1/2 sigma^-3.
-ALLNORM_HOST_DEVICE inline double steepness(const PlainOptions&, double) { return 1; }
+ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var) {
+  return o.eps_place == EpsPlace::outside ? std::sqrt(var) + o.eps : std::sqrt(var + o.eps);
+}
+ALLNORM_HOST_DEVICE inline double variance(const PlainOptions& o, double sigma) {
+  return o.eps_place == EpsPlace::outside ? (sigma - o.eps) * (sigma - o.eps) : sigma * sigma - o.eps;
+}
+// How 1/sigma follows the variance, in units of -1/2 sigma^-3; not at all from a variance of 0, where the root has no
+// derivative.
+ALLNORM_HOST_DEVICE inline double steepness(const PlainOptions& o, double var) {
+  if (o.eps_place == EpsPlace::inside) return 1;
+  return var > 0 ? sigma(o, var) / std::sqrt(var) : 0;
+}
 
 // ---- 5: CmBN, one more mini-batch with weight f of the new average -------------------------------------------------
 

@@ -60,10 +60,13 @@ constexpr Attribute sync_attribute{
     attributes::text_of_integer,
     Agreement::none};
 
-constexpr Attribute eps_attribute = attributes::real<0, &O::eps>("eps", "added to the variance under the root");
+constexpr Attribute eps_attribute =
+    attributes::real<0, &O::eps>("eps", "added to the variance, so that nothing is divided by 0");
 
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
+    attributes::choice<Words{"inside", "outside"}, &O::eps_place>(
+        "eps_place", "values are divided by sqrt(var + eps), or by sqrt(var) + eps"),
     momentum_attribute,
     with(Agreement::none,
          attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing")),

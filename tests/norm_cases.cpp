@@ -381,6 +381,20 @@ std::vector<std::pair<std::string, Composition>> compositions() {
   c.mean = 1e4;  // f16 ends at 6e4
   c.std = 3;
   add("EverythingFarFromZero", c);
+
+  const auto outside = [&](std::string layer, Attributes attributes) {
+    attributes.insert(attributes.end(), {{"eps", "0.1"}, {"eps_place", "outside"}});
+    return with(std::move(layer), std::move(attributes));
+  };
+  c = outside("batch_norm", {{"activation", "leaky_relu"}});
+  c.residual = true;
+  c.order = last;
+  add("BnEpsOutside", c);
+  add("BnEvalEpsOutside", outside("batch_norm", {{"training", "false"}}));
+  add("RenormPaperEpsOutside", outside("batch_renorm", {{"r_max", "1.2"}, {"d_max", "0.3"}}));
+  add("RenormVarEpsOutside", outside("batch_renorm", {{"variant", "var"}, {"r_max", "1.2"}, {"d_max", "0.3"}}));
+  add("RenormEvalPaperEpsOutside", outside("batch_renorm", {{"training", "false"}}));
+  add("WindowEpsOutside", outside("cross_iteration_batch_norm", {{"window", "3"}, {"guard", "drop"}}));
   return all;
 }
 

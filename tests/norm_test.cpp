@@ -67,6 +67,15 @@ TEST(BatchNorm, AConstantChannelBecomesItsBias) {
   for (const double var : saved.frame().var) EXPECT_EQ(var, 0);
 }
 
+TEST(BatchNorm, AConstantChannelHasAGradientWithEpsOutside) {
+  Call call("batch_norm:eps=0.5:eps_place=outside", {2, 1});
+  call.x.v = {3, 3};
+  call.dy.v = {1, 0};
+  call.backward(call.forward());
+  EXPECT_EQ(call.y, (Doubles{0, 0}));
+  EXPECT_EQ(call.dx, (Doubles{1, -1}));  // (dy - mean of dy) / eps: a root of 0 has no derivative
+}
+
 TEST(BatchNorm, OneValuePerChannelGivesItsBiasAndNoGradient) {
   Call call("batch_norm", {1, 3});
   const Saved saved = call.forward();

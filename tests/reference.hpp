@@ -50,8 +50,8 @@ void add_patch_sums(const Array& input, const Array& x, const std::vector<std::i
 
 /// The whole composition; with the defaults it is BN. Ramps are not read.
 using BatchOptions = allnorm::NormOptions;
-using allnorm::ActivationKind, allnorm::RenormVariant, allnorm::Guard, allnorm::RunningSource, allnorm::Weighting,
-    allnorm::RunningUpdate;
+using allnorm::ActivationKind, allnorm::EpsPlace, allnorm::RenormVariant, allnorm::Guard, allnorm::RunningSource,
+    allnorm::Weighting, allnorm::RunningUpdate;
 
 /// Statistics of one call, of one batch of mini-batches, or of one entry of the window, over all ranks of the group.
 struct Statistics {
@@ -92,7 +92,7 @@ struct Result {
   Ranks pre;               // before the activation
   std::int64_t count = 0;  // M: values per channel of this call, all ranks
   Doubles mean, var;  // (C): normalized with, before r and d; without eps. 0 when there is nothing to normalize with
-  Doubles inv;        // (C): 1/sqrt(var + eps), or 1/running_std
+  Doubles inv;        // (C): one over what values are divided by: sqrt(var + eps), sqrt(var) + eps or running_std
   Doubles r, d;       // (C): 1 and 0 without renorm
   Doubles a;          // (C): share of this call's own mean and second moment in mean and E[x^2]
   BatchState state;   // after the call

@@ -129,6 +129,16 @@ Average average_window(const BatchOptions& options, const Statistics& current, c
   return average;
 }
 
+/// What values are divided by, and how much of it a change of the variance is; a root of 0 has no derivative. (Section
+/// 1)
+Real deviation_of(const BatchOptions& options, Real var) {
+  return options.eps_place == EpsPlace::outside ? std::sqrt(var) + options.eps : std::sqrt(var + options.eps);
+}
+Real deviation_slope(const BatchOptions& options, Real var) {
+  const Real root = std::sqrt(options.eps_place == EpsPlace::outside ? var : var + options.eps);
+  return root > 0 ? 1 / (2 * root) : Real(0);
+}
+
 bool burning_in(const BatchOptions& options, const BatchState& state) { return state.batches < options.burn_in; }
 
 /// Running statistics after an update with the batch under way, or with the window around it.
@@ -143,7 +153,7 @@ void update_running(const BatchOptions& options, const Statistics& batch, BatchS
     const Real bessel = options.unbiased_running_var && m > 1 ? m / (m - 1) : Real(1);
     move(state.running_mean[c], source.mean[c]);
     if (options.renorm && options.variant == RenormVariant::paper)
-      move(state.running_std[c], std::sqrt(source.var[c] + Real(options.eps)));
+      move(state.running_std[c], deviation_of(options, source.var[c]));
     else
       move(state.running_var[c], source.var[c] * bessel);
   }
@@ -228,9 +238,12 @@ Result infer(const Layer& layer, const Inputs& inputs) {
   for (std::size_t c = 0; c < mean.size(); ++c)
     if (options.renorm && options.variant == RenormVariant::paper) {
       inv.push_back(1 / Real(state.running_std[c]));  // eps is inside the running deviation
-      result.var.push_back(static_cast<double>(Real(state.running_std[c]) * state.running_std[c] - options.eps));
+      const Real root = Real(state.running_std[c]) - options.eps;
+      result.var.push_back(static_cast<double>(options.eps_place == EpsPlace::outside
+                                                   ? root * root
+                                                   : Real(state.running_std[c]) * state.running_std[c] - options.eps));
     } else {
-      inv.push_back(1 / std::sqrt(Real(state.running_var[c]) + options.eps));
+      inv.push_back(1 / deviation_of(options, state.running_var[c]));
       result.var.push_back(state.running_var[c]);
     }
   for (const Array& x : inputs.x) result.count += x.shape[0] * space_of(x);
@@ -267,12 +280,11 @@ Result evaluate(const Layer& layer, const Inputs& inputs, const Result* frozen) 
   // Against the running statistics from before the call.
   Reals inv;
   for (std::size_t c = 0; c < channels; ++c) {
-    const Real deviation = std::sqrt(used.var[c] + Real(options.eps));
+    const Real deviation = deviation_of(options, used.var[c]);
     inv.push_back(1 / deviation);
     if (!options.renorm || own.count == 0) continue;
-    const Real reference = options.variant == RenormVariant::paper
-                               ? Real(layer.state.running_std[c])
-                               : std::sqrt(Real(layer.state.running_var[c]) + options.eps);
+    const Real reference = options.variant == RenormVariant::paper ? Real(layer.state.running_std[c])
+                                                                   : deviation_of(options, layer.state.running_var[c]);
     const Real r = deviation / reference, d = (used.mean[c] - layer.state.running_mean[c]) / reference;
     result.r[c] =
         frozen ? frozen->r[c] : static_cast<double>(std::clamp<Real>(r, 1 / Real(options.r_max), options.r_max));
@@ -330,7 +342,7 @@ Gradients backward(const Layer& layer, const Inputs& inputs, const Result& resul
     for (std::size_t i = 0; i < x.v.size(); ++i) {
       const std::size_t c = channel(x, i);
       const Real inv = result.inv[c], mean = result.mean[c], share = result.a[c] / static_cast<Real>(result.count);
-      const Real dvar = -inv * inv * inv / 2 * s2[c];
+      const Real dvar = -inv * inv * deviation_slope(layer.options, result.var[c]) * s2[c];
       const Real dmean = -inv * s1[c] - 2 * mean * dvar;
       dx.v[i] = static_cast<double>(layer.gamma[c] * result.r[c] * inv * gradients.dresidual[k].v[i] + share * dmean +
                                     2 * share * x.v[i] * dvar);

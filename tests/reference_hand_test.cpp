@@ -46,6 +46,23 @@ TEST(ReferenceByHand, BatchNorm) {
   expect_values(gradients.dbeta[0], {1});
 }
 
+TEST(ReferenceByHand, EpsOutsideTheRoot) {
+  BatchOptions options;
+  options.eps = 0.5;
+  options.eps_place = EpsPlace::outside;
+  const Layer layer = make_layer(1, options);
+  const Inputs inputs = inputs_of({1, 3});  // mean 2, var 1: divided by 1.5
+  const Result result = evaluate(layer, inputs);
+  expect_values(result.y[0].v, {-1 / 1.5, 1 / 1.5});
+  // (x1 - x2)/2 = 1 is the root: y1 = -u/(u + 1/2) with u = (x2 - x1)/2, dy1/du = -1/2 / (u + 1/2)^2 = -2/9
+  const Gradients gradients = backward(layer, inputs, result, {column({1, 0})});
+  expect_values(gradients.dx[0].v, {1.0 / 9, -1.0 / 9});
+  // a constant channel: the root has no derivative, dx = (dy - mean of dy) / eps
+  const Inputs constant = inputs_of({3, 3});
+  const Gradients flat = backward(layer, constant, evaluate(layer, constant), {column({1, 0})});
+  expect_values(flat.dx[0].v, {1, -1});
+}
+
 TEST(ReferenceByHand, ActivationsAndResidual) {
   BatchOptions options = exact();
   options.activation.kind = ActivationKind::leaky_relu;

@@ -16,9 +16,10 @@ struct Activation {
   double slope = 0.01;
 };
 
+/// What values are divided by: sqrt(var + eps), or sqrt(var) + eps.
+enum class EpsPlace : std::uint8_t { inside, outside };
 enum class RenormVariant : std::uint8_t {
-  paper,  ///< the moving average is of sigma = sqrt(var + eps), kept as running_std (Batch Renormalization, algorithm
-          ///< 1)
+  paper,  ///< the moving average is of sigma, kept as running_std (Batch Renormalization, algorithm 1)
   var,    ///< the moving average is of the variance, kept as PyTorch keeps it
 };
 enum class Weighting : std::uint8_t { uniform, count };
@@ -49,6 +50,7 @@ struct Convolution {
 /// The options of one fixed size each, which kernels get as they are.
 struct PlainOptions {
   double eps = 1e-5;
+  EpsPlace eps_place = EpsPlace::inside;
   double momentum = 0.1;    ///< running <- (1-momentum)*running + momentum*new
   bool cumulative = false;  ///< momentum = 1 / number of updates: a plain average
   bool training = true;     ///< false: normalize with the running statistics; nothing is exchanged, no state changes

@@ -68,6 +68,23 @@ TEST(Outputs, OfRenormAreSigmaAndRAndD) {
   EXPECT_FALSE(place.exists("p/running_std.npy"));
 }
 
+TEST(Outputs, FollowThePlaceOfEps) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  ASSERT_EQ(place.run("apply batch_norm --input x.npy --set eps=0.5 --set eps_place=outside --out o").code, 0);
+  const std::vector<double> x = place.values("x.npy"), mean = place.values("o/mean.npy"),
+                            var = place.values("o/var.npy");
+  std::vector<double> y;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t c = i / 5 % 4;
+    y.push_back((x[i] - mean[c]) / (std::sqrt(var[c]) + 0.5));
+  }
+  expect_near(place.values("o/output.npy"), y);
+  const Outcome outcome = place.run("apply batch_norm --input x.npy --set eps_place=above --out o");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.err, "allnorm: attribute eps_place is 'above', must be inside or outside\n");
+}
+
 TEST(Outputs, OfLayerAndGroupNormHaveTheirShapes) {
   Workplace place;
   place.make("x.npy", {3, 4, 5, 2});
