@@ -36,7 +36,7 @@ struct ApplyPlan {
   bool gives(std::string_view name) const { return tensors.find(name) != tensors.end(); }
   bool wants_gradients() const { return gives("grad_output"); }
   /// Cross-Iteration BN reads the convolution's input and weight.
-  bool compensates() const { return layer.options.window > 1 && layer.options.compensate; }
+  bool compensates() const { return layer.options.compensates(); }
 };
 
 /// The tensors of a row with the two that every layer takes, input and grad_output, first.

@@ -44,7 +44,7 @@ std::string example_of(const Row& row) {
   const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
   std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy") +
                      " --weight gamma.npy --bias beta.npy";
-  if (window && layer.options.compensate) text += " --tensor conv_input=a.{step}.npy --tensor conv_weight=w.{step}.npy";
+  if (layer.options.compensates()) text += " --tensor conv_input=a.{step}.npy --tensor conv_weight=w.{step}.npy";
   if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
   if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
   return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";

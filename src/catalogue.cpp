@@ -63,6 +63,12 @@ constexpr Attribute sync_attribute{
 constexpr Attribute eps_attribute =
     attributes::real<0, &O::eps>("eps", "added to the variance, so that nothing is divided by 0");
 
+constexpr Attribute activation_attribute = with(
+    Agreement::none, attributes::choice<Words{"identity", "relu", "leaky_relu"}, &O::activation, &Activation::kind>(
+                         "activation", "applied after weight, bias and residual"));
+constexpr Attribute slope_attribute =
+    with(Agreement::none, attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"));
+
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
     attributes::choice<Words{"inside", "outside"}, &O::eps_place>(
@@ -71,10 +77,8 @@ constexpr Attribute batch_attributes[] = {
     with(Agreement::none,
          attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing")),
     attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
-    with(Agreement::none,
-         attributes::choice<Words{"identity", "relu", "leaky_relu"}, &O::activation, &Activation::kind>(
-             "activation", "applied after weight, bias and residual")),
-    with(Agreement::none, attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0")),
+    activation_attribute,
+    slope_attribute,
     sync_attribute,
     // Batch Renormalization
     attributes::boolean<&O::renorm>("renorm", "Batch Renormalization: correct with r and d"),
@@ -118,6 +122,8 @@ constexpr Attribute layer_norm_attributes[] = {
 constexpr Attribute group_norm_attributes[] = {
     attributes::integer<1, &O::groups>("groups", "groups of channels; a divisor of C"),
     eps_attribute,
+    activation_attribute,
+    slope_attribute,
 };
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
@@ -162,12 +168,11 @@ constexpr OutputSpec layer_norm_outputs[] = {
 constexpr TensorSpec group_norm_tensors[] = {
     {"weight", TensorRole::channel, "(C)", "gamma; 1 when not given"},
     {"bias", TensorRole::channel, "(C)", "beta; 0 when not given"},
+    {"residual", TensorRole::activation, "like input", "added before the activation"},
 };
 constexpr OutputSpec group_norm_outputs[] = {
-    {"mean", "(N,G)", ""},
-    {"rstd", "(N,G)", "1 / sqrt(var + eps)"},
-    {"grad_weight", "(C)", ""},
-    {"grad_bias", "(C)", ""},
+    {"mean", "(N,G)", ""},    {"rstd", "(N,G)", "1 / sqrt(var + eps)"}, {"grad_weight", "(C)", ""},
+    {"grad_bias", "(C)", ""}, {"grad_residual", "like input", ""},
 };
 
 // ---- the table -----------------------------------------------------------------------------------------------------

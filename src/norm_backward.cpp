@@ -20,6 +20,9 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
   try {  // everything that can be wrong on this rank alone
     const Shape parameters = parameter_shape(layer_, x.shape);
     expect_like(dy, x, queue, "grad_output");
+    expect_listed(*layer_.row, out.residual.given(), "grad_residual", "residual");
+    expect_listed(*layer_.row, out.weight.given(), "grad_weight", "weight");
+    expect_listed(*layer_.row, out.bias.given(), "grad_bias", "bias");
     if (out.input.given()) expect_like(out.input, x, queue, "grad_input");
     if (out.residual.given()) {
       expect_like(out.residual, x, queue, "grad_residual");

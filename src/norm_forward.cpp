@@ -30,13 +30,39 @@ void expect_like(const ConstTensorView& view, const ConstTensorView& input, cons
   expect_memory(view.data, queue, name);
 }
 
+void expect_listed(const Row& row, bool given, std::string_view name, std::string_view tensor) {
+  const bool listed =
+      std::any_of(row.tensors.begin(), row.tensors.end(), [&](const TensorSpec& spec) { return spec.name == tensor; });
+  expect(!given || listed, Code::invalid_argument,
+         [&] { return std::string(name) + " is given, must not be for " + std::string(row.name); });
+}
+
+namespace {
+
+// The ranks that a layer is given, or this one alone where its sync asks for no others.
+std::shared_ptr<Communicator> group_for(const Layer& layer, std::shared_ptr<Communicator> group) {
+  const std::int64_t ranks = layer.options.sync.ranks;
+  const std::string sync = ranks == Sync::world ? "world" : std::to_string(ranks);
+  expect(group || ranks == Sync::none || ranks == 1, Code::invalid_argument, [&] {
+    return "attribute sync is " + sync + ", must come with a group of ranks (self() where this rank is alone)";
+  });
+  if (!group) return self();
+  expect(ranks <= 0 || group->size() <= ranks, Code::invalid_argument, [&] {
+    return "the group has " + std::to_string(group->size()) + " ranks, must have at most " + sync +
+           ", which attribute sync asks for";
+  });
+  return group;
+}
+
+}  // namespace
+
 NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                    std::string name)
     : layer_((layer.check(), layer)),
       channels_((expect(channels >= 0, Code::invalid_argument,
                         [&] { return "channels is " + std::to_string(channels) + ", must be at least 0"; }),
                  channels)),
-      group_(group ? std::move(group) : self()),
+      group_(group_for(layer, std::move(group))),
       name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
       device_(queue.device()),
       memory_(layer, channels, queue) {}
@@ -52,14 +78,23 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   });
   expect(x.data != nullptr || x.elements() == 0, Code::invalid_argument, "input has no data");
   expect_memory(x.data, queue, "input");
+  const struct {
+    const ConstTensorView& view;
+    std::string_view name, tensor;
+  } given[] = {{in.weight, "weight", "weight"},
+               {in.bias, "bias", "bias"},
+               {in.residual, "residual", "residual"},
+               {in.conv_input, "conv_input", "conv_input"},
+               {in.conv_weight, "conv_weight", "conv_weight"},
+               {in.patch_sum, "patch_sum", "conv_input"},  // in its place
+               {in.patch_product, "patch_product", "conv_input"}};
+  for (const auto& [view, name, tensor] : given) expect_listed(*layer_.row, view.given(), name, tensor);
   const Plan plan = plan_for(layer_, x.shape, x.order);
   expect(!has_running() || x.shape[1] == channels_, Code::invalid_input, [&] {
     return "input has " + std::to_string(x.shape[1]) + " channels, must have " + std::to_string(channels_);
   });
   expect_like(output, x, queue, "output");
   if (in.residual.given()) expect_like(in.residual, x, queue, "residual");
-  expect(!(in.residual.given() && plan.rows), Code::invalid_argument,
-         [&] { return "residual is given, must not be for " + std::string(layer_.row->name); });
   const Shape parameters = parameter_shape(layer_, x.shape);
   expect_parameter(in.weight, parameters, queue, "weight");
   expect_parameter(in.bias, parameters, queue, "bias");

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,10 @@ inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size
 
 /// Throws unless `view` has the shape, dtype, order and device of the input, and data that the queue can use.
 void expect_like(const ConstTensorView& view, const ConstTensorView& input, const Queue& queue, const char* name);
+
+/// Throws invalid_argument where `name` is given, which stands for a tensor, or is its gradient, that the row does not
+/// list.
+void expect_listed(const Row& row, bool given, std::string_view name, std::string_view tensor);
 
 class NormImpl {
  public:

@@ -104,6 +104,8 @@ INSTANTIATE_TEST_SUITE_P(Layers, Gradient,
                                          Case{"cross_iteration_batch_norm:compensate=false"},
                                          Case{"batch_norm:window=3:compensate=false:minibatches=1:activation=relu"},
                                          Case{"layer_norm"}, Case{"group_norm:groups=2"},
-                                         Case{"group_norm:groups=2", false, Order::channels_last}));
+                                         Case{"group_norm:groups=2", false, Order::channels_last},
+                                         Case{"group_norm:groups=2:activation=leaky_relu:slope=0.3", true},
+                                         Case{"group_norm:groups=2:activation=relu"}));
 
 }  // namespace

@@ -138,7 +138,7 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
   }
   norm->set_running(running, queue);
 
-  const bool conv = layer.options.window > 1 && layer.options.compensate;
+  const bool conv = layer.options.compensates();
   const double small_tolerance =
       (unit == 0 || !conv ? 1e-12 : 64 * 0x1p-24) + (unit == 0 ? 0 : backend::statistics_unit) + far;
   // leaky_relu's slope, and its product with dy, are rounded to the compute type.

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cases.hpp"
@@ -279,6 +282,60 @@ TEST(BadInput, IsNamed) {
   EXPECT_EQ(error_of([&] { rows.forward(); }),
             "invalid argument: attribute normalized_shape is (4,4), must be the trailing "
             "axes of input, whose shape is (3,4,5)");
+}
+
+TEST(BadInput, WhatTheRowDoesNotListIsRefused) {
+  const auto told = [](std::string_view layer, const auto& change) {
+    Call call(layer);
+    ForwardInputs in = call.inputs();
+    BackwardOutputs out;
+    change(call, in, out);
+    return error_of([&] {
+      const Saved saved = call.norm.forward(in, view(call.y.data(), call.shape()), call.queue);
+      call.norm.backward(saved, view(call.dy.v.data(), call.shape()), out, call.queue);
+    });
+  };
+  const auto residual = [](Call& call, ForwardInputs& in, BackwardOutputs&) {
+    in.residual = view(call.dy.v.data(), call.shape());
+  };
+  EXPECT_EQ(told("layer_norm", residual), "invalid argument: residual is given, must not be for layer_norm");
+  EXPECT_EQ(told("group_norm:groups=2", residual), "");
+  const auto grad_residual = [](Call& call, ForwardInputs&, BackwardOutputs& out) {
+    out.residual = view(call.dx.data(), call.shape());
+  };
+  EXPECT_EQ(told("layer_norm", grad_residual), "invalid argument: grad_residual is given, must not be for layer_norm");
+  EXPECT_EQ(told("group_norm:groups=2", grad_residual),
+            "invalid argument: grad_residual is asked for, must not be where forward had no residual");
+  for (const auto& [member, name] : {std::pair{&ForwardInputs::conv_input, "conv_input"},
+                                     {&ForwardInputs::conv_weight, "conv_weight"},
+                                     {&ForwardInputs::patch_sum, "patch_sum"},
+                                     {&ForwardInputs::patch_product, "patch_product"}}) {
+    const auto one = [tensor = member](Call& call, ForwardInputs& in, BackwardOutputs&) {
+      in.*tensor = view(call.dy.v.data(), call.shape());
+    };
+    EXPECT_EQ(told("group_norm:groups=2", one),
+              "invalid argument: " + std::string(name) + " is given, must not be for group_norm");
+    EXPECT_EQ(told("batch_norm", one), "");
+  }
+}
+
+TEST(Sync, NeedsTheRanksThatItAsksFor) {
+  Queue queue = Queue::cpu();
+  const auto told = [&](std::string_view layer, std::shared_ptr<Communicator> group) {
+    return error_of([&] { Norm(parse_layer(layer), 4, std::move(group), queue); });
+  };
+  EXPECT_EQ(told("sync_batch_norm", nullptr),
+            "invalid argument: attribute sync is world, must come with a group of ranks (self() where this rank is "
+            "alone)");
+  EXPECT_EQ(told("batch_norm:sync=2", nullptr),
+            "invalid argument: attribute sync is 2, must come with a group of ranks (self() where this rank is alone)");
+  EXPECT_EQ(told("batch_norm:sync=1", nullptr), "");
+  EXPECT_EQ(told("sync_batch_norm", self()), "");
+  EXPECT_EQ(told("batch_norm:sync=2", self()), "");  // the last group may be smaller
+  EXPECT_EQ(told("batch_norm:sync=2", threads(3)[0]),
+            "invalid argument: the group has 3 ranks, must have at most 2, which attribute sync asks for");
+  EXPECT_EQ(told("batch_norm:sync=3", threads(3)[0]), "");
+  EXPECT_EQ(told("batch_norm", threads(3)[0]), "");  // the group makes it synchronous
 }
 
 TEST(BadInput, ConvolutionsThatDoNotFitAreNamed) {

@@ -45,8 +45,7 @@ torch::Tensor ConvNorm::convolve(const torch::Tensor& input) const {
 
 torch::Tensor ConvNorm::forward(const torch::Tensor& input, const torch::Tensor& residual) {
   const torch::Tensor x = convolve(input);
-  const NormOptions& options = norm_->norm().layer().options;
-  if (is_training() && options.window > 1 && options.compensate)
+  if (is_training() && norm_->norm().layer().options.compensates())
     return norm_->forward(x, residual, {input.detach(), weight.detach()});
   return norm_->forward(x, residual);
 }

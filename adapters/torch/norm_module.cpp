@@ -3,7 +3,6 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -109,11 +108,6 @@ Norm make_norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Commun
 NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        const std::string& name)
     : norm_(make_norm(layer, channels, std::move(group), queue, name)), queue_(&queue) {
-  const auto& attributes = layer.row->attributes;
-  expect(layer.options.activation.kind == ActivationKind::identity ||
-             std::any_of(attributes.begin(), attributes.end(), [](const auto& a) { return a.name == "activation"; }),
-         Code::invalid_argument,
-         [&] { return "activation of " + std::string(layer.row->name) + " is given, must be left to the network"; });
   std::vector<std::int64_t> extents{channels};
   if (by_rows()) {
     extents = layer.options.normalized_shape;

@@ -11,6 +11,8 @@
 
 namespace allnorm {
 
+struct Header;  // allnorm/message.hpp
+
 /// What a row reduces over.
 enum class Reduction : std::uint8_t {
   batch_and_space,  ///< N and space, per channel: the batch_norm family
@@ -93,12 +95,12 @@ struct Layer {
   void check() const;
   /// running_std (true) or running_var (false) is what the layer keeps.
   bool keeps_std() const noexcept { return options.keeps_std(); }
-  /// The deviation that values of this variance are divided by: sqrt(var + eps).
+  /// What values of this variance are divided by, as eps and eps_place say.
   double sigma(double var) const noexcept;
 };
 
 /// Writes which family the layer is of, and of its attributes the words that ranks must agree on.
-void write_layer(const Layer& layer, struct Header& header);
+void write_layer(const Layer& layer, Header& header);
 
 /// Reads "NAME[:attr=value…]", the form of `allnorm train --norm` and `bench --layer`.
 Layer parse_layer(std::string_view text);

@@ -17,7 +17,8 @@
 
 namespace allnorm {
 
-/// What a forward call reads. Only `input` must be given; the others as the layer's row in the catalogue says.
+/// What a forward call reads. Only `input` must be given; the others as the layer's row in the catalogue says: what it
+/// does not list is refused.
 struct ForwardInputs {
   ConstTensorView input{};     ///< (N, C, space...), any dtype
   ConstTensorView weight{};    ///< gamma, f32 or f64: (C) or normalized_shape; 1 when not given
@@ -91,8 +92,9 @@ struct LoadOptions {
 class Norm {
  public:
   /// `channels` is C; layers without per-channel state (layer_norm) ignore it. `group`: the ranks that hold parts of
-  /// the same groups; null means self(). `name` appears in error messages and must be the same on all ranks. Throws
-  /// invalid_argument for options out of range.
+  /// the same groups, whatever the layer's sync; null means this rank alone. `name` appears in error messages and must
+  /// be the same on all ranks. Throws invalid_argument for options out of range, for a sync that asks for ranks where
+  /// no group is given (self() says that this rank is alone), and for a group of more ranks than it asks for.
   Norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
        std::string name = {});
   Norm(Norm&&) noexcept;

@@ -102,6 +102,27 @@ TEST(Outputs, OfLayerAndGroupNormHaveTheirShapes) {
   EXPECT_EQ(place.read("p/mean.npy").shape, (Shape{3, 2}));
 }
 
+TEST(Outputs, OfGroupNormWithActivationAndResidual) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.make("r.npy", {3, 4, 5});
+  const std::string call = "apply group_norm --input x.npy --set groups=2 --out ";
+  ASSERT_EQ(place.run(call + "plain").code, 0);
+  const Outcome outcome =
+      place.run(call + "fused --set activation=leaky_relu --set slope=0.5 --tensor residual=r.npy --grad-output x.npy");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.list("fused"), (Names{"grad_input.npy", "grad_residual.npy", "mean.npy", "output.npy", "rstd.npy"}));
+  std::vector<double> y = place.values("plain/output.npy"), dresidual = place.values("x.npy");
+  const std::vector<double> residual = place.values("r.npy");
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    y[i] += residual[i];
+    if (y[i] <= 0) y[i] *= 0.5, dresidual[i] *= 0.5;
+  }
+  expect_near(place.values("fused/output.npy"), y);
+  expect_near(place.values("fused/grad_residual.npy"), dresidual);
+  EXPECT_EQ(place.run("apply layer_norm --input x.npy --tensor residual=r.npy --out o").code, 2);
+}
+
 TEST(Names, CarryRankAndStep) {
   Workplace place;
   place.make("x.npy", {3, 4, 5});
