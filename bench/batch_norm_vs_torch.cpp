@@ -36,7 +36,7 @@ class Ours {
  public:
   Ours(const Layer& layer, const float* x, const float* dy, int threads)
       : queue_(Queue::cpu(threads)),
-        p_(per_channel(Shape{layer.n, layer.c, layer.h, layer.w},
+        p_(partition({Axis::channel}, Shape{layer.n, layer.c, layer.h, layer.w},
                        layer.channels_last ? Order::channels_last : Order::channels_first)),
         x_(x),
         dy_(dy),

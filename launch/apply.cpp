@@ -16,16 +16,6 @@ namespace allnorm::launch {
 
 namespace {
 
-// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
-Layer own_layer(const ApplyPlan& plan, const Rank& rank) {
-  Layer layer = plan.layer;
-  if (plan.split == Split::space && !layer.options.normalized_shape.empty()) {
-    const Slice own = slice_of(layer.options.normalized_shape[0], rank.rank, rank.size);
-    layer.options.normalized_shape[0] = own.end - own.begin;
-  }
-  return layer;
-}
-
 // A loaded state first, then the tensors that the user gives by name.
 void set_state(const ApplyPlan& plan, Rank& rank, const StepTensors& tensors, Norm& norm) {
   if (!plan.load_state.empty()) {
@@ -64,7 +54,7 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
   StepTensors tensors(plan, rank.rank, rank.size);
   tensors.read(0);
   const auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);
-  Norm norm(own_layer(plan, rank), tensors.channels(), group, rank.queue, std::string(plan.layer.row->name));
+  Norm norm(tensors.layer(), tensors.channels(), group, rank.queue, std::string(plan.layer.row->name));
   set_state(plan, rank, tensors, norm);
 
   std::vector<NamedArray> results;

@@ -31,21 +31,9 @@ NpyArray like_input(const Context& context, const std::vector<std::byte>& values
   return from_dtype(values.data(), x.dtype, x.file_shape);
 }
 
-// (C), (N,G) or the leading axes.
 NpyArray statistics(const Context& context, const std::vector<double>& values) {
-  const Shape& x = context.tensors.input().shape;
-  switch (context.layer().row->reduction) {
-    case Reduction::batch_and_space:
-      break;
-    case Reduction::group_and_space:
-      return doubles(values, Shape{x[0], context.layer().options.groups});
-    case Reduction::trailing_axes: {
-      const auto& given = context.layer().options.normalized_shape;
-      const int leading = given.empty() ? 1 : x.rank() - static_cast<int>(given.size());
-      return doubles(values, Shape(std::span(x.begin(), static_cast<std::size_t>(leading))));
-    }
-  }
-  return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
+  const Layer& layer = context.tensors.layer();
+  return doubles(values, layer.shape_of(layer.row->statistics, context.tensors.input().shape));
 }
 
 NpyArray running(const std::vector<double>& values) {

@@ -16,8 +16,8 @@ namespace po = boost::program_options;
 namespace {
 
 constexpr TensorSpec common_tensors[] = {
-    {"input", TensorRole::activation, "(N,C,space...)", "x"},
-    {"grad_output", TensorRole::activation, "like input", "asks for the gradients"},
+    {"input", TensorRole::activation, every_axis, "x"},
+    {"grad_output", TensorRole::activation, every_axis, "asks for the gradients"},
 };
 
 struct ShortForm {
@@ -100,13 +100,14 @@ void add_tensor(ApplyPlan& plan, const std::string& name, const std::string& fil
 }
 
 // Whether a slice of that axis is a part of the same sums.
-bool reduces(Reduction reduction, Split split) {
+bool reduces(Axes statistics, Split split) {
   switch (split) {
     case Split::batch:
-      return reduction == Reduction::batch_and_space;
+      return !statistics.has(Axis::sample) && !statistics.has(Axis::leading);
     case Split::channels:
-      return reduction == Reduction::group_and_space;
+      return !statistics.has(Axis::channel);
     case Split::space:
+      return !statistics.has(Axis::space);
     case Split::none:
       break;
   }
@@ -132,10 +133,10 @@ void check_tensors(const ApplyPlan& plan) {
 
 void check_split(const ApplyPlan& plan, std::string_view text) {
   const Row& row = *plan.layer.row;
-  expect(row.reduction != Reduction::trailing_axes || plan.split != Split::channels, Code::invalid_argument, [&] {
+  expect(!row.by_trailing() || plan.split != Split::channels, Code::invalid_argument, [&] {
     return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
   });
-  expect(plan.layer.options.sync.ranks == Sync::none || reduces(row.reduction, plan.split), Code::invalid_argument,
+  expect(plan.layer.options.sync.ranks == Sync::none || reduces(row.statistics, plan.split), Code::invalid_argument,
          [&] {
            return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
                   " reduces over, or sync none";

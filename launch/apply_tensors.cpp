@@ -15,7 +15,7 @@ namespace allnorm::launch {
 
 namespace {
 
-bool is_state(TensorRole role) { return role == TensorRole::channel_state || role == TensorRole::counter_state; }
+bool is_state(TensorRole role) { return role == TensorRole::state || role == TensorRole::counter; }
 
 // Shaped (N, C or Ci, space...), in the order of --layout and the type of --dtype.
 bool is_activation(TensorRole role) { return role == TensorRole::activation || role == TensorRole::conv_input; }
@@ -36,9 +36,10 @@ DType own_dtype(const NpyArray& array) {
 }
 
 // The axis of the file that --split cuts, if it cuts this tensor.
-std::optional<int> cut_axis(const ApplyPlan& plan, TensorRole role, const NpyArray& array) {
+std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const NpyArray& array) {
+  const TensorRole role = spec.role;
   const int axes = array.shape.rank();
-  const bool rows = plan.layer.row->reduction == Reduction::trailing_axes;
+  const bool rows = plan.layer.row->by_trailing();
   const bool last = plan.order == Order::channels_last && !rows;
   const auto given = static_cast<int>(plan.layer.options.normalized_shape.size());
   switch (plan.split) {
@@ -48,15 +49,14 @@ std::optional<int> cut_axis(const ApplyPlan& plan, TensorRole role, const NpyArr
       if (is_activation(role)) return 0;
       break;
     case Split::space:
-      if (role == TensorRole::normalized) return 0;
-      if (!is_activation(role)) break;
+      if (!is_activation(role)) return spec.axes.has(Axis::trailing) ? std::optional(0) : std::nullopt;
       if (rows) return given > 0 ? axes - given : 1;
       expect(axes >= 3, Code::invalid_argument,
              [&] { return "--split is space, must be batch or channels: " + array.file + " has no space axis"; });
       return last ? 1 : 2;
     case Split::channels:
       if (role == TensorRole::activation) return last ? axes - 1 : 1;
-      if (role == TensorRole::channel || role == TensorRole::channel_state || role == TensorRole::conv_weight) return 0;
+      if (role != TensorRole::conv_input && spec.axes.has(Axis::channel)) return 0;
       break;
   }
   return std::nullopt;
@@ -102,15 +102,26 @@ Slice slice_of(std::int64_t extent, int rank, int ranks) noexcept {
   return {begin(rank), begin(rank + 1)};
 }
 
+static Layer layer_of(const ApplyPlan& plan, int rank, int ranks) {
+  Layer layer = plan.layer;
+  if (plan.split == Split::space && !layer.options.normalized_shape.empty()) {
+    const Slice own = slice_of(layer.options.normalized_shape[0], rank, ranks);
+    layer.options.normalized_shape[0] = own.end - own.begin;
+  }
+  return layer;
+}
+
+StepTensors::StepTensors(const ApplyPlan& plan, int rank, int ranks)
+    : plan_(&plan), layer_(layer_of(plan, rank, ranks)), rank_(rank), ranks_(ranks) {}
+
 LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType dtype) const {
   NpyArray array = read_npy(expand(plan_->tensors.find(spec.name)->second, rank_, step));
   if (array.type == NpyType::b1) bad_file(array.file, "has the type b1, must be a floating-point or integer type");
   if (spec.name == "input" && !plan_->dtype) dtype = own_dtype(array);
-  if (const auto axis = cut_axis(*plan_, spec.role, array)) cut(array, *axis, rank_, ranks_);
+  if (const auto axis = cut_axis(*plan_, spec, array)) cut(array, *axis, rank_, ranks_);
 
   LoadedTensor tensor{array.file, array.shape, array.shape, Order::channels_first, dtype};
-  if (is_activation(spec.role) && plan_->order == Order::channels_last &&
-      plan_->layer.row->reduction != Reduction::trailing_axes) {
+  if (is_activation(spec.role) && plan_->order == Order::channels_last && !plan_->layer.row->by_trailing()) {
     tensor.shape = channels_second(array.shape);
     tensor.order = Order::channels_last;
   }
@@ -127,7 +138,7 @@ void StepTensors::read(std::int64_t step) {
     const auto file = plan_->tensors.find(spec.name);
     if (file == plan_->tensors.end()) continue;
     if (step > 0 && (is_state(spec.role) || !mentions(file->second, "{step}"))) continue;
-    if (spec.role == TensorRole::counter_state) {
+    if (spec.role == TensorRole::counter) {
       const NpyArray array = read_npy(expand(file->second, rank_, step));
       if (array.shape.elements() != 1)
         bad_file(array.file,
@@ -153,11 +164,11 @@ void StepTensors::read(std::int64_t step) {
 void StepTensors::check() const {
   const Row& row = *plan_->layer.row;
   const LoadedTensor& x = input();
-  const int least = row.reduction == Reduction::trailing_axes ? 1 : 2;
+  const int least = row.by_trailing() ? 1 : 2;
   if (x.shape.rank() < least)
     bad_file(x.file, "input has the shape " + to_string(x.file_shape) + ", must have at least " +
                          std::to_string(least) + (least == 1 ? " axis" : " axes"));
-  if (row.reduction != Reduction::trailing_axes) {
+  if (!row.by_trailing()) {
     expect(plan_->split != Split::channels || channels() > 0, Code::invalid_argument,
            "--split is channels, must leave every rank a channel: there are more ranks than channels");
     if (channels() == 0) bad_file(x.file, "input has 0 channels, must have at least 1");
@@ -167,16 +178,7 @@ void StepTensors::check() const {
       bad_file(x.file, "input has " + std::to_string(channels()) + " channels, must have the " +
                            std::to_string(channels_) + " of step 0");
   }
-  const Shape normalized = normalized_shape();
-  if (const auto& given = plan_->layer.options.normalized_shape; !given.empty()) {
-    const int first = x.shape.rank() - static_cast<int>(given.size());
-    expect(first >= 0 &&
-               Shape(std::vector<std::int64_t>(x.shape.begin() + std::max(first, 0), x.shape.end())) == normalized,
-           Code::invalid_argument, [&] {
-             return "attribute normalized_shape is " + to_string(normalized) + ", must be trailing axes of input, " +
-                    to_string(x.shape);
-           });
-  }
+  layer_.shape_of({}, x.shape);  // groups, normalized_shape
   for (const TensorSpec& spec : tensors_of(row))
     if (const LoadedTensor* tensor = find(spec.name)) check_shape(spec, *tensor);
 }
@@ -186,12 +188,10 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
   switch (spec.role) {
     case TensorRole::activation:
       return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
-    case TensorRole::channel:
-      return expect_shape(tensor, spec.name, tensor.shape, Shape{channels()}, "(C)");
-    case TensorRole::normalized:
-      return expect_shape(tensor, spec.name, tensor.shape, normalized_shape(), "normalized_shape");
-    case TensorRole::channel_state: {
-      expect_shape(tensor, spec.name, tensor.shape, Shape{channels_ < 0 ? channels() : channels_}, "(C)");
+    case TensorRole::parameter:
+      return expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
+    case TensorRole::state: {
+      expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
       const bool spread = spec.name != "running_mean", sigma = spec.name == "running_std";
       for (const double value : state(spec.name))
         if (!std::isfinite(value) || (spread && value < 0) || (sigma && value == 0))
@@ -219,22 +219,9 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
                  tensor.shape.product(2, tensor.shape.rank()) == 1,
              Code::invalid_argument, "--split is space, must be batch for a convolution with more than one tap");
       return;
-    case TensorRole::counter_state:
+    case TensorRole::counter:
       return;
   }
-}
-
-Shape StepTensors::normalized_shape() const {
-  std::vector<std::int64_t> extents = plan_->layer.options.normalized_shape;
-  if (extents.empty()) {
-    const Shape& x = input().shape;
-    return Shape(std::vector<std::int64_t>(x.begin() + std::min(1, x.rank()), x.end()));
-  }
-  if (plan_->split == Split::space) {
-    const Slice own = slice_of(extents[0], rank_, ranks_);
-    extents[0] = own.end - own.begin;
-  }
-  return Shape(extents);
 }
 
 const LoadedTensor* StepTensors::find(std::string_view name) const {

@@ -29,7 +29,7 @@ struct LoadedTensor {
 /// The tensors of one rank and step, by name. State is read at step 0 only, and a file that all steps share once.
 class StepTensors {
  public:
-  StepTensors(const ApplyPlan& plan, int rank, int ranks) : plan_(&plan), rank_(rank), ranks_(ranks) {}
+  StepTensors(const ApplyPlan& plan, int rank, int ranks);
 
   /// Reads and checks everything that step `step` needs. Throws invalid_input and invalid_argument.
   void read(std::int64_t step);
@@ -40,6 +40,8 @@ class StepTensors {
   ConstTensorView view(std::string_view name) const;
   ForwardInputs forward_inputs() const;
   std::int64_t channels() const;
+  /// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
+  const Layer& layer() const { return layer_; }
 
   /// Step 0: state tensors as doubles and integers.
   std::vector<double> state(std::string_view name) const;
@@ -49,9 +51,9 @@ class StepTensors {
   LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype) const;
   void check() const;
   void check_shape(const TensorSpec& spec, const LoadedTensor& tensor) const;
-  Shape normalized_shape() const;
 
   const ApplyPlan* plan_;
+  Layer layer_;
   int rank_, ranks_;
   std::int64_t channels_ = -1;  // of step 0
   DType dtype_ = DType::f32;    // of step 0's input

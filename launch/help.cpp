@@ -125,9 +125,9 @@ void print_layer_help(std::ostream& out, const Row& row) {
       << row.summary << "\nSource: " << row.source << "\n\nTensors (--tensor NAME=FILE.npy):\n";
   std::vector<HelpLine> lines{{"input", "(N,C,space...), required; --input"},
                               {"grad_output", "like input; asks for the gradients; --grad-output"}};
-  if (row.reduction == Reduction::trailing_axes) lines[0].text = "any shape, required; --input";
+  if (row.by_trailing()) lines[0].text = "any shape, required; --input";
   for (const TensorSpec& tensor : row.tensors)
-    lines.push_back({std::string(tensor.name), std::string(tensor.shape) + ": " + std::string(tensor.help)});
+    lines.push_back({std::string(tensor.name), shape_text(tensor) + ": " + std::string(tensor.help)});
   print_lines(out, lines);
 
   out << "\nAttributes (--set NAME=VALUE; defaults in parentheses):\n";
@@ -142,7 +142,7 @@ void print_layer_help(std::ostream& out, const Row& row) {
            {"grad_input", "like input; the gradients are written where grad_output is given"}};
   for (const OutputSpec& output : row.outputs)
     lines.push_back({std::string(output.name),
-                     std::string(output.shape) + (output.help.empty() ? "" : ": " + std::string(output.help))});
+                     shape_text(output.axes) + (output.help.empty() ? "" : ": " + std::string(output.help))});
   print_lines(out, lines);
   out << "\nExample:\n  " << example_of(row) << "\n";
 }

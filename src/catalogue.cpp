@@ -128,51 +128,57 @@ constexpr Attribute group_norm_attributes[] = {
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
+constexpr Axes none{}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_row{Axis::leading},
+    each_column{Axis::trailing};
+
 constexpr TensorSpec batch_tensors[] = {
-    {"weight", TensorRole::channel, "(C)", "gamma; 1 when not given"},
-    {"bias", TensorRole::channel, "(C)", "beta; 0 when not given"},
-    {"running_mean", TensorRole::channel_state, "(C)", "0 when not given"},
-    {"running_var", TensorRole::channel_state, "(C)", "1 when not given"},
-    {"running_std", TensorRole::channel_state, "(C)",
+    {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
+    {"bias", TensorRole::parameter, each_channel, "beta; 0 when not given"},
+    {"running_mean", TensorRole::state, each_channel, "0 when not given"},
+    {"running_var", TensorRole::state, each_channel, "1 when not given"},
+    {"running_std", TensorRole::state, each_channel,
      "in place of running_var when renorm=true and variant=paper; 1 when not given"},
-    {"num_batches_tracked", TensorRole::counter_state, "scalar", "updates of the running statistics so far"},
-    {"residual", TensorRole::activation, "like input", "added before the activation"},
-    {"conv_input", TensorRole::conv_input, "(N,Ci,space)", "what the convolution before the layer read"},
-    {"conv_weight", TensorRole::conv_weight, "(C,Ci/groups,k...)", "the weights that made this step's input"},
+    {"num_batches_tracked", TensorRole::counter, none, "updates of the running statistics so far"},
+    {"residual", TensorRole::activation, every_axis, "added before the activation"},
+    {"conv_input", TensorRole::conv_input, every_axis, "what the convolution before the layer read"},
+    {"conv_weight", TensorRole::conv_weight, each_channel, "the weights that made this step's input"},
 };
 constexpr OutputSpec batch_outputs[] = {
-    {"mean", "(C)", "that the layer normalized with"},
-    {"var", "(C)", "that the layer normalized with: biased, without eps"},
-    {"running_mean", "(C)", "after the call, in training"},
-    {"running_var", "(C)", "after the call, in training"},
-    {"running_std", "(C)", "in place of running_var when renorm=true and variant=paper"},
-    {"num_batches_tracked", "scalar", "after the call, in training"},
-    {"r", "(C)", "with renorm"},
-    {"d", "(C)", "with renorm"},
-    {"grad_weight", "(C)", "of this rank's values"},
-    {"grad_bias", "(C)", "of this rank's values"},
-    {"grad_residual", "like input", ""},
+    {"mean", each_channel, "that the layer normalized with"},
+    {"var", each_channel, "that the layer normalized with: biased, without eps"},
+    {"running_mean", each_channel, "after the call, in training"},
+    {"running_var", each_channel, "after the call, in training"},
+    {"running_std", each_channel, "in place of running_var when renorm=true and variant=paper"},
+    {"num_batches_tracked", none, "after the call, in training"},
+    {"r", each_channel, "with renorm"},
+    {"d", each_channel, "with renorm"},
+    {"grad_weight", each_channel, "of this rank's values"},
+    {"grad_bias", each_channel, "of this rank's values"},
+    {"grad_residual", every_axis, ""},
 };
 
 constexpr TensorSpec layer_norm_tensors[] = {
-    {"weight", TensorRole::normalized, "normalized_shape", "gamma; 1 when not given"},
-    {"bias", TensorRole::normalized, "normalized_shape", "beta; 0 when not given"},
+    {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
+    {"bias", TensorRole::parameter, each_column, "beta; 0 when not given"},
 };
 constexpr OutputSpec layer_norm_outputs[] = {
-    {"mean", "leading axes", ""},
-    {"rstd", "leading axes", "1 / sqrt(var + eps)"},
-    {"grad_weight", "normalized_shape", ""},
-    {"grad_bias", "normalized_shape", ""},
+    {"mean", each_row, ""},
+    {"rstd", each_row, "1 / sqrt(var + eps)"},
+    {"grad_weight", each_column, ""},
+    {"grad_bias", each_column, ""},
 };
 
 constexpr TensorSpec group_norm_tensors[] = {
-    {"weight", TensorRole::channel, "(C)", "gamma; 1 when not given"},
-    {"bias", TensorRole::channel, "(C)", "beta; 0 when not given"},
-    {"residual", TensorRole::activation, "like input", "added before the activation"},
+    {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
+    {"bias", TensorRole::parameter, each_channel, "beta; 0 when not given"},
+    {"residual", TensorRole::activation, every_axis, "added before the activation"},
 };
 constexpr OutputSpec group_norm_outputs[] = {
-    {"mean", "(N,G)", ""},    {"rstd", "(N,G)", "1 / sqrt(var + eps)"}, {"grad_weight", "(C)", ""},
-    {"grad_bias", "(C)", ""}, {"grad_residual", "like input", ""},
+    {"mean", each_group, ""},
+    {"rstd", each_group, "1 / sqrt(var + eps)"},
+    {"grad_weight", each_channel, ""},
+    {"grad_bias", each_channel, ""},
+    {"grad_residual", every_axis, ""},
 };
 
 // ---- the table -----------------------------------------------------------------------------------------------------
@@ -186,28 +192,28 @@ constexpr Row rows[] = {
     {"batch_norm",
      "Batch Normalization: mean and variance of each channel over batch and space",
      "Ioffe and Szegedy 2015, arXiv:1502.03167",
-     Reduction::batch_and_space,
+     each_channel,
      batch_tensors,
      batch_attributes,
      {},
      batch_outputs},
     {"sync_batch_norm", "Cross-GPU BN: batch_norm with the statistics of all ranks",
-     "Peng et al. 2018 (MegDet), arXiv:1711.07240", Reduction::batch_and_space, batch_tensors, batch_attributes,
+     "Peng et al. 2018 (MegDet), arXiv:1711.07240", each_channel, batch_tensors, batch_attributes,
      sync_defaults, batch_outputs},
     {"batch_renorm", "Batch Renormalization: batch_norm corrected towards the running statistics",
-     "Ioffe 2017, arXiv:1702.03275", Reduction::batch_and_space, batch_tensors, batch_attributes, renorm_defaults,
+     "Ioffe 2017, arXiv:1702.03275", each_channel, batch_tensors, batch_attributes, renorm_defaults,
      batch_outputs},
     {"cross_iteration_batch_norm",
      "Cross-Iteration BN: statistics of the last iterations, moved to the present weights",
-     "Yao et al. 2021, arXiv:2002.05712", Reduction::batch_and_space, batch_tensors, batch_attributes, window_defaults,
+     "Yao et al. 2021, arXiv:2002.05712", each_channel, batch_tensors, batch_attributes, window_defaults,
      batch_outputs},
     {"cross_mini_batch_norm", "CmBN: statistics accumulated over the mini-batches of one batch",
-     "Bochkovskiy et al. 2020 (YOLOv4), arXiv:2004.10934", Reduction::batch_and_space, batch_tensors, batch_attributes,
+     "Bochkovskiy et al. 2020 (YOLOv4), arXiv:2004.10934", each_channel, batch_tensors, batch_attributes,
      minibatch_defaults, batch_outputs},
     {"layer_norm",
      "Layer Normalization: mean and variance of each sample over the trailing axes",
      "Ba et al. 2016, arXiv:1607.06450",
-     Reduction::trailing_axes,
+     each_row,
      layer_norm_tensors,
      layer_norm_attributes,
      {},
@@ -215,7 +221,7 @@ constexpr Row rows[] = {
     {"group_norm",
      "Group Normalization: mean and variance of each sample and group of channels",
      "Wu and He 2018, arXiv:1803.08494",
-     Reduction::group_and_space,
+     each_group,
      group_norm_tensors,
      group_norm_attributes,
      {},
@@ -228,14 +234,55 @@ static_assert(std::all_of(std::begin(rows), std::end(rows), [](const Row& row) {
          }) <= std::ptrdiff_t{Header::attributes_size};
 }));
 
-bool lists(const Row& row, std::string_view attribute) {
-  return std::any_of(row.attributes.begin(), row.attributes.end(),
-                     [&](const Attribute& listed) { return listed.name == attribute; });
-}
-
 }  // namespace
 
 std::span<const Row> catalogue() noexcept { return rows; }
+
+const TensorSpec* Row::tensor(std::string_view wanted) const noexcept {
+  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == wanted; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+const Attribute* Row::attribute(std::string_view wanted) const noexcept {
+  const auto found = std::find_if(attributes.begin(), attributes.end(), [&](const auto& a) { return a.name == wanted; });
+  return found == attributes.end() ? nullptr : &*found;
+}
+
+bool Row::has_state() const noexcept {
+  return std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.role == TensorRole::state; });
+}
+
+std::string shape_text(Axes axes) {
+  if (axes == every_axis) return "like input";
+  if (axes.has(Axis::leading)) return "leading axes";
+  if (axes.has(Axis::trailing)) return "normalized_shape";
+  const bool space = axes.has(Axis::space);
+  std::string text;
+  const auto add = [&](bool kept, const char* extent) {
+    if (kept || space) text += (text.empty() ? "" : ",") + std::string(kept ? extent : "1");
+  };
+  add(axes.has(Axis::sample), "N");
+  add(axes.has(Axis::channel) || axes.has(Axis::group), axes.has(Axis::channel) ? "C" : "G");
+  if (space) text += ",space";
+  return text.empty() ? "scalar" : "(" + text + ")";
+}
+
+std::string shape_text(const TensorSpec& tensor) {
+  switch (tensor.role) {
+    case TensorRole::conv_input:
+      return "(N,Ci,space)";
+    case TensorRole::conv_weight:
+      return "(C,Ci/groups,k...)";
+    default:
+      return shape_text(tensor.axes);
+  }
+}
+
+std::size_t family_of(const Row& row) noexcept {
+  std::size_t first = 0;
+  while (first < std::size(rows) && rows[first].attributes.data() != row.attributes.data()) ++first;
+  return first;
+}
 
 Layer::Layer(std::string_view name) {
   std::string known;
@@ -249,14 +296,12 @@ Layer::Layer(std::string_view name) {
 }
 
 Layer& Layer::set(std::string_view attribute, std::string_view value) {
-  std::string known;
-  for (const Attribute& candidate : row->attributes) {
-    if (candidate.name == attribute) {
-      candidate.set(options, attribute, value);
-      return *this;
-    }
-    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+  if (const Attribute* found = row->attribute(attribute)) {
+    found->set(options, attribute, value);
+    return *this;
   }
+  std::string known;
+  for (const Attribute& listed : row->attributes) known += (known.empty() ? "" : ", ") + std::string(listed.name);
   fail(Code::invalid_argument,
        "attribute of " + std::string(row->name) + " is '" + std::string(attribute) + "', must be one of " + known);
 }
@@ -271,7 +316,7 @@ void Layer::check() const {
   // What the row does not list must be as if it did not exist.
   for (const Row& other : rows)
     for (const Attribute& attribute : other.attributes)
-      expect(lists(*row, attribute.name) || attribute.get(options) == attribute.get({}), Code::invalid_argument,
+      expect(row->attribute(attribute.name) != nullptr || attribute.get(options) == attribute.get({}), Code::invalid_argument,
              [&] { return std::string(attribute.name) + " is set, must not be for " + std::string(row->name); });
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;
@@ -288,7 +333,7 @@ void Layer::check() const {
 double Layer::sigma(double var) const noexcept { return formulas::sigma(options, var); }
 
 void write_layer(const Layer& layer, Header& header) {
-  header.set(Field::kind, static_cast<std::uint64_t>(layer.row->reduction));
+  header.set(Field::kind, std::uint64_t{family_of(*layer.row)});
   auto* word = header.attributes.data();
   for (const Attribute& attribute : layer.row->attributes)
     if (attribute.agreement == Agreement::same) *word++ = attribute.word(layer.options);

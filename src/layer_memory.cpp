@@ -28,7 +28,7 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
       last_(1, queue) {
   const NormOptions& o = layer.options;
   static_cast<PlainOptions&>(rules_) = o;
-  rules_.persists = layer.row->reduction == Reduction::batch_and_space;
+  rules_.persists = layer.row->has_state();
   rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};
   rules_.d_max_ramp = {d_max_ramp_.data(), static_cast<std::int64_t>(d_max_ramp_.size())};
   view_.counters = counters_.data();

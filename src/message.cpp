@@ -11,7 +11,7 @@ namespace allnorm {
 
 namespace {
 
-enum class Format : std::uint8_t { integer, real, choice, hash };
+enum class Format : std::uint8_t { integer, real, choice, family, hash };
 
 struct FieldSpec {
   Field field;
@@ -21,14 +21,13 @@ struct FieldSpec {
 };
 
 constexpr std::string_view directions[] = {"forward", "backward", "gradients", "agreement", "split"};
-constexpr std::string_view kinds[] = {"the batch_norm family", "layer_norm", "group_norm"};
 constexpr std::string_view dtypes[] = {"f64", "f32", "f16", "bf16"};
 // Told before a layer's attributes ...
 constexpr FieldSpec fields_of_the_layer[] = {
     {Field::magic, "magic", Format::hash},
     {Field::wire_version, "wire version", Format::integer},
     {Field::direction, "direction", Format::choice, directions},
-    {Field::kind, "kind", Format::choice, kinds},
+    {Field::kind, "kind", Format::family},
     {Field::call, "call number", Format::integer},
     {Field::ranks, "group size", Format::integer},
     {Field::channels, "number of channels", Format::integer},
@@ -55,7 +54,17 @@ std::string real_text(double value) {
   return {text, end};
 }
 
+// "the batch_norm family", "layer_norm"
+std::string family_text(std::uint64_t family) {
+  const auto rows = catalogue();
+  if (family >= rows.size()) return "a layer that is not in the catalogue";
+  const auto members = std::count_if(rows.begin(), rows.end(), [&](const Row& r) { return family_of(r) == family; });
+  const std::string name(rows[family].name);
+  return members > 1 ? "the " + name + " family" : name;
+}
+
 std::string value_text(const FieldSpec& spec, std::uint64_t word) {
+  if (spec.format == Format::family) return family_text(word);
   if (spec.format == Format::real) return real_text(std::bit_cast<double>(word));
   if (spec.format == Format::choice && word < spec.choices.size()) return std::string(spec.choices[word]);
   return std::to_string(static_cast<std::int64_t>(word));
@@ -109,12 +118,9 @@ std::string differences(const Header& first, int first_rank, const Header& other
     if (spec.field == Field::kind && differs(spec.field)) return text;  // what follows means something else
   }
   const auto rows = catalogue();
-  const auto row = std::find_if(rows.begin(), rows.end(), [&](const Row& candidate) {
-    return static_cast<std::uint64_t>(candidate.reduction) == first.get(Field::kind);
-  });
-  if (row != rows.end()) {
+  if (const std::uint64_t family = first.get(Field::kind); family < rows.size()) {
     std::size_t i = 0;
-    for (const Attribute& attribute : row->attributes) {
+    for (const Attribute& attribute : rows[family].attributes) {
       if (attribute.agreement != Agreement::same) continue;
       const std::uint64_t is = other.attributes[i], must = first.attributes[i];
       ++i;

@@ -18,7 +18,6 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
   BackwardArgs args;
   Work work;
   try {  // everything that can be wrong on this rank alone
-    const Shape parameters = parameter_shape(layer_, x.shape);
     expect_like(dy, x, queue, "grad_output");
     expect_listed(*layer_.row, out.residual.given(), "grad_residual", "residual");
     expect_listed(*layer_.row, out.weight.given(), "grad_weight", "weight");
@@ -29,8 +28,7 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
       expect(in.residual.given(), Code::invalid_argument,
              "grad_residual is asked for, must not be where forward had no residual");
     }
-    expect_parameter(out.weight, parameters, queue, "grad_weight");
-    expect_parameter(out.bias, parameters, queue, "grad_bias");
+    expect_parameters(out.weight, out.bias, x.shape, queue, {"grad_weight", "grad_bias"});
 
     describe(in, plan, args);
     args.dy = dy.data;

@@ -95,10 +95,16 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   });
   expect_like(output, x, queue, "output");
   if (in.residual.given()) expect_like(in.residual, x, queue, "residual");
-  const Shape parameters = parameter_shape(layer_, x.shape);
-  expect_parameter(in.weight, parameters, queue, "weight");
-  expect_parameter(in.bias, parameters, queue, "bias");
+  expect_parameters(in.weight, in.bias, x.shape, queue, {"weight", "bias"});
   return plan;
+}
+
+void NormImpl::expect_parameters(const ConstTensorView& weight, const ConstTensorView& bias, const Shape& input,
+                                 const Queue& queue, std::pair<const char*, const char*> names) const {
+  const TensorSpec* spec = layer_.row->tensor("weight");
+  const Shape shape = layer_.shape_of(spec != nullptr ? spec->axes : Axes{}, input);
+  expect_parameter(weight, shape, queue, names.first);
+  expect_parameter(bias, shape, queue, names.second);
 }
 
 // What the host knows of a message; counters and hashes are where the state is.

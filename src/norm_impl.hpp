@@ -70,6 +70,9 @@ class NormImpl {
   static steps::FrameView frame_view(const Saved& saved);
   void expect_same_history(const State& state) const;
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
+  /// The names are those of weight and bias in messages.
+  void expect_parameters(const ConstTensorView& weight, const ConstTensorView& bias, const Shape& input,
+                         const Queue& queue, std::pair<const char*, const char*> names) const;
   Header header(DType dtype, std::int64_t groups, Direction direction) const;
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,

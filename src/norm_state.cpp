@@ -89,7 +89,7 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
     const std::string of = ours->name.substr(layer_prefix.size());
     const auto rows = catalogue();
     expect(std::any_of(rows.begin(), rows.end(),
-                       [&](const Row& row) { return row.name == of && row.reduction == layer_.row->reduction; }),
+                       [&](const Row& row) { return row.name == of && family_of(row) == family_of(*layer_.row); }),
            Code::invalid_input, [&] {
              return "state is of layer " + of + ", must be of " + std::string(layer_.row->name) + " or its family";
            });

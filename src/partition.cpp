@@ -1,25 +1,81 @@
 #include "allnorm/partition.hpp"
 
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "allnorm/error.hpp"
+
 namespace allnorm {
 
 namespace {
-std::int64_t space_of(const Shape& shape) noexcept { return shape.product(2, shape.rank()); }
+
+/// Adjacent axes in memory order that are kept, or not, together.
+struct Part {
+  std::int64_t extent;
+  Axes axes;  // any of them keeps it
+};
+struct Parts {
+  std::array<Part, 4> all{};
+  std::size_t count = 0;
+  void add(std::int64_t extent, Axes axes) { all[count++] = {extent, axes}; }
+  std::span<const Part> span() const { return {all.data(), count}; }
+};
+
+Parts parts_of(Axes axes, const Shape& shape, Order order, const Cut& cut) {
+  Parts parts;
+  if (axes.has(Axis::leading) || axes.has(Axis::trailing)) {
+    const int first = shape.rank() - cut.trailing;
+    parts.add(shape.product(0, first), {Axis::leading});
+    parts.add(shape.product(first, shape.rank()), {Axis::trailing});
+    return parts;
+  }
+  const auto add_space = [&] { parts.add(shape.product(2, shape.rank()), {Axis::space}); };
+  parts.add(shape[0], {Axis::sample});
+  if (order == Order::channels_last) add_space();
+  parts.add(cut.groups, {Axis::group, Axis::channel});
+  parts.add(cut.groups > 0 ? shape[1] / cut.groups : 0, {Axis::channel});
+  if (order == Order::channels_first) add_space();
+  return parts;
+}
+
+bool keeps(Axes axes, const Part& part) { return (axes.bits & part.axes.bits) != 0; }
+
 }  // namespace
 
-Partition per_channel(const Shape& shape, Order order) noexcept {
-  if (order == Order::channels_first) return {1, shape[0], shape[1], space_of(shape)};
-  return {1, shape[0] * space_of(shape), shape[1], 1};
+Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut) {
+  const Parts parts = parts_of(kept, shape, order, cut);
+  std::array<std::int64_t, 4> extents{1, 1, 1, 1};  // keep0, reduce0, keep1, reduce1: filled from the end
+  std::size_t at = 3;
+  for (std::size_t i = parts.count; i-- > 0;) {
+    const Part& part = parts.all[i];
+    if (keeps(kept, part) == (at % 2 == 1)) {
+      expect(at > 0 || part.extent == 1, Code::unsupported,
+             "a partition interleaves kept and reduced axes more than twice, must not in this order of axes");
+      at -= at > 0;
+    }
+    extents[at] *= part.extent;
+  }
+  return {extents[0], extents[1], extents[2], extents[3]};
 }
 
-Partition per_sample_block(const Shape& shape, Order order, std::int64_t blocks) noexcept {
-  const std::int64_t width = blocks > 0 ? shape[1] / blocks : 0;
-  if (order == Order::channels_first) return {1, 1, shape[0] * blocks, width * space_of(shape)};
-  return {shape[0], space_of(shape), blocks, width};
-}
-
-Partition per_row(const Shape& shape, int axes) noexcept {
-  const int first = shape.rank() - axes;
-  return {1, 1, shape.product(0, first), shape.product(first, shape.rank())};
+Coarsening coarsening(Axes fine, Axes coarse, const Shape& shape, Order order, const Cut& cut) {
+  const Parts parts = parts_of(fine, shape, order, cut);
+  Coarsening map;
+  bool inside = false, after = false;
+  for (std::size_t i = parts.count; i-- > 0;) {
+    const Part& part = parts.all[i];
+    if (!keeps(fine, part)) continue;
+    const bool kept = keeps(coarse, part);
+    expect(!(kept && after), Code::unsupported, "a parameter lies on two axes apart, must lie on adjacent ones");
+    after |= inside && !kept;
+    inside |= kept;
+    if (kept)
+      map.modulo *= part.extent;
+    else if (!inside)
+      map.divide *= part.extent;
+  }
+  return {std::max<std::int64_t>(1, map.divide), std::max<std::int64_t>(1, map.modulo)};
 }
 
 }  // namespace allnorm

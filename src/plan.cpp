@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "allnorm/sizes.hpp"
 
@@ -35,39 +36,34 @@ void expect_channels(const Shape& shape) {
          [&] { return "input has shape " + to_string(shape) + ", must have at least 2 axes (N,C,space...)"; });
 }
 
+// How the layer cuts the axes of an input of that shape.
+Cut cut_of(const Layer& layer, const Shape& shape) {
+  if (layer.row->by_trailing()) return {1, normalized_axes(layer, shape)};
+  expect_channels(shape);
+  if (!layer.row->statistics.has(Axis::group)) return {};
+  const std::int64_t C = shape[1], G = layer.options.groups;
+  expect(C % G == 0, Code::invalid_argument, [&] {
+    return "attribute groups is " + std::to_string(G) + ", must divide the number of channels, " + std::to_string(C);
+  });
+  expect_fits("attribute groups", G, {std::max<std::int64_t>(1, shape[0])});  // 0 channels have any divisor
+  return {G, 0};
+}
+
 }  // namespace
 
 Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
+  const Row& row = *layer.row;
+  const TensorSpec* weight = row.tensor("weight");
+  const Axes statistics = row.statistics, affine = weight != nullptr ? weight->axes : statistics;
+  const Cut cut = cut_of(layer, shape);
   Plan plan;
-  switch (layer.row->reduction) {
-    case Reduction::batch_and_space: {
-      expect_channels(shape);
-      plan.norm = plan.fine = per_channel(shape, order);
-      plan.parameters = shape[1];
-      plan.to_norm = plan.to_affine = {1, std::max<std::int64_t>(1, shape[1])};
-      break;
-    }
-    case Reduction::group_and_space: {
-      expect_channels(shape);
-      const std::int64_t C = shape[1], G = layer.options.groups;
-      expect(C % G == 0, Code::invalid_argument, [&] {
-        return "attribute groups is " + std::to_string(G) + ", must divide the number of channels, " +
-               std::to_string(C);
-      });
-      expect_fits("attribute groups", G, {std::max<std::int64_t>(1, shape[0])});  // 0 channels have any divisor
-      plan.norm = per_sample_block(shape, order, G);
-      plan.fine = per_sample_block(shape, order, C);
-      plan.parameters = C;
-      plan.to_norm = {std::max<std::int64_t>(1, C / G), std::max<std::int64_t>(1, shape[0] * G)};
-      plan.to_affine = {1, std::max<std::int64_t>(1, C)};
-      break;
-    }
-    case Reduction::trailing_axes: {
-      plan.norm = per_row(shape, normalized_axes(layer, shape));
-      plan.parameters = plan.norm.reduce1;
-      plan.rows = true;
-      break;
-    }
+  plan.norm = partition(statistics, shape, order, cut);
+  plan.parameters = partition(affine, shape, order, cut).groups();
+  plan.rows = row.by_trailing();
+  if (!plan.rows) {
+    plan.fine = partition(statistics | affine, shape, order, cut);
+    plan.to_norm = coarsening(statistics | affine, statistics, shape, order, cut);
+    plan.to_affine = coarsening(statistics | affine, affine, shape, order, cut);
   }
   // Frames, sums and scratch are at most 16 doubles for each.
   const std::int64_t most = std::max({plan.norm.groups(), plan.fine.groups(), plan.parameters});
@@ -76,13 +72,21 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   return plan;
 }
 
-Shape parameter_shape(const Layer& layer, const Shape& shape) {
-  if (layer.row->reduction != Reduction::trailing_axes) {
-    expect_channels(shape);
-    return Shape{shape[1]};
-  }
-  const int axes = normalized_axes(layer, shape);
-  return Shape(std::span(shape.end() - axes, static_cast<std::size_t>(axes)));
+Shape Layer::shape_of(Axes axes, const Shape& input) const {
+  const Cut cut = cut_of(*this, input);
+  if (axes == every_axis) return input;
+  const int first = input.rank() - cut.trailing;
+  if (axes.has(Axis::leading)) return Shape(std::span(input.begin(), static_cast<std::size_t>(first)));
+  if (axes.has(Axis::trailing)) return Shape(std::span(input.begin() + first, static_cast<std::size_t>(cut.trailing)));
+  const bool space = axes.has(Axis::space);
+  std::vector<std::int64_t> extents;
+  const auto add = [&](bool kept, std::int64_t extent) {
+    if (kept || space) extents.push_back(kept ? extent : 1);
+  };
+  add(axes.has(Axis::sample), input[0]);
+  add(axes.has(Axis::channel) || axes.has(Axis::group), axes.has(Axis::channel) ? input[1] : cut.groups);
+  if (space) extents.insert(extents.end(), input.begin() + 2, input.end());
+  return Shape(extents);
 }
 
 }  // namespace allnorm

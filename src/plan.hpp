@@ -21,7 +21,4 @@ struct Plan {
 /// Throws invalid_argument where an attribute does not fit the shape, invalid_input where the shape has too few axes.
 Plan plan_for(const Layer& layer, const Shape& shape, Order order);
 
-/// The shape of weight and bias. Throws as plan_for.
-Shape parameter_shape(const Layer& layer, const Shape& shape);
-
 }  // namespace allnorm

@@ -31,7 +31,7 @@ TEST_P(Gradient, IsThatOfForward) {
   cases::Random random(31);
   Queue queue = Queue::cpu();
   const Layer layer = parse_layer(c.layer);
-  const bool rows = layer.row->reduction == Reduction::trailing_axes;
+  const bool rows = layer.row->by_trailing();
   const Shape shape{3, 4, 5};
   const Shape parameter = rows ? Shape{4, 5} : Shape{4};
   const auto count = static_cast<std::int64_t>(parameter.elements());

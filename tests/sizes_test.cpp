@@ -57,7 +57,7 @@ TEST(Sizes, ExtremeAttributesAreNamedOrWork) {
         std::string error;
         try {
           Layer layer = Layer(row.name);
-          if (layer.row->reduction == Reduction::group_and_space) layer.set("groups", "2");
+          if (layer.row->statistics.has(Axis::group)) layer.set("groups", "2");
           error = calling(layer.set(attribute.name, value));
         } catch (const Error& refused) {
           error = "invalid argument: " + refused.message();

@@ -63,7 +63,7 @@ class NormModule : public torch::nn::Module {
   /// The queue of calls made now: on a GPU over torch's current stream there.
   Queue& queue() const { return current_queue(*queue_); }
   /// True where the layer acts on trailing axes as they lie.
-  bool by_rows() const noexcept { return norm_.layer().row->reduction == Reduction::trailing_axes; }
+  bool by_rows() const noexcept { return norm_.layer().row->by_trailing(); }
 
   /// Throws invalid_argument with the name of a tensor, or parameter, that is on another device than the module's
   /// queue.

@@ -2,47 +2,46 @@
 // line, its help and its checks are made from the same rows.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "allnorm/axes.hpp"
 #include "allnorm/options.hpp"
+#include "allnorm/tensor.hpp"
 
 namespace allnorm {
 
 struct Header;  // allnorm/message.hpp
 
-/// What a row reduces over.
-enum class Reduction : std::uint8_t {
-  batch_and_space,  ///< N and space, per channel: the batch_norm family
-  trailing_axes,    ///< layer_norm
-  group_and_space,  ///< a group of channels and space, per sample: group_norm
-};
-
-/// How a tensor is shaped, converted and cut over ranks.
+/// How a tensor is converted and cut over ranks.
 enum class TensorRole : std::uint8_t {
-  activation,     ///< shaped like the input, in its order and dtype
-  channel,        ///< a parameter of shape (C)
-  normalized,     ///< a parameter of shape normalized_shape
-  channel_state,  ///< running statistics (C)
-  counter_state,  ///< one integer
-  conv_input,     ///< (N, Ci, space), in the input's order and dtype
-  conv_weight,    ///< (C, Ci/groups, k...)
+  activation,   ///< shaped like the input, in its order and dtype
+  parameter,
+  state,        ///< running statistics
+  counter,      ///< one integer
+  conv_input,   ///< (N, Ci, space), in the input's order and dtype
+  conv_weight,  ///< (C, Ci/groups, k...)
 };
 
 struct TensorSpec {
   std::string_view name;
   TensorRole role;
-  std::string_view shape;  ///< for people: "(C)"
+  Axes axes;  ///< one value for each of their indices
   std::string_view help;
 };
 
 struct OutputSpec {
   std::string_view name;
-  std::string_view shape;
+  Axes axes;
   std::string_view help;
 };
+
+/// An array's shape for people: "(N,G)", "like input", "normalized_shape".
+std::string shape_text(Axes axes);
+std::string shape_text(const TensorSpec& tensor);
 
 /// What the ranks of a layer must have in common of an attribute.
 enum class Agreement : std::uint8_t {
@@ -72,15 +71,27 @@ struct Row {
   std::string_view name;
   std::string_view summary;  ///< one line
   std::string_view source;   ///< paper
-  Reduction reduction;
+  Axes statistics;           ///< one mean and variance for each of their indices
   std::span<const TensorSpec> tensors;  ///< optional ones, besides input and grad_output
   std::span<const Attribute> attributes;
   std::span<const Default> defaults;    ///< where they differ from NormOptions{}
   std::span<const OutputSpec> outputs;  ///< besides output and grad_input
+
+  /// The tensor, or attribute, of that name; null where the row has none.
+  const TensorSpec* tensor(std::string_view name) const noexcept;
+  const Attribute* attribute(std::string_view name) const noexcept;
+  /// Running statistics are kept from call to call: one of its tensors is a state.
+  bool has_state() const noexcept;
+  /// The input is (leading..., trailing...) as it lies, and not (N, C, space...).
+  bool by_trailing() const noexcept { return statistics.has(Axis::leading) || statistics.has(Axis::trailing); }
 };
 
 /// All rows, in the order of the documentation.
 std::span<const Row> catalogue() noexcept;
+
+/// The first row with the same attributes: rows of one family differ in defaults alone, and their ranks understand each
+/// other. The catalogue's size for a row that is not of it.
+std::size_t family_of(const Row& row) noexcept;
 
 /// A row with values for its attributes.
 struct Layer {
@@ -93,6 +104,10 @@ struct Layer {
   Layer& set(std::string_view attribute, std::string_view value);
   /// Checks what no single attribute can know. Throws invalid_argument.
   void check() const;
+  /// The shape of an array over `axes` of an input of that shape: their extents in its order, and where the space is
+  /// among them 1 in place of N or C that is not. Throws invalid_argument where an attribute does not fit the shape,
+  /// invalid_input where that has too few axes.
+  Shape shape_of(Axes axes, const Shape& input) const;
   /// running_std (true) or running_var (false) is what the layer keeps.
   bool keeps_std() const noexcept { return options.keeps_std(); }
   /// What values of this variance are divided by, as eps and eps_place say.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "allnorm/axes.hpp"
 #include "allnorm/tensor.hpp"
 
 namespace allnorm {
@@ -29,13 +30,16 @@ struct Partition {
   friend constexpr bool operator==(const Partition&, const Partition&) noexcept = default;
 };
 
-/// One group per channel: BN's partition, and that of a per-channel gamma.
-Partition per_channel(const Shape& shape, Order order) noexcept;
-/// One group per sample and block of C/blocks channels: GN's (blocks = G) and IN's (blocks = C) partition.
-/// `blocks` divides C.
-Partition per_sample_block(const Shape& shape, Order order, std::int64_t blocks) noexcept;
-/// One group per leading index, over the trailing `axes` axes: LN's partition (the order is that of the file).
-Partition per_row(const Shape& shape, int axes) noexcept;
+/// How an input's axes are cut further.
+struct Cut {
+  std::int64_t groups = 1;  ///< of channels; a divisor of C
+  int trailing = 0;         ///< axes that are trailing ones
+};
+
+/// One group for each index of the `kept` axes. Where these have leading or trailing ones, the order of axes is the
+/// file's; otherwise the shape is (N, C, space...). Throws unsupported where the memory order interleaves kept and
+/// other axes more than twice.
+Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut = {});
 
 /// How the groups of a fine partition (the common refinement of a norm's and its affine part's) map to those of a
 /// coarser one: fine group f lies in coarse group f / divide % modulo.
@@ -43,5 +47,8 @@ struct Coarsening {
   std::int64_t divide = 1, modulo = 1;
   constexpr std::int64_t operator()(std::int64_t f) const noexcept { return f / divide % modulo; }
 };
+/// From the groups of `fine` axes to those of `coarse` ones, a part of them. Throws unsupported where an axis between two
+/// coarse ones is dropped.
+Coarsening coarsening(Axes fine, Axes coarse, const Shape& shape, Order order, const Cut& cut = {});
 
 }  // namespace allnorm

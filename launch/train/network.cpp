@@ -79,7 +79,7 @@ class Network::Impl {
       width = (width - 1) / block.stride + 1;
       Layer own = layer;
       if (fuses_activation_) own.options.activation.kind = ActivationKind::relu;
-      if (own.row->reduction == Reduction::trailing_axes && own.options.normalized_shape.empty())
+      if (own.row->by_trailing() && own.options.normalized_shape.empty())
         own.options.normalized_shape = {block.channels, height, width};
       const torch_adapter::ConvolutionShape shape{in, block.channels, {kernel, kernel}, {{block.stride}, {1}, {1}, 1}};
       blocks_.push_back(

@@ -181,8 +181,8 @@ Layer layer_of(const NormChoice& choice, std::int64_t batch, std::int64_t calls,
   const auto unless_given = [&](std::string_view attribute, auto& value, auto ours) {
     if (!choice.sets(attribute)) value = ours;
   };
-  if (layer.row->reduction == Reduction::group_and_space) unless_given("groups", options.groups, 4);
-  if (layer.row->reduction == Reduction::batch_and_space) {
+  if (layer.row->statistics.has(Axis::group)) unless_given("groups", options.groups, 4);
+  if (layer.row->has_state()) {
     unless_given("eps", options.eps, 1e-5);
     unless_given("momentum", options.momentum, 0.02);
   }

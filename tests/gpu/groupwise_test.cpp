@@ -48,8 +48,8 @@ Layout rows(const char* edge, std::int64_t count, std::int64_t columns) {
 Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t groups) {
   const std::int64_t C = shape[1];
   return {edge,
-          per_sample_block(shape, order, groups),
-          per_sample_block(shape, order, C),
+          partition({Axis::sample, Axis::group}, shape, order, {.groups = groups}),
+          partition({Axis::sample, Axis::channel}, shape, order),
           {C / groups, shape[0] * groups},
           {1, C},
           C,

@@ -150,15 +150,15 @@ struct Layout {
   std::int64_t parameters = 0;
 };
 Layout batch(const char* edge, const Shape& shape, Order order) {
-  const Partition p = per_channel(shape, order);
+  const Partition p = partition({Axis::channel}, shape, order);
   const std::int64_t C = shape[1], modulo = std::max<std::int64_t>(1, C);
   return {edge, p, p, {1, modulo}, {1, modulo}, C};
 }
 Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t groups) {
   const std::int64_t C = shape[1];
   return {edge,
-          per_sample_block(shape, order, groups),
-          per_sample_block(shape, order, C),
+          partition({Axis::sample, Axis::group}, shape, order, {.groups = groups}),
+          partition({Axis::sample, Axis::channel}, shape, order),
           {C / groups, std::max<std::int64_t>(1, shape[0] * groups)},
           {1, C},
           C};

@@ -102,8 +102,8 @@ TEST(ReductionPlan, TilesHoldWholeGroups) {
 
 TEST(ReductionPlan, FewChannelsFillTheGpu) {
   const std::int64_t wanted = 2 * h200;
-  const Partition first = canonical(per_channel({32, 64, 56, 56}, Order::channels_first)),
-                  last = canonical(per_channel({32, 64, 56, 56}, Order::channels_last));
+  const Partition first = canonical(partition({Axis::channel}, {32, 64, 56, 56}, Order::channels_first)),
+                  last = canonical(partition({Axis::channel}, {32, 64, 56, 56}, Order::channels_last));
   ASSERT_FALSE(by_columns(first));
   ASSERT_TRUE(by_columns(last));
   EXPECT_GE(plan_runs(first, 4, wanted).blocks, wanted * 9 / 10);

@@ -1,0 +1,32 @@
+// Which axes of an input tell its elements apart: "one mean for each sample and channel".
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace allnorm {
+
+/// An input is seen as (N, C, space...), its channels in groups of adjacent ones, or as (leading..., trailing...),
+/// where attribute normalized_shape says which axes are trailing.
+enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailing };
+
+/// A set of axes: an array over it has one value for each of their indices. Without any it has one value.
+struct Axes {
+  std::uint8_t bits = 0;
+
+  constexpr Axes() = default;
+  constexpr Axes(std::initializer_list<Axis> axes) noexcept {
+    for (const Axis axis : axes) bits = static_cast<std::uint8_t>(bits | 1u << static_cast<unsigned>(axis));
+  }
+  constexpr bool has(Axis axis) const noexcept { return (bits >> static_cast<unsigned>(axis) & 1u) != 0; }
+  friend constexpr bool operator==(const Axes&, const Axes&) noexcept = default;
+  friend constexpr Axes operator|(Axes a, Axes b) noexcept {
+    a.bits = static_cast<std::uint8_t>(a.bits | b.bits);
+    return a;
+  }
+};
+
+/// Of an array shaped like the input.
+inline constexpr Axes every_axis{Axis::sample, Axis::channel, Axis::space, Axis::leading, Axis::trailing};
+
+}  // namespace allnorm
