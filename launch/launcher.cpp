@@ -22,23 +22,28 @@ struct LauncherVariables {
   std::string_view name;
   const char *rank, *size;
   bool speaks_mpi;
-  bool even_alone;  // a lone process is its rank too; otherwise the variables may be set where nothing was launched
+  bool even_alone;  // a lone process is its rank too; otherwise it is a process that nothing was launched with
 };
+// The innermost first: ranks of Open MPI inherit the variables of its daemons, which srun may have started, and those
+// of torchrun inherit srun's. Slurm's size is that of a step: SLURM_NTASKS is there in sbatch's script too.
 constexpr LauncherVariables launchers[] = {
     {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", true, true},
     {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", true, true},
     {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", true, true},
-    {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true,
-     false},  // the size is that of a step, so not sbatch's script
-    {"torchrun", "RANK", "WORLD_SIZE", false, false},
+    {torchrun, "RANK", "WORLD_SIZE", false, false},
+    {srun, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true, false},
 };
 
 }  // namespace
 
 std::optional<Launcher> launcher() {
   for (const auto& known : launchers) {
-    const auto rank = number_in(known.rank), size = number_in(known.size);
-    if (rank && size && (*size > 1 || known.even_alone)) return Launcher{known.name, *rank, *size, known.speaks_mpi};
+    const int size = number_in(known.size).value_or(0);
+    const auto rank = number_in(known.rank);
+    if (size == 0 || (!rank && known.name == torchrun)) continue;  // WORLD_SIZE alone has other uses
+    const bool mpi_may_tell = number_in("PMIX_RANK").has_value();
+    if (size == 1 && !known.even_alone && !mpi_may_tell) return std::nullopt;  // alone, whatever is around it
+    return Launcher{known.name, rank.value_or(0), size, known.speaks_mpi || size == 1};
   }
   if (const auto rank = number_in("PMIX_RANK")) return Launcher{"a PMIx launcher", *rank, 0, true};
   return std::nullopt;

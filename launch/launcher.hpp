@@ -7,12 +7,14 @@
 
 namespace allnorm::launch {
 
+constexpr std::string_view srun = "srun", torchrun = "torchrun";
+
 struct Launcher {
   std::string_view name;
   int rank = 0, size = 0;  ///< size 0: MPI alone knows it
   bool speaks_mpi = true;
 };
-/// None where this process is no rank of a launcher.
+/// The innermost of the launchers that this process is a rank of; none where there is none.
 std::optional<Launcher> launcher();
 /// "srun with 4 ranks".
 std::string text_of(const Launcher& from);

@@ -37,6 +37,12 @@ Queue queue_of(const RankOptions& options, int number) {
   return options.device == "cuda" ? Queue::cuda(number % std::max(cuda_devices(), 1)) : Queue::cpu(options.threads);
 }
 
+// The launcher whose rank this process is. With self and threads it is meant to be alone, and nobody's.
+std::optional<Launcher> launcher_of(const RankOptions& options) {
+  const bool alone = options.transport == "self" || options.transport == "threads";
+  return alone ? std::nullopt : launcher();
+}
+
 // How the ranks come about: threads of this process (or one rank alone), processes that MPI knows, or processes that
 // meet over TCP.
 enum class Ranks { threads, mpi, meeting };
@@ -55,14 +61,6 @@ struct Failure {
   Code kind = Code::transport;
   std::string message;
 };
-
-void print_line(const std::string& text) {
-  std::string line = "allnorm: " + text;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line += '\n';
-  std::cout.flush();
-  std::cerr << line << std::flush;
-}
 
 Failure failure_of(const std::exception& error) {
   if (const auto* own = dynamic_cast<const Error*>(&error))
@@ -184,6 +182,30 @@ GpuMemory gpu_memory_from_environment() {
   return text == "taken" ? GpuMemory::taken : GpuMemory::refused;
 }
 
+// "Open MPI v4.1.4": the start of what the library says of itself.
+std::string mpi_name() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string_view version(text, static_cast<std::size_t>(length));
+  std::string name(version.substr(0, version.find_first_of(",\n")));
+  std::replace(name.begin(), name.end(), '\t', ' ');
+  return name;
+}
+
+// Processes that one launcher started and that MPI does not know as its ranks: each would compute alone, and all would
+// write the same files. Empty where the two agree.
+std::string never_met(int size) {
+  const auto from = launcher();
+  if (!from || from->size == 0 || from->size == size) return {};
+  const std::string starter = from->name == srun       ? "srun --mpi=pmix or mpirun"
+                              : from->name == torchrun ? "mpirun or srun"
+                                                       : "the mpirun of this build's MPI, " + mpi_name();
+  return "ranks of MPI: " + std::to_string(size) + ", must be the " + std::to_string(from->size) + " of " +
+         std::string(from->name) + ": start them with " + starter +
+         " (a process that is meant to be alone: --transport self or threads)";
+}
+
 int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) {
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
@@ -200,6 +222,11 @@ int run_mpi(const RankOptions& options, const std::function<void(Rank&)>& body) 
     MPI_Abort(MPI_COMM_WORLD, failure.code);
     return failure.code;
   };
+  if (const std::string lost = never_met(size); !lost.empty()) {
+    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost});
+    MPI_Finalize();  // nobody waits for this process
+    fail(Code::unsupported, lost);
+  }
   if (options.ranks > 0 && options.ranks != size)
     return leave({exit_usage, Code::invalid_argument,
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)});
@@ -257,6 +284,14 @@ void expect_meeting() {}
 
 }  // namespace
 
+void print_line(const std::string& text) {
+  std::string line = "allnorm: " + text;
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  line += '\n';
+  std::cout.flush();
+  std::cerr << line << std::flush;
+}
+
 int exit_code(Code code) noexcept {
   switch (code) {
     case Code::invalid_argument:
@@ -295,9 +330,10 @@ po::options_description describe(RankOptions& options) {
   description.add_options()("ranks", po::value(&options.ranks)->value_name("K")->notifier(at_least_one("--ranks")),
                             "ranks; without a launcher K threads of this process stand for K processes (1)")(
       "transport", po::value(&options.transport)->value_name("NAME"),
-      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank); nccl: with a GPU per "
-      "rank")("device", po::value(&options.device)->value_name("NAME"),
-              "cpu or cuda (cpu); ranks of one machine take its GPUs in turn")(
+      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank); self and threads under a "
+      "launcher: every process by itself; nccl: with a GPU per rank")(
+      "device", po::value(&options.device)->value_name("NAME"),
+      "cpu or cuda (cpu); ranks of one machine take its GPUs in turn")(
       "threads", po::value(&options.threads)->value_name("T")->notifier(at_least_one("--threads")),
       "CPU threads per rank (1)")("timeout",
                                   po::value(&options.timeout)->value_name("S")->notifier(positive("--timeout")),
@@ -318,21 +354,15 @@ void check(const RankOptions& options) {
   if (!options.transport.empty()) one_of("--transport", options.transport, {"self", "threads", "mpi", "nccl"});
   one_of("--device", options.device, {"cpu", "cuda"});
 
-  const auto from = launcher();
+  const auto from = launcher_of(options);
   const bool several = from && from->size > 1;
   expect(!several || options.ranks == 0 || options.ranks == from->size, Code::invalid_argument, [&] {
     return "--ranks is " + std::to_string(options.ranks) + ", must be " + std::to_string(from->size) + " under " +
            text_of(*from);
   });
-  if (options.transport == "self" || options.transport == "threads") {
-    expect(!several, Code::invalid_argument, [&] {
-      return "--transport is " + options.transport + ", must be mpi under " + text_of(*from) +
-             ": its ranks are processes";
-    });
-    expect(options.transport == "threads" || options.ranks <= 1, Code::invalid_argument, [&] {
-      return "--transport is self, must be threads for --ranks " + std::to_string(options.ranks) + ": self is one rank";
-    });
-  }
+  expect(options.transport != "self" || options.ranks <= 1, Code::invalid_argument, [&] {
+    return "--transport is self, must be threads for --ranks " + std::to_string(options.ranks) + ": self is one rank";
+  });
   expect(options.transport != "mpi" || from || options.ranks <= 1, Code::invalid_argument, [&] {
     const std::string ranks = std::to_string(options.ranks);
     return "--transport is mpi, must be threads for --ranks " + ranks + " without a launcher (or: mpirun -n " + ranks +
@@ -362,7 +392,7 @@ void check(const RankOptions& options) {
   if (ranks_of(options) == Ranks::meeting) expect_meeting();
 }
 
-bool under_launcher() noexcept { return launcher().has_value(); }
+bool under_launcher(const RankOptions& options) noexcept { return launcher_of(options).has_value(); }
 
 bool ranks_are_threads(const RankOptions& options) noexcept {
   return ranks_of(options) == Ranks::threads && options.ranks > 1;

@@ -47,8 +47,9 @@ struct Rank {
   bool emulated = false;  ///< a thread of this process, not a process of its own
 };
 
-/// True under mpirun, srun or another launcher that tells this process its rank through the environment.
-bool under_launcher() noexcept;
+/// True under mpirun, srun or another launcher that tells this process its rank through the environment, unless the
+/// process is meant to be alone (transport self or threads).
+bool under_launcher(const RankOptions& options) noexcept;
 /// True where several ranks are threads of this process. After check().
 bool ranks_are_threads(const RankOptions& options) noexcept;
 /// The number of ranks that a run with these options has; 0 where only MPI can tell. After check().
@@ -58,6 +59,9 @@ int expected_ranks(const RankOptions& options) noexcept;
 /// Error of a rank is printed as one line on stderr (with the rank, where there are several), tells the peers, and
 /// becomes the exit code of all: a rank's own bad usage or file first, then a mismatch, then a missing rank.
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body);
+
+/// Prints one line on stderr, after what is buffered for stdout: "allnorm: " and the text.
+void print_line(const std::string& text);
 
 /// Prints an error that was found before any rank ran, on one line, and returns its exit code. Under a launcher every
 /// process finds the same one: rank 0 prints it at once, the others only if they are still there a moment later.

@@ -132,7 +132,8 @@ Settings parse(const Arguments& arguments) {
            "--split is given with --preset sweep, must be left to the preset");
     settings.scenes.assign(sweep_scenes.begin(), sweep_scenes.end());
   }
-  if (!settings.preset.empty() && settings.ranks.ranks == 0 && !under_launcher()) settings.ranks.ranks = demo_ranks;
+  if (!settings.preset.empty() && settings.ranks.ranks == 0 && !under_launcher(settings.ranks))
+    settings.ranks.ranks = demo_ranks;
   for (const std::string& text : cut_list(words.norm == "all" ? all_norms : std::string_view(words.norm)))
     settings.norms.push_back(parse_choice(text));
   for (const NormChoice& choice : settings.norms) layer_of(choice, 1, calls_per_update(settings, choice), 1);

@@ -148,6 +148,36 @@ TEST(Processes, MayHaveDifferentCommandLines) {
   EXPECT_NE(usage.err.find("allnorm: rank 1: attribute eps"), std::string::npos) << usage.err;
 }
 
+// Open MPI's daemons may have been started by srun, in whatever job, and pass its variables on to the ranks.
+TEST(Processes, InheritedVariablesAreNoLauncher) {
+  if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  place.make("x.npy", {4, 4, 5});
+  const Outcome outcome = place.run("apply sync_batch_norm --input x.npy --split batch --out o",
+                                    "env SLURM_STEP_NUM_TASKS=3 SLURM_PROCID=1 PMI_SIZE=5 RANK=0 WORLD_SIZE=7 "
+                                    "mpirun -n 2");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(place.exists("o/output.r1.npy"));
+  // Processes of another number than the launcher's: each rank finds it, one tells it.
+  const Outcome other =
+      place.run("apply sync_batch_norm --input x.npy --out p", "mpirun -n 2 env OMPI_COMM_WORLD_SIZE=3");
+  EXPECT_EQ(other.code, 6) << other.err;
+  const auto lines = own_lines(other.err);
+  ASSERT_EQ(lines.size(), 1u) << other.err;
+  EXPECT_NE(lines[0].find("ranks of MPI: 2, must be the 3 of mpirun (Open MPI)"), std::string::npos) << lines[0];
+  EXPECT_FALSE(place.exists("p"));
+}
+
+TEST(Processes, MayEachBeAlone) {
+  if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  place.make("x.npy", {4, 4, 5});
+  const std::string base = "apply sync_batch_norm --input x.npy --transport self --out ";
+  const Outcome outcome = place.run(base + "a : -n 1 " + ALLNORM_PROGRAM + " " + base + "b", "mpirun -n 1");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.values("a/output.npy"), place.values("b/output.npy"));
+}
+
 TEST(Processes, AMissingStepIsNotAHang) {
   if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
   Workplace place;

@@ -77,6 +77,7 @@ void Workplace::write_bytes(std::string_view name, std::string_view bytes) const
 
 launch::NpyArray Workplace::read(std::string_view name) const { return launch::read_npy(path(name)); }
 std::vector<double> Workplace::values(std::string_view name) const { return launch::to_doubles(read(name)); }
+std::string Workplace::bytes(std::string_view name) const { return content_of(path(name)); }
 bool Workplace::exists(std::string_view name) const { return fs::exists(path(name)); }
 
 std::vector<std::string> Workplace::list(std::string_view name) const {
@@ -94,7 +95,7 @@ Outcome Workplace::run(std::string_view words, std::string_view before) const {
   return spawn(all, {});
 }
 
-Outcome Workplace::run_with(std::initializer_list<std::string_view> environment, std::string_view words) const {
+Outcome Workplace::run_with(std::span<const std::string_view> environment, std::string_view words) const {
   std::vector<std::string> all{ALLNORM_PROGRAM};
   split_words(words, all);
   return spawn(all, {environment.begin(), environment.end()});

@@ -35,6 +35,7 @@ class Workplace {
   void write_bytes(std::string_view name, std::string_view bytes) const;
   launch::NpyArray read(std::string_view name) const;
   std::vector<double> values(std::string_view name) const;
+  std::string bytes(std::string_view name) const;
   bool exists(std::string_view name) const;
   /// Names in a subdirectory, sorted.
   std::vector<std::string> list(std::string_view name) const;
@@ -42,7 +43,10 @@ class Workplace {
   /// `words` are split at spaces; `before` goes in front of the program (mpirun -n 2).
   Outcome run(std::string_view words, std::string_view before = {}) const;
   /// As above, with variables NAME=VALUE added to the environment.
-  Outcome run_with(std::initializer_list<std::string_view> environment, std::string_view words) const;
+  Outcome run_with(std::span<const std::string_view> environment, std::string_view words) const;
+  Outcome run_with(std::initializer_list<std::string_view> environment, std::string_view words) const {
+    return run_with(std::span(environment.begin(), environment.size()), words);
+  }
 
  private:
   Outcome spawn(const std::vector<std::string>& words, const std::vector<std::string>& environment) const;

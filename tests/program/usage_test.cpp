@@ -122,12 +122,71 @@ TEST(Launcher, RanksMustBeTheLaunchers) {
     return place.run_with({"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=2"},
                           "apply batch_norm --input x.npy --out o " + std::string(more));
   };
-  for (const char* more : {"--ranks 3", "--transport threads", "--transport self"}) {
-    const Outcome outcome = run(more);
-    EXPECT_EQ(outcome.code, 2) << more;
-    EXPECT_TRUE(outcome.one_line()) << outcome.err;
-    EXPECT_NE(outcome.err.find("Open MPI"), std::string::npos) << outcome.err;
-  }
+  const Outcome outcome = run("--ranks 3");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("Open MPI"), std::string::npos) << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+  for (const char* more : {"--transport threads", "--transport self", "--transport threads --ranks 3"})
+    EXPECT_EQ(run(more).code, 0) << more;  // a process that is meant to be alone
+}
+
+struct NeverMet {
+  std::vector<std::string_view> environment;
+  std::string_view tasks;   // the launcher's number
+  std::string_view advice;  // what the line says besides
+};
+class Launchers : public testing::TestWithParam<NeverMet> {};
+
+// Processes that srun or another MPI's mpirun started are ranks of nobody's MPI: they would write the same files.
+TEST_P(Launchers, RanksThatNeverMeetAreExitSix) {
+  if (!ALLNORM_HAVE_MPI) GTEST_SKIP() << "this build has no MPI";
+  const NeverMet& how = GetParam();
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const std::string words = "apply sync_batch_norm --input x.npy --out o";
+  const Outcome outcome = place.run_with(how.environment, words);
+  EXPECT_EQ(outcome.code, 6) << outcome.err;
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("ranks of MPI: 1, must be the " + std::string(how.tasks)), std::string::npos)
+      << outcome.err;
+  EXPECT_NE(outcome.err.find(how.advice), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("--transport self"), std::string::npos) << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+  EXPECT_EQ(place.run_with(how.environment, words + " --transport self").code, 0);
+  EXPECT_EQ(place.run_with(how.environment, words + " --transport threads --ranks 2").code, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Launchers,
+    testing::Values(NeverMet{{"SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID=0"}, "2 of srun", "srun --mpi=pmix or mpirun"},
+                    NeverMet{{"SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID=1", "SLURM_NTASKS=2"}, "2 of srun", "rank 1"},
+                    NeverMet{{"SLURM_STEP_NUM_TASKS=2"}, "2 of srun", "srun --mpi=pmix or mpirun"},
+                    NeverMet{{"PMI_RANK=0", "PMI_SIZE=4"}, "4 of mpirun (PMI)", "this build's MPI"},
+                    NeverMet{{"PMI_SIZE=4", "SLURM_STEP_NUM_TASKS=1"}, "4 of mpirun (PMI)", "this build's MPI"},
+                    NeverMet{{"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=4", "PMI_SIZE=1"},
+                             "4 of mpirun (Open MPI)",
+                             "this build's MPI"}));
+
+// What is inherited from around the innermost launcher does not count: Open MPI's daemons may be srun's, and so may
+// torchrun be.
+TEST(Launcher, TheInnermostCounts) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const std::string words = "apply batch_norm --input x.npy --out o";
+  const Outcome torchrun =
+      place.run_with({"RANK=0", "WORLD_SIZE=3", "SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID=0"}, words);
+  EXPECT_EQ(torchrun.code, 6);
+  EXPECT_NE(torchrun.err.find("torchrun with 3 ranks"), std::string::npos) << torchrun.err;
+  // One process of torchrun in each task of srun, and of Open MPI: alone.
+  EXPECT_EQ(place.run_with({"RANK=0", "WORLD_SIZE=1", "SLURM_STEP_NUM_TASKS=2", "SLURM_PROCID=0"}, words).code, 0);
+  EXPECT_EQ(place.run_with({"WORLD_SIZE=3"}, words).code, 0);  // without RANK it has other uses
+  if (!ALLNORM_HAVE_MPI) return;
+  EXPECT_EQ(
+      place
+          .run_with({"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=1", "PMI_SIZE=4", "SLURM_STEP_NUM_TASKS=2"}, words)
+          .code,
+      0);
 }
 
 TEST(Launcher, TorchrunIsRefusedWithAReason) {
