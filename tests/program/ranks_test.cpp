@@ -134,7 +134,7 @@ TEST(Processes, MayHaveDifferentCommandLines) {
   place.make("x.npy", {3, 4, 5});
   const std::string base = "apply sync_batch_norm --timeout 20 --first-timeout 20 --input x.npy --out o";
   const auto both = [&](const std::string& first, const std::string& second) {
-    return place.run(base + first + " : -n 1 " + ALLNORM_PROGRAM + " " + base + second, "mpirun -n 1");
+    return place.run(base + first + " : -n 1 " + program() + " " + base + second, "mpirun -n 1");
   };
   const Outcome differ = both("", " --set eps=1e-3");
   EXPECT_EQ(differ.code, 4) << differ.err;
@@ -183,7 +183,7 @@ TEST(Processes, AMissingStepIsNotAHang) {
   Workplace place;
   place.make("x.npy", {3, 4, 5});
   const std::string base = "apply sync_batch_norm --timeout 5 --first-timeout 20 --input x.npy --out o";
-  const Outcome outcome = place.run(base + " --steps 2 : -n 1 " + ALLNORM_PROGRAM + " " + base, "mpirun -n 1");
+  const Outcome outcome = place.run(base + " --steps 2 : -n 1 " + program() + " " + base, "mpirun -n 1");
   EXPECT_EQ(outcome.code, 4) << outcome.err;  // one is at the agreement, the other in the next forward call
   EXPECT_EQ(own_lines(outcome.err).size(), 1u) << outcome.err;
 }

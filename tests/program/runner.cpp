@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -87,16 +88,21 @@ std::vector<std::string> Workplace::list(std::string_view name) const {
   return names;
 }
 
+std::string program() {
+  const char* const moved = std::getenv("ALLNORM_PROGRAM");
+  return moved != nullptr ? moved : ALLNORM_PROGRAM;
+}
+
 Outcome Workplace::run(std::string_view words, std::string_view before) const {
   std::vector<std::string> all;
   split_words(before, all);
-  all.push_back(ALLNORM_PROGRAM);
+  all.push_back(program());
   split_words(words, all);
   return spawn(all, {});
 }
 
 Outcome Workplace::run_with(std::span<const std::string_view> environment, std::string_view words) const {
-  std::vector<std::string> all{ALLNORM_PROGRAM};
+  std::vector<std::string> all{program()};
   split_words(words, all);
   return spawn(all, {environment.begin(), environment.end()});
 }

@@ -12,6 +12,10 @@
 
 namespace allnorm::test {
 
+/// The program: where the environment's ALLNORM_PROGRAM has it (tests may run on another machine), or where it was
+/// built.
+std::string program();
+
 struct Outcome {
   int code = -1;  ///< exit code; 128 + signal when killed
   std::string out{}, err{};
