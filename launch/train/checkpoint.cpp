@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -17,8 +18,15 @@ constexpr std::array<std::pair<StateType, std::string_view>, 3> types{
 constexpr std::string_view kind = "allnorm train checkpoint 1";
 constexpr std::string_view per_rank_mark = "per_rank/";  // before the name of an entry that holds one rank's share
 
+// The texts beside the tensors.
+constexpr std::string_view format_field = "format", position_field = "position", events_field = "events";
+
 std::string prefix_of(int rank, std::size_t layer) {
   return "rank" + std::to_string(rank) + ".norm" + std::to_string(layer + 1) + ".";
+}
+
+std::string file_name(const StateEntry& entry, int rank, std::size_t layer) {
+  return prefix_of(rank, layer) + (entry.per_rank ? std::string(per_rank_mark) : "") + entry.name;
 }
 
 /// One rank's layers as a list of tensors.
@@ -27,10 +35,28 @@ std::vector<StoredTensor> tensors_of(Network& network, int rank) {
   for (std::size_t l = 0; l < network.layers(); ++l)
     for (StateEntry& entry : network.norm(l).save(network.queue()).entries) {
       const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.first == entry.type; });
-      tensors.push_back({prefix_of(rank, l) + (entry.per_rank ? std::string(per_rank_mark) : "") + entry.name,
-                         std::string(type->second), entry.shape, std::move(entry.data)});
+      tensors.push_back({file_name(entry, rank, l), std::string(type->second), entry.shape, std::move(entry.data)});
     }
   return tensors;
+}
+
+/// "tensor 'velocity' has nan at 7" of the first value that is not finite; empty where there is none.
+std::string not_finite(const std::vector<StoredTensor>& tensors) {
+  const auto look = [](const StoredTensor& tensor, auto value) -> std::string {
+    for (std::size_t i = 0; i * sizeof value < tensor.data.size(); ++i) {
+      std::memcpy(&value, tensor.data.data() + i * sizeof value, sizeof value);
+      if (!std::isfinite(value))
+        return "tensor " + printable(tensor.name) + " has " + std::to_string(value) + " at " + std::to_string(i);
+    }
+    return {};
+  };
+  for (const StoredTensor& tensor : tensors) {
+    std::string found;
+    if (tensor.dtype == "F32") found = look(tensor, float{});
+    if (tensor.dtype == "F64") found = look(tensor, double{});
+    if (!found.empty()) return found;
+  }
+  return {};
 }
 
 // The exchange adds doubles. What is gathered travels as whole numbers below 2^32, which addition to zeros leaves as
@@ -104,71 +130,92 @@ StoredTensor stored_floats(std::string name, std::span<const float> values) {
 
 }  // namespace
 
-void write_checkpoint(const std::string& path, const Events& events, const Position& position, Trainer* trainer,
-                      Rank& rank) {
-  std::vector<std::string> parts;
-  if (trainer) parts = gather(to_bytes(tensors_of(trainer->network(), rank.rank)), rank);
-  if (rank.rank != 0) return;
+std::string write_checkpoint(const std::string& path, const Events& events, const Position& position, Trainer& trainer,
+                             Rank& rank) {
+  const std::vector<std::string> parts = gather(to_bytes(tensors_of(trainer.network(), rank.rank)), rank);
+  if (rank.rank != 0) return {};
   TensorFile file;
-  file.metadata["format"] = kind;
-  file.metadata["position"] = Json{position.job, position.epoch}.dump();
-  file.metadata["events"] = Json(events).dump();
-  if (trainer) {
-    file.tensors.push_back(stored_floats("parameters", trainer->network().parameters()));
-    file.tensors.push_back(stored_floats("velocity", trainer->velocity()));
-  }
+  file.metadata[std::string(format_field)] = kind;
+  file.metadata[std::string(position_field)] = Json{position.job, position.epoch}.dump();
+  file.metadata[std::string(events_field)] = Json(events).dump();
+  file.tensors.push_back(stored_floats("parameters", trainer.network().parameters()));
+  file.tensors.push_back(stored_floats("velocity", trainer.velocity()));
   for (const std::string& part : parts)
     for (StoredTensor& tensor : from_bytes(part)) file.tensors.push_back(std::move(tensor));
+  std::string wrong = not_finite(file.tensors);
+  if (!wrong.empty()) return wrong;
+  if (position.epoch == 0) file.tensors.clear();  // the next run starts anew
   write_safetensors(path, file);
+  return {};
 }
 
-Checkpoint::Checkpoint(const std::string& path, const Json& config) : file_(read_safetensors(path)) {
-  const auto format = file_.metadata.find("format");
+Checkpoint::Checkpoint(const std::string& path, const Settings& settings, const Json& config)
+    : file_(read_safetensors(path)) {
+  const auto text = [&](std::string_view field) -> const std::string& {
+    const auto found = file_.metadata.find(std::string(field));
+    if (found == file_.metadata.end()) bad_file(path, std::string(field) + " is missing, must be in the metadata");
+    return found->second;
+  };
+  const auto format = file_.metadata.find(std::string(format_field));
   if (format == file_.metadata.end() || format->second != kind)
     bad_file(path, "is not a checkpoint, must be one that train --checkpoint wrote");
-  try {
-    const Json position = Json::parse(file_.metadata.at("position"));
-    position_ = {position.at(0), position.at(1)};
-    events_ = Json::parse(file_.metadata.at("events")).get<Events>();
-    const Json& then = events_.at(0).at("settings");
-    for (const auto& [field, now] : config.at("settings").items())
-      if (!then.contains(field) || then.at(field) != now)
-        bad_file(path, "setting " + field + " is " + (then.contains(field) ? then.at(field).dump() : "missing") +
-                           ", must be " + now.dump() + " as now");
-  } catch (const nlohmann::json::exception&) {
-    bad_file(path, "has malformed metadata, must be as train --checkpoint wrote it");
-  } catch (const std::out_of_range&) {
-    bad_file(path, "lacks metadata, must be as train --checkpoint wrote it");
-  }
+  position_ = read_position(path, text(position_field), settings);
+  events_ = read_events(path, text(events_field), settings, config, position_);
+  if (position_.epoch == 0 && !file_.tensors.empty())
+    bad_file(path, "tensor " + printable(file_.tensors.front().name) + " is there, must not be at epoch 0 of a run");
+  if (const std::string wrong = not_finite(file_.tensors); !wrong.empty()) bad_file(path, wrong + ", must be finite");
 }
 
-void Checkpoint::restore(Trainer& trainer, int rank) const {
+void Checkpoint::restore(Trainer& trainer, const Rank& rank) const {
   if (position_.epoch == 0) return;
+  Network& network = trainer.network();
   const auto fill = [&](std::string_view name, std::span<float> target) {
     const auto values = values_of<float>(file_, name, Shape{static_cast<std::int64_t>(target.size())});
     std::copy(values.begin(), values.end(), target.begin());
   };
-  fill("parameters", trainer.network().parameters());
+  fill("parameters", network.parameters());
   fill("velocity", trainer.velocity());
-  for (std::size_t l = 0; l < trainer.network().layers(); ++l) {
-    const std::string prefix = prefix_of(rank, l);
-    State state;
-    for (const StoredTensor& tensor : file_.tensors) {
-      if (tensor.name.compare(0, prefix.size(), prefix) != 0) continue;
-      StateEntry entry{tensor.name.substr(prefix.size()), StateType::f64, tensor.shape, tensor.data, false};
-      if (entry.name.compare(0, per_rank_mark.size(), per_rank_mark) == 0) {
-        entry.name.erase(0, per_rank_mark.size());
-        entry.per_rank = true;
+  std::size_t known = 2;
+  for (int r = 0; r < rank.size; ++r)
+    for (std::size_t l = 0; l < network.layers(); ++l) {
+      const State state = state_of(r, l, known);
+      if (r != rank.rank) continue;
+      Norm& norm = network.norm(l);
+      // A new layer's entries are in every state of it; without some of them a part would start anew.
+      for (const StateEntry& entry : norm.save(network.queue()).entries)
+        if (const std::string name = file_name(entry, r, l); file_.find(name) == nullptr)
+          bad_file(file_.file, "lacks the tensor " + printable(name) + ", must have it");
+      try {
+        norm.load(state, network.queue());
+      } catch (const Error& error) {
+        bad_file(file_.file, "tensors " + prefix_of(r, l) + "*: " + error.message(), error.where());
       }
-      const auto type =
-          std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.second == tensor.dtype; });
-      if (type == types.end())
-        bad_file(file_.file, "tensor " + printable(tensor.name) + " is " + tensor.dtype + ", must be F64, F32 or I64");
-      entry.type = type->first;
-      state.entries.push_back(std::move(entry));
     }
-    trainer.network().norm(l).load(state, trainer.network().queue());
+  if (known != file_.tensors.size())
+    bad_file(file_.file, "has " + std::to_string(file_.tensors.size()) + " tensors, must have " +
+                             std::to_string(known) + ": parameters, velocity, and those of " +
+                             std::to_string(rank.size) + " ranks and " + std::to_string(network.layers()) + " layers");
+}
+
+/// The state of a layer on a rank; adds its number of tensors to `known`.
+State Checkpoint::state_of(int rank, std::size_t layer, std::size_t& known) const {
+  const std::string prefix = prefix_of(rank, layer);
+  State state;
+  for (const StoredTensor& tensor : file_.tensors) {
+    if (!tensor.name.starts_with(prefix)) continue;
+    StateEntry entry{tensor.name.substr(prefix.size()), StateType::f64, tensor.shape, tensor.data, false};
+    if (entry.name.starts_with(per_rank_mark)) {
+      entry.name.erase(0, per_rank_mark.size());
+      entry.per_rank = true;
+    }
+    const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.second == tensor.dtype; });
+    if (type == types.end())
+      bad_file(file_.file, "tensor " + printable(tensor.name) + " is " + tensor.dtype + ", must be F64, F32 or I64");
+    entry.type = type->first;
+    state.entries.push_back(std::move(entry));
+    ++known;
   }
+  return state;
 }
 
 }  // namespace allnorm::launch::train

@@ -11,12 +11,6 @@
 namespace allnorm::launch::train {
 namespace {
 
-std::string hex(std::uint64_t word) {
-  std::array<char, 17> text{};
-  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(word));
-  return text.data();
-}
-
 std::string hash_of_images(const DataSet& data) {
   std::uint64_t hash = hash_of(data.train.pixels.data(), data.train.pixels.size() * sizeof(float));
   hash = hash_of(data.train.labels.data(), data.train.labels.size() * sizeof(int), hash);
@@ -74,6 +68,12 @@ Json deviation_of(const std::vector<double>& values) {
 
 }  // namespace
 
+std::string hex(std::uint64_t word) {
+  std::array<char, 17> text{};
+  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(word));
+  return text.data();
+}
+
 Json config_event(const Settings& settings, const DataSet& data, const Rank& rank) {
   Json event;
   event["event"] = "config";
@@ -114,14 +114,18 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
   return event;
 }
 
+Json about_run(const Settings& settings, const Job& job, std::int64_t epoch) {
+  return {{"norm", settings.norms[job.norm].label},
+          {"batch_per_rank", job.batch},
+          {"split", to_string(job.split)},
+          {"seed", job.seed},
+          {"epoch", epoch + 1}};
+}
+
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome) {
-  const Json about_run{{"norm", settings.norms[job.norm].label},
-                       {"batch_per_rank", job.batch},
-                       {"split", to_string(job.split)},
-                       {"seed", job.seed},
-                       {"epoch", epoch + 1}};
+  const Json run = about_run(settings, job, epoch);
   Json event{{"event", "epoch"}};
-  event.update(about_run);
+  event.update(run);
   event["loss"] = outcome.loss;
   event["test_error"] = outcome.test_error;
   if (outcome.own_error) event["test_error_own_statistics"] = *outcome.own_error;
@@ -132,7 +136,7 @@ Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch
   for (std::size_t l = 0; l < outcome.layers.size(); ++l) {
     const LayerStatistics& layer = outcome.layers[l];
     Json line{{"event", "statistics"}};
-    line.update(about_run);
+    line.update(run);
     line["layer"] = l + 1;
     line["mean_gap_mean"] = layer.gap.mean;
     line["mean_gap_max"] = layer.gap.max;

@@ -15,8 +15,14 @@ namespace allnorm::launch::train {
 using Json = nlohmann::ordered_json;
 using Events = std::vector<Json>;
 
+/// 16 hexadecimal digits.
+std::string hex(std::uint64_t word);
+
 /// Everything needed to repeat the run. Runs with equal `settings` members give equal numbers.
 Json config_event(const Settings& settings, const DataSet& data, const Rank& rank);
+
+/// What the events of an epoch (counted from 0) say of it: norm, batch, split, seed, epoch (from 1).
+Json about_run(const Settings& settings, const Job& job, std::int64_t epoch);
 
 /// The epoch's event and one `statistics` event per layer that has running statistics.
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome);

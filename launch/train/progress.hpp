@@ -18,6 +18,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void describe(std::string what) { what_ = std::move(what); }
+  const std::string& what() const noexcept { return what_; }
   void tick();
   /// Removes the line, before something else is printed.
   void clear();

@@ -81,7 +81,7 @@ class Training {
     use_one_thread();
     agree_on(config_, rank_);
     std::optional<Checkpoint> resumed;
-    if (!settings_.resume.empty()) resumed.emplace(settings_.resume, config_);
+    if (!settings_.resume.empty()) resumed.emplace(settings_.resume, settings_, config_);
     const Position start = resumed ? resumed->position() : Position{};
     const Events past = resumed ? resumed->events() : Events{config_};
     Log log(settings_.log, rank_.rank == 0);
@@ -95,7 +95,7 @@ class Training {
     for (std::size_t j = start.job; j < jobs_.size(); ++j) {
       const Job& job = jobs_[j];
       Trainer trainer(settings_, job, data_, rank_);
-      if (resumed && j == start.job) resumed->restore(trainer, rank_.rank);
+      if (resumed && j == start.job) resumed->restore(trainer, rank_);
       for (std::int64_t epoch = j == start.job ? start.epoch : 0; epoch < settings_.epochs; ++epoch) {
         progress.describe(settings_.norms[job.norm].label + ", seed " + std::to_string(job.seed) + ", epoch " +
                           std::to_string(epoch + 1));
@@ -104,9 +104,7 @@ class Training {
         const bool last = epoch + 1 == settings_.epochs;
         if (last && job.seed + 1 == static_cast<std::uint64_t>(settings_.seeds))
           add(result_event(settings_, job, events_));
-        if (!settings_.checkpoint.empty())
-          write_checkpoint(settings_.checkpoint, events_, last ? Position{j + 1, 0} : Position{j, epoch + 1},
-                           last ? nullptr : &trainer, rank_);
+        if (!settings_.checkpoint.empty()) save(last ? Position{j + 1, 0} : Position{j, epoch + 1}, trainer, progress);
       }
     }
     progress.clear();
@@ -123,6 +121,14 @@ class Training {
       total += images.updates() * (j < jobs ? settings_.epochs : epochs);
     }
     return total;
+  }
+
+  void save(const Position& next, Trainer& trainer, Progress& progress) {
+    const std::string wrong = write_checkpoint(settings_.checkpoint, events_, next, trainer, rank_);
+    if (wrong.empty()) return;
+    progress.clear();
+    print_line(settings_.checkpoint + ": is not written after this epoch (" + progress.what() +
+               "), an older one stays: " + wrong + ", must be finite");
   }
 
   void finish() const {

@@ -285,6 +285,53 @@ TEST_F(Training, WritesAReport) {
   EXPECT_NE(page.find("<svg") != std::string::npos, page.find("tables only") != std::string::npos);
 }
 
+TEST_F(Training, AHostileCheckpointIsOneLineAndExitThree) {
+  const Arguments common{"--norm", "group_norm", "--batch-per-rank", "640", "--epochs", "1"};
+  const auto with = [&](std::initializer_list<std::string> more) {
+    Arguments arguments = common;
+    arguments.insert(arguments.end(), more);
+    return arguments;
+  };
+  ASSERT_EQ(train(with({"--checkpoint", path("c")})), 0);
+  EXPECT_EQ(train(with({"--resume", path("c")})), 0);
+  const TensorFile good = read_safetensors(path("c"));
+  const auto refused = [&](const std::string& field, const std::string& text) {
+    TensorFile file = good;
+    file.metadata[field] = text;
+    write_safetensors(path("bad"), file);
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(train(with({"--resume", path("bad")})), 3) << text.substr(0, 80);
+    const std::string line = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(line.find("allnorm: " + path("bad") + ": "), 0u) << line;
+    EXPECT_EQ(line.find('\n'), line.size() - 1) << line;
+    EXPECT_NE(line.find(field), std::string::npos) << line;
+  };
+  Json events = Json::parse(good.metadata.at("events"));
+  refused("events", Json::array({events[0], Json::object()}).dump());
+  events[0]["settings"]["lr"] = "HERE";
+  std::string deep = events.dump();
+  deep.replace(deep.find("\"HERE\""), 6, std::string(100'000, '[') + std::string(100'000, ']'));
+  refused("events", deep);
+  for (const char* position : {"[7,0]", "[-1,0]", "[0.5,1.9]", "[0,9999999999]", "\"x\"", "{}"})
+    refused("position", position);
+}
+
+TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
+  const Arguments common{"--norm", "group_norm", "--batch-per-rank", "160", "--epochs", "1", "--checkpoint", path("c")};
+  ASSERT_EQ(train(common), 0);
+  std::ifstream before(path("c"));
+  const std::string good{std::istreambuf_iterator<char>(before), {}};
+  Arguments diverging = common;
+  diverging.insert(diverging.end(), {"--lr", "999999"});
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(train(diverging), 0);
+  const std::string line = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(line.find("allnorm: " + path("c") + ": is not written after this epoch (group_norm, seed 0, epoch 1)"), 0u)
+      << line;
+  std::ifstream after(path("c"));
+  EXPECT_EQ(good, (std::string{std::istreambuf_iterator<char>(after), {}}));
+}
+
 TEST_F(Training, ProcessesAndThreadsGiveTheSameBits) {
 #if !defined(ALLNORM_PROGRAM)
   GTEST_SKIP() << "this build does not tell the tests where the program is";
