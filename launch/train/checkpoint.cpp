@@ -218,4 +218,22 @@ State Checkpoint::state_of(int rank, std::size_t layer, std::size_t& known) cons
   return state;
 }
 
+std::uint64_t Checkpoint::digest() const {
+  std::uint64_t digest = hash_of(nullptr, 0);
+  const auto add = [&](const void* bytes, std::size_t size) {
+    digest = hash_of(&size, sizeof size, digest);  // where one ends and the next begins
+    digest = hash_of(bytes, size, digest);
+  };
+  for (const std::string_view field : {position_field, events_field}) {
+    const std::string& text = file_.metadata.at(std::string(field));
+    add(text.data(), text.size());
+  }
+  for (const StoredTensor& tensor : file_.tensors) {
+    const std::string head = tensor.name + '\0' + tensor.dtype + to_string(tensor.shape);
+    add(head.data(), head.size());
+    add(tensor.data.data(), tensor.data.size());
+  }
+  return digest;
+}
+
 }  // namespace allnorm::launch::train

@@ -27,6 +27,8 @@ class Checkpoint {
   const Events& events() const noexcept { return events_; }
   /// Puts this rank's state into a trainer of the job at position(), if its first epoch is behind it.
   void restore(Trainer& trainer, const Rank& rank) const;
+  /// Of everything in the file, to tell whether two ranks read the same.
+  std::uint64_t digest() const;
 
  private:
   State state_of(int rank, std::size_t layer, std::size_t& known) const;

@@ -56,14 +56,18 @@ class Log {
   std::ofstream file_;
 };
 
+/// Every rank must be here with the same text.
+void agree_on(const std::string& text, Rank& rank) {
+  if (rank.size > 1) rank.world->exchange({Header(text, Direction::agreement, 0), {}, 0, {}}, rank.queue);
+}
+
 /// Ranks that were told different things are found before they compute anything.
-void agree_on(const Json& config, Rank& rank) {
-  if (rank.size == 1) return;
+void agree_on_settings(const Json& config, Rank& rank) {
   for (const auto& [field, value] : config["settings"].items()) {
-    const std::string text = value.dump();
-    Header header("setting " + field + " = " + (text.size() <= 32 ? text : "(long)"), Direction::agreement, 0);
-    header.set(Field::payload, hash_of(text.data(), text.size()) >> 1);
-    rank.world->exchange({header, {}, 0, {}}, rank.queue);
+    const std::string name = "setting " + field + " = ", text = value.dump();
+    // What does not fit into a header is compared by its hash.
+    agree_on(name + (name.size() + text.size() < Header::name_size ? text : hex(hash_of(text.data(), text.size()))),
+             rank);
   }
 }
 
@@ -79,9 +83,11 @@ class Training {
 
   void run() {
     use_one_thread();
-    agree_on(config_, rank_);
+    agree_on_settings(config_, rank_);
     std::optional<Checkpoint> resumed;
     if (!settings_.resume.empty()) resumed.emplace(settings_.resume, settings_, config_);
+    agree_on(resumed ? "a resume from the checkpoint #" + hex(resumed->digest()) : "a start without a checkpoint",
+             rank_);
     const Position start = resumed ? resumed->position() : Position{};
     const Events past = resumed ? resumed->events() : Events{config_};
     Log log(settings_.log, rank_.rank == 0);

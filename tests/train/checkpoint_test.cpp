@@ -317,5 +317,26 @@ TEST_F(Stopped, EventsThatAreNotFiniteAreRead) {
   EXPECT_GT(seen, 3);
 }
 
+TEST_F(Stopped, TheDigestIsOfTheWholeFile) {
+  const TensorFile good = read_safetensors(run().path);
+  const std::string path = run().folder / "other";
+  const auto digest = [&](const TensorFile& content) {
+    write_safetensors(path, content);
+    return Checkpoint(path, run().settings, run().config).digest();
+  };
+  const std::uint64_t first = digest(good);
+  EXPECT_EQ(first, Checkpoint(run().path, run().settings, run().config).digest());
+  for (std::size_t i : {std::size_t{0}, good.tensors.size() - 1}) {
+    TensorFile file = good;
+    file.tensors[i].data[0] ^= std::byte{1};
+    EXPECT_NE(digest(file), first) << good.tensors[i].name;
+  }
+  TensorFile file = good;
+  Json events = run().events;
+  events[1]["loss"] = 1.5;
+  file.metadata["events"] = events.dump();
+  EXPECT_NE(digest(file), first);
+}
+
 }  // namespace
 }  // namespace allnorm::launch::train

@@ -316,6 +316,50 @@ TEST_F(Training, AHostileCheckpointIsOneLineAndExitThree) {
     refused("position", position);
 }
 
+#if defined(ALLNORM_PROGRAM)
+/// The exit code and stderr of two ranks of mpirun with a command line each.
+std::pair<int, std::string> two_ranks(const std::string& common, const std::string& first, const std::string& second,
+                                      const std::string& err) {
+  for (const char* name :
+       {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"})
+    setenv(name, "1", 1);
+  const std::string rank = std::string("-n 1 ") + ALLNORM_PROGRAM + " train --data " + digits + " " + common + " ";
+  const int status = std::system(("mpirun " + rank + first + " : " + rank + second + " > /dev/null 2> " + err).c_str());
+  std::ifstream file(err);
+  return {WEXITSTATUS(status), {std::istreambuf_iterator<char>(file), {}}};
+}
+#endif
+
+TEST_F(Training, RanksThatStartFromDifferentThingsAreExitFour) {
+#if !defined(ALLNORM_PROGRAM)
+  GTEST_SKIP() << "this build does not tell the tests where the program is";
+#else
+  if (std::system("mpirun --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun here";
+  const std::string norm = "--norm group_norm ", common = "--batch-per-rank 320 --epochs 1 --first-timeout 60";
+  ASSERT_EQ(train({"--norm", "group_norm", "--batch-per-rank", "320", "--epochs", "1", "--ranks", "2", "--checkpoint",
+                   path("end")}),
+            0);
+  TensorFile file = read_safetensors(path("end"));
+  file.metadata["position"] = "[0,0]";  // the same run before its first epoch
+  file.metadata["events"] = Json::array({Json::parse(file.metadata["events"])[0]}).dump();
+  write_safetensors(path("start"), file);
+  const auto both = [&](const std::string& first, const std::string& second) {
+    return two_ranks(common, first, second, path("err"));
+  };
+  const auto [fine, no_words] = both(norm + "--resume " + path("end"), norm + "--resume " + path("end"));
+  if (fine == exit_unavailable) GTEST_SKIP() << "this build has no MPI";
+  EXPECT_EQ(fine, 0) << no_words;
+  const auto [other, words] = both(norm + "--resume " + path("end"), norm + "--resume " + path("start"));
+  EXPECT_EQ(other, exit_mismatch) << words;
+  EXPECT_NE(words.find("rank 1 is at a resume from the checkpoint #"), std::string::npos) << words;
+  const auto [none, more_words] = both(norm + "--resume " + path("start"), norm);
+  EXPECT_EQ(none, exit_mismatch) << more_words;
+  EXPECT_NE(more_words.find("rank 1 is at a start without a checkpoint"), std::string::npos) << more_words;
+  const auto [setting, last_words] = both(norm, "--norm layer_norm");  // long ones are compared too
+  EXPECT_EQ(setting, exit_mismatch) << last_words;
+#endif
+}
+
 TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
   const Arguments common{"--norm", "group_norm", "--batch-per-rank", "160", "--epochs", "1", "--checkpoint", path("c")};
   ASSERT_EQ(train(common), 0);
