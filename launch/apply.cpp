@@ -63,9 +63,17 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
     const StepResult result = run_step(plan, tensors, norm, rank.queue);
     for (NamedArray& made : collect(plan, tensors, result, step)) results.push_back(std::move(made));
   }
-  const State state = plan.save_state.empty() ? State{} : norm.save(rank.queue);
-  check_state(plan, rank, state);
-  write_results(plan, rank, results, state);
+  SavedState saved;
+  if (!plan.save_state.empty()) {
+    saved.state = norm.save(rank.queue);
+    check_state(plan, rank, saved.state);
+    try {  // what is written can be read: the layer is not used any more
+      norm.load(saved.state, rank.queue);
+    } catch (const Error& error) {
+      saved.wrong = error.message();
+    }
+  }
+  write_results(plan, rank, results, saved);
 }
 
 void help_apply(std::ostream& out) {

@@ -93,8 +93,9 @@ bool all_agree(Rank& rank, std::uint64_t call, bool well) {
   return (answer.flags & flag_stop) == 0;
 }
 
+// `state`: null where none is written.
 void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const std::vector<NamedArray>& results,
-           const State& state) {
+           const State* state) {
   std::error_code error;
   std::filesystem::create_directories(plan.out, error);
   if (!std::filesystem::is_directory(plan.out))
@@ -107,9 +108,9 @@ void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const st
     write_npy(file, result.array);
     files.add(std::move(file));
   }
-  if (plan.save_state.empty() || (rank.rank > 0 && !mentions(plan.save_state, "{rank}"))) return;
+  if (state == nullptr) return;
   AtomicFile file(expand(plan.save_state, rank.rank, 0));
-  write_safetensors(file, to_file(state, rank.size));
+  write_safetensors(file, to_file(*state, rank.size));
   files.add(std::move(file));
 }
 
@@ -184,13 +185,17 @@ std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensor
   return results;
 }
 
-void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const State& state) {
+void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const SavedState& saved) {
   // A rank that fails before this point ends its peers; nobody may have a temporary file by then.
-  all_agree(rank, 0, true);
+  const bool sound = all_agree(rank, 0, saved.wrong.empty());
+  const bool own_file = !plan.save_state.empty() && (rank.rank == 0 || mentions(plan.save_state, "{rank}"));
+  if (!saved.wrong.empty() && own_file)
+    print_line(expand(plan.save_state, rank.rank, 0) + ": is not written, an older one stays" +
+               (rank.size > 1 ? " on every rank: rank " + std::to_string(rank.rank) + "'s " : ": ") + saved.wrong);
   StagedFiles files;
   std::exception_ptr error;
   try {
-    stage(files, plan, rank, results, state);
+    stage(files, plan, rank, results, own_file && sound ? &saved.state : nullptr);
   } catch (...) {
     error = std::current_exception();
   }

@@ -33,9 +33,15 @@ struct NamedArray {
 std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result,
                                 std::int64_t step);
 
-/// Gives every rank's files their names, or none of them. `state` is written where the plan and the rank ask for it.
-/// Collective over rank.world.
-void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const State& state);
+/// A layer's state after the last call, and why it could not be loaded again, if so: values that are not finite.
+struct SavedState {
+  State state{};
+  std::string wrong{};
+};
+
+/// Gives every rank's files their names, or none of them. The state is written where the plan and the rank ask for it;
+/// on no rank where that of one is wrong: a line says so, and older files stay. Collective over rank.world.
+void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const SavedState& saved);
 
 /// A run's state in and out of files. A state that is for another number of `ranks` is refused unless its window and
 /// batch are to be dropped.

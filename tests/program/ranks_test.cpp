@@ -8,6 +8,7 @@
 #include <string>
 
 #include "build_config.hpp"
+#include "launch/apply_outputs.hpp"
 #include "runner.hpp"
 
 namespace allnorm::test {
@@ -186,6 +187,37 @@ TEST(Processes, AMissingStepIsNotAHang) {
   const Outcome outcome = place.run(base + " --steps 2 : -n 1 " + program() + " " + base, "mpirun -n 1");
   EXPECT_EQ(outcome.code, 4) << outcome.err;  // one is at the agreement, the other in the next forward call
   EXPECT_EQ(own_lines(outcome.err).size(), 1u) << outcome.err;
+}
+
+// What is written can be read: a state that could not be is written on no rank, and the files of before stay.
+TEST(SavedStates, ThatAreWrongReplaceNoGoodOnes) {
+  Workplace place;
+  launch::ApplyPlan plan("batch_norm");
+  plan.out = place.path("o");
+  plan.save_state = place.path("s.{rank}.st");
+  launch::RankOptions two;
+  two.ranks = 2;
+  const auto write = [&](double value, const std::string& wrong_on_rank_1) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(launch::run_ranks(two,
+                                [&](launch::Rank& rank) {
+                                  launch::SavedState saved;
+                                  saved.state.add("running_mean", &value, Shape{1});
+                                  if (rank.rank == 1) saved.wrong = wrong_on_rank_1;
+                                  launch::write_results(plan, rank, {}, saved);
+                                }),
+              0);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(write(1, ""), "");
+  const std::string good = place.bytes("s.0.st") + place.bytes("s.1.st");
+  EXPECT_EQ(write(2, "state running_mean has nan at 0, must be finite"),
+            "allnorm: " + place.path("s.1.st") +
+                ": is not written, an older one stays on every rank: rank 1's state running_mean has nan at 0, must be "
+                "finite\n");
+  EXPECT_EQ(place.bytes("s.0.st") + place.bytes("s.1.st"), good);
+  EXPECT_EQ(write(2, ""), "");
+  EXPECT_NE(place.bytes("s.0.st") + place.bytes("s.1.st"), good);
 }
 
 TEST(SyncGroups, AreConsecutiveRanks) {
