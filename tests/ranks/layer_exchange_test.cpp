@@ -134,6 +134,7 @@ TEST(Disagreement, NamesTheFieldAndTheRank) {
   const std::string rank1 = "mismatch: rank 1: sync_batch_norm, call 0, forward: ";
   const Layer sync("sync_batch_norm");
   EXPECT_EQ(told(sync, attribute("eps", "1e-3")), rank1 + "eps is 0.001, must be 1e-05 as on rank 0");
+  EXPECT_EQ(told(sync, attribute("eps_place", "outside")), rank1 + "eps_place is outside, must be inside as on rank 0");
   EXPECT_EQ(told(sync, attribute("momentum", "cumulative")),
             rank1 + "momentum is cumulative, must be 0.1 as on rank 0");
   EXPECT_EQ(told(sync, attribute("minibatches", "3")), rank1 + "minibatches is 3, must be 1 as on rank 0");
