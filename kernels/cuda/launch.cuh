@@ -5,11 +5,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "src/cuda/errors.hpp"
 #include "src/cuda/queue.hpp"
 
 namespace allnorm::cuda {
+
+/// The most bytes of shared memory that a launch of `kernel` on the queue's device may ask for: what a block can have,
+/// less the kernel's own variables. Without being asked for, both together are 48 KiB at most, so the first call for
+/// a kernel and device asks. Any thread may call it.
+std::size_t most_shared(const void* kernel, Queue& queue);
 
 /// Launches kernel(args...) on the queue's stream; nothing where there are no blocks.
 template <class... Parameters, class... Args>
@@ -17,11 +23,7 @@ void launch(Queue& queue, std::int64_t blocks, int threads, std::size_t shared_b
             Args&&... args) {
   if (blocks <= 0) return;
   const DeviceGuard guard(queue.device().index);
-  constexpr std::size_t granted = 48 << 10;  // more must be asked for
-  if (shared_bytes > granted)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          "asking for shared memory");
+  if (shared_bytes > 0) most_shared(reinterpret_cast<const void*>(kernel), queue);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -29,6 +31,13 @@ void launch(Queue& queue, std::int64_t blocks, int threads, std::size_t shared_b
   config.stream = stream_of(queue);
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), "launching a kernel");
 }
+
+/// Declares a variable of the block: `__shared__ type name`, with the type last, since it may have commas.
+#ifdef ALLNORM_CUDA_EMULATED
+#define ALLNORM_SHARED ALLNORM_EMULATED_SHARED
+#else
+#define ALLNORM_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#endif
 
 /// The block's shared memory that the launch asked for, aligned to 16 bytes.
 template <class T>

@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(map_threads)
   using C = typename Map::C;
   using K = typename Source::template Coefficients<C>;
   constexpr int n = Map::n;
-  __shared__ typename Source::Shared shared;
-  __shared__ K coefficients[map_runs];
+  ALLNORM_SHARED(shared, typename Source::Shared);
+  ALLNORM_SHARED(coefficients, K[map_runs]);
 
   source.begin(shared);
   const std::int64_t begin = (gridDim.x - 1 - static_cast<std::int64_t>(blockIdx.x)) * tiles.per_block;
@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(map_threads)
   using C = typename Map::C;
   using K = typename Source::template Coefficients<C>;
   constexpr int n = Map::n;
-  __shared__ typename Source::Shared shared;
-  __shared__ K coefficients[map_columns];
+  ALLNORM_SHARED(shared, typename Source::Shared);
+  ALLNORM_SHARED(coefficients, K[map_columns]);
 
   source.begin(shared);
   const std::int64_t block = gridDim.x - 1 - static_cast<std::int64_t>(blockIdx.x);

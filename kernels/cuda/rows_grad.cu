@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(most_threads)
 __global__ void __launch_bounds__(lane_columns* lanes)
     add_fine_kernel(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
                     ParameterGrad dweight, ParameterGrad dbias) {
-  __shared__ double of_lanes[2][lanes][lane_columns];
+  ALLNORM_SHARED(of_lanes, double[2][lanes][lane_columns]);
   const int column = static_cast<int>(threadIdx.x) % lane_columns, lane = static_cast<int>(threadIdx.x) / lane_columns;
   const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * lane_columns + column;
   // fine group f has parameter f / divide % modulo

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/grid.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace allnorm::cuda {
 
@@ -47,8 +48,8 @@ __device__ inline SumPair team_sum(SumPair sum, const TeamShape& team) {
     sum.a += __shfl_xor_sync(all_lanes, sum.a, lane);
     sum.b += __shfl_xor_sync(all_lanes, sum.b, lane);
   }
+  ALLNORM_SHARED(of_warps, double[2 * warp_threads]);
   if (team.threads == warp_threads) return sum;
-  __shared__ double of_warps[2 * warp_threads];
   const int warp = static_cast<int>(threadIdx.x) / warp_threads, warps = team.threads / warp_threads;
   const int first = warp / warps * warps;  // of the team
   if (threadIdx.x % warp_threads == 0) {

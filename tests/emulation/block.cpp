@@ -44,6 +44,17 @@ const char* name_of(WarpOp op) {
 
 void enter_fiber() { block().fiber_main(); }
 
+/// Shared memory as a block finds it.
+void* poisoned(std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, bytes) != 0) {
+    std::fprintf(stderr, "emulated CUDA: no memory for the shared memory of a block\n");
+    std::abort();
+  }
+  std::memset(memory, 0xCB, bytes);
+  return memory;
+}
+
 }  // namespace
 
 int block_barrier(BlockOp op, int predicate) { return block().at_block_barrier(op, predicate); }
@@ -118,8 +129,8 @@ std::string Block::run(const Grid& grid, uint3 index, std::uint64_t seed, GridBa
     const auto flat = static_cast<unsigned>(i);
     threads_[i].index = {flat % grid.block.x, flat / grid.block.x % grid.block.y, flat / grid.block.x / grid.block.y};
   }
-  if (posix_memalign(&shared_, 128, grid.dynamic_shared) != 0) return "no memory for the shared memory of a block";
-  std::memset(shared_, 0xCB, grid.dynamic_shared);
+  shared_ = poisoned(grid.dynamic_shared);
+  static_bytes_ = 0;
 
   running = this;
   blockIdx = index;
@@ -137,6 +148,8 @@ std::string Block::run(const Grid& grid, uint3 index, std::uint64_t seed, GridBa
 
   std::free(shared_);
   shared_ = nullptr;
+  for (const auto& [key, memory] : variables_) std::free(memory);
+  variables_.clear();
   for (Thread& thread : threads_) {  // after a failure: whoever still waited
     if (thread.fiber == nullptr) continue;
     thread.fiber->restart();
@@ -218,6 +231,16 @@ void Block::thread_returned() {
     const Thread& other = threads_[warp * 32 + static_cast<std::size_t>(std::countr_zero(lanes))];
     if (other.state == State::warp) complete_warp(warp * 32, other);
   }
+}
+
+void* Block::static_shared(const void* key, std::size_t bytes) {
+  for (const auto& [known, memory] : variables_)
+    if (known == key) return memory;
+  static_bytes_ += (bytes + 15) / 16 * 16;
+  if (static_bytes_ > grid_->static_room)
+    fail("static shared memory is more than the launch leaves beside its dynamic: see cudaFuncSetAttribute");
+  variables_.emplace_back(key, poisoned(bytes));
+  return variables_.back().second;
 }
 
 // ---- barriers
@@ -405,3 +428,6 @@ BlockLease::~BlockLease() {
 }  // namespace cuda_emulation::detail
 
 void* allnorm_emulated_dynamic_shared() { return cuda_emulation::detail::block().dynamic_shared(); }
+void* allnorm_emulated_shared(const void* key, std::size_t bytes) {
+  return cuda_emulation::detail::block().static_shared(key, bytes);
+}

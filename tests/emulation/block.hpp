@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emulation/engine.h"
@@ -39,6 +40,8 @@ struct Grid {
   dim3 extent;
   dim3 block;
   std::size_t dynamic_shared = 0;  // bytes
+  std::size_t static_room = 0;     // bytes that the launch leaves to shared variables
+  const void* function = nullptr;  // the kernel
   const std::function<void()>* body = nullptr;
 };
 
@@ -73,6 +76,8 @@ class Block {
   /// Runs one block to its end. Returns why it failed; empty if it did not. `barrier` is null outside of cooperative
   /// launches.
   std::string run(const Grid& grid, uint3 index, std::uint64_t seed, GridBarrier* barrier);
+  /// Bytes of the shared variables that the last block came to.
+  std::size_t static_bytes() const { return static_bytes_; }
 
   // What engine.h offers, for the thread that runs now.
   int at_block_barrier(BlockOp op, int predicate);
@@ -84,6 +89,7 @@ class Block {
   int lane() const { return static_cast<int>(current_ % 32); }
   unsigned live_lanes() const { return live_[current_ / 32]; }
   void* dynamic_shared() const { return shared_; }
+  void* static_shared(const void* key, std::size_t bytes);
   [[noreturn]] void fiber_main();
 
  private:
@@ -119,6 +125,8 @@ class Block {
   GridBarrier* barrier_ = nullptr;
   Shuffler shuffler_{1};
   void* shared_ = nullptr;
+  std::vector<std::pair<const void*, void*>> variables_;  // shared ones: key, memory
+  std::size_t static_bytes_ = 0;
   std::string failure_;
   bool failed_ = false;
 };

@@ -97,6 +97,49 @@ TEST_F(Kernels, GridBarrierOfACooperativeLaunch) {
   EXPECT_EQ(trial::reverse(x.data, y.data, 9, 1024, nullptr), cudaErrorCooperativeLaunchTooLarge);
 }
 
+/// 512 bytes of its own beside what the launch asks for.
+__global__ void both_kernel(int* out) {
+  ALLNORM_EMULATED_SHARED(own, int[128]);
+  auto* const asked = static_cast<int*>(allnorm_emulated_dynamic_shared());
+  if (threadIdx.x == 0) *out = own[127] == asked[0] ? own[127] : 0;
+}
+/// Never run elsewhere: what it has is not known.
+__global__ void unknown_kernel() {}
+
+TEST_F(Kernels, SharedVariablesCountBesideWhatALaunchAsksFor) {
+  constexpr std::size_t granted = 48 << 10, most = 227 << 10, own = 512;
+  const Device<int> out(1);
+  const auto launch = [&](std::size_t bytes) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = config.blockDim = dim3(1);
+    config.dynamicSmemBytes = bytes;
+    const cudaError_t error = cudaLaunchKernelEx(&config, both_kernel, out.data);
+    return error != cudaSuccess ? error : cudaDeviceSynchronize();
+  };
+  const auto raise = [](std::size_t bytes) {
+    return cudaFuncSetAttribute(both_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  };
+  cudaFuncAttributes attributes{};
+  ASSERT_EQ(cudaFuncGetAttributes(&attributes, unknown_kernel), cudaSuccess);
+  EXPECT_GT(attributes.sharedSizeBytes, own);                    // to be on the safe side
+  EXPECT_EQ(launch(granted - own + 4), cudaErrorLaunchFailure);  // as soon as it is known
+  EXPECT_NE(cuda_emulation::failure().find("static shared memory"), std::string::npos) << cuda_emulation::failure();
+  cuda_emulation::reset();
+  EXPECT_EQ(launch(granted - own + 4), cudaErrorInvalidValue);  // as CUDA does
+  EXPECT_EQ(launch(granted - own), cudaSuccess);
+  EXPECT_EQ(out.host()[0], static_cast<int>(0xCBCBCBCBu));  // both are poisoned
+  ASSERT_EQ(cudaFuncGetAttributes(&attributes, both_kernel), cudaSuccess);
+  EXPECT_EQ(attributes.sharedSizeBytes, own);
+  EXPECT_EQ(attributes.maxDynamicSharedSizeBytes, static_cast<int>(granted - own));
+  EXPECT_EQ(raise(most - own + 1), cudaErrorInvalidValue);
+  EXPECT_EQ(raise(most - own), cudaSuccess);
+  EXPECT_EQ(launch(most - own), cudaSuccess);
+  EXPECT_EQ(launch(most - own + 4), cudaErrorInvalidValue);
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);  // every device is asked
+  EXPECT_EQ(launch(granted), cudaErrorInvalidValue);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+}
+
 TEST_F(Kernels, CountsOverManyBarriers) {
   const Device<int> out(1);
   ASSERT_EQ(trial::many_barriers(out.data, 256, 100, nullptr), cudaSuccess);

@@ -10,29 +10,51 @@
 namespace cuda_emulation::detail {
 namespace {
 
+/// What is known of a kernel. Its static shared memory is the most that a block of it has come to: CUDA knows it from
+/// the compiler, here a kernel has to run first.
+struct Function {
+  bool has_run = false;
+  std::size_t static_shared = 0;
+  std::map<int, std::size_t> max_dynamic_shared;  // by device, where cudaFuncSetAttribute was called
+
+  std::size_t most_dynamic(int device) const {
+    const auto found = max_dynamic_shared.find(device);
+    return found == max_dynamic_shared.end() ? Model::shared_per_block - static_shared : found->second;
+  }
+  /// What a launch leaves to shared variables.
+  std::size_t static_room(int device, std::size_t dynamic) const {
+    const auto found = max_dynamic_shared.find(device);
+    return found == max_dynamic_shared.end() ? Model::shared_per_block - dynamic
+                                             : Model::shared_per_block_optin - found->second;
+  }
+};
 struct Functions {
   std::mutex mutex;
-  std::map<const void*, int> max_dynamic_shared;  // where cudaFuncSetAttribute raised it
+  std::map<const void*, Function> known;
 };
 Functions& functions() {
   static Functions* const instance = new Functions;
   return *instance;
 }
-std::size_t max_dynamic_shared(const void* function) {
+Function function_of(const void* function) {
   const std::lock_guard lock(functions().mutex);
-  const auto found = functions().max_dynamic_shared.find(function);
-  return found == functions().max_dynamic_shared.end() ? Model::shared_per_block
-                                                       : static_cast<std::size_t>(found->second);
+  return functions().known[function];
+}
+void note_run(const void* function, const Block& block) {
+  const std::lock_guard lock(functions().mutex);
+  Function& known = functions().known[function];
+  known.has_run = true;
+  known.static_shared = std::max(known.static_shared, block.static_bytes());
 }
 
 /// Blocks of a multiprocessor: what threads, registers, shared memory and the model's limit allow.
-int occupancy(int threads, std::size_t dynamic_shared) {
+int occupancy(int threads, std::size_t shared) {
   if (threads < 1 || threads > Model::max_threads_per_block) return 0;
   const int rounded = (threads + 31) / 32 * 32;
   const int by_threads = Model::max_threads_per_multiprocessor / rounded;
   const int by_registers = Model::registers / (Model::registers_per_thread * rounded);
   const auto by_shared =
-      static_cast<int>(Model::shared_per_multiprocessor / (dynamic_shared + Model::shared_reserved_per_block));
+      static_cast<int>(Model::shared_per_multiprocessor / (shared + Model::shared_reserved_per_block));
   return std::min({by_threads, by_registers, by_shared, Model::max_blocks_per_multiprocessor});
 }
 
@@ -42,14 +64,14 @@ uint3 unflatten(std::size_t flat, dim3 extent) {
           static_cast<unsigned>(flat / extent.x / extent.y)};
 }
 
-cudaError_t check(const cudaLaunchConfig_t& config, const void* function) {
+cudaError_t check(const cudaLaunchConfig_t& config, const Function& function) {
   const dim3 block = config.blockDim, grid = config.gridDim;
   if (volume(block) == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 ||
       volume(block) > Model::max_threads_per_block)
     return cudaErrorInvalidConfiguration;
   if (volume(grid) == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
-  return config.dynamicSmemBytes > max_dynamic_shared(function) ? cudaErrorInvalidValue : cudaSuccess;
+  return config.dynamicSmemBytes > function.most_dynamic(current_device()) ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 /// One block after the other on the calling thread. Returns why it failed; empty if it did not.
@@ -64,6 +86,7 @@ std::string run_in_turn(const Grid& grid, std::uint64_t seed) {
   }
   for (const std::uint32_t flat : order) {
     auto failure = (*block).run(grid, unflatten(flat, grid.extent), shuffler.next(), nullptr);
+    note_run(grid.function, *block);
     if (!failure.empty()) return failure;
   }
   return {};
@@ -78,6 +101,7 @@ std::string run_together(const Grid& grid, std::uint64_t seed) {
     threads.emplace_back([&, flat] {
       BlockLease block;
       (*block).run(grid, unflatten(flat, grid.extent), seed * 0x9e3779b97f4a7c15u + flat, &barrier);
+      note_run(grid.function, *block);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -89,7 +113,8 @@ std::string run_together(const Grid& grid, std::uint64_t seed) {
 cudaError_t launch(const char* name, const cudaLaunchConfig_t& config, const void* function,
                    std::function<void()> body) {
   return call(name, [&]() -> cudaError_t {
-    if (const cudaError_t error = check(config, function); error != cudaSuccess) return error;
+    const Function known = function_of(function);
+    if (const cudaError_t error = check(config, known); error != cudaSuccess) return error;
     bool cooperative = false;
     for (unsigned i = 0; i < config.numAttrs; ++i) {
       const cudaLaunchAttribute& attribute = config.attrs[i];
@@ -98,14 +123,21 @@ cudaError_t launch(const char* name, const cudaLaunchConfig_t& config, const voi
       const auto& cluster = attribute.val.clusterDim;
       if (cluster.x * cluster.y * cluster.z > 1) return cudaErrorNotSupported;
     }
-    const int resident = occupancy(static_cast<int>(volume(config.blockDim)), config.dynamicSmemBytes);
+    const int resident =
+        occupancy(static_cast<int>(volume(config.blockDim)), known.static_shared + config.dynamicSmemBytes);
     if (cooperative && volume(config.gridDim) > static_cast<std::size_t>(Model::multiprocessors * resident))
       return cudaErrorCooperativeLaunchTooLarge;
     const std::lock_guard lock(api_mutex());
+    if (cooperative) {
+      auto& most = counters().most_cooperative_blocks;
+      most = std::max<std::size_t>(most, volume(config.gridDim));
+    }
     const auto stream = find_stream(config.stream);
     if (stream == nullptr || stream->device != current_device()) return cudaErrorInvalidResourceHandle;
-    const Grid shape{config.gridDim, config.blockDim, config.dynamicSmemBytes, nullptr};
     const int device = stream->device;
+    const Grid shape{
+        config.gridDim, config.blockDim, config.dynamicSmemBytes, known.static_room(device, config.dynamicSmemBytes),
+        function,       nullptr};
     auto run = [shape, device, cooperative, function, kernel = std::move(body)] {
       Grid grid = shape;
       grid.body = &kernel;
@@ -125,22 +157,26 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
   return call("cudaFuncSetAttribute", [&] {
     if (function == nullptr) return cudaErrorInvalidDeviceFunction;
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-        static_cast<std::size_t>(value) > Model::shared_per_block_optin)
-      return cudaErrorInvalidValue;
     const std::lock_guard lock(functions().mutex);
-    functions().max_dynamic_shared[function] = value;
+    Function& known = functions().known[function];
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+        static_cast<std::size_t>(value) + known.static_shared > Model::shared_per_block_optin)
+      return cudaErrorInvalidValue;
+    known.max_dynamic_shared[current_device()] = static_cast<std::size_t>(value);
     return cudaSuccess;
   });
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
   return call("cudaFuncGetAttributes", [&] {
     if (attributes == nullptr || function == nullptr) return cudaErrorInvalidDeviceFunction;
+    constexpr std::size_t not_yet_known = 1024;  // of a kernel that has not run: more than it has, one hopes
+    const Function known = function_of(function);
     *attributes = {};
+    attributes->sharedSizeBytes = known.has_run ? known.static_shared : not_yet_known;
     attributes->maxThreadsPerBlock = Model::max_threads_per_block;
     attributes->numRegs = Model::registers_per_thread;
     attributes->ptxVersion = attributes->binaryVersion = 90;
-    attributes->maxDynamicSharedSizeBytes = static_cast<int>(max_dynamic_shared(function));
+    attributes->maxDynamicSharedSizeBytes = static_cast<int>(known.most_dynamic(current_device()));
     return cudaSuccess;
   });
 }
@@ -155,7 +191,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
                                                           size_t dynamic_shared) {
   return call("cudaOccupancyMaxActiveBlocksPerMultiprocessor", [&] {
     if (blocks == nullptr || function == nullptr || threads < 1) return cudaErrorInvalidValue;
-    *blocks = dynamic_shared > Model::shared_per_block_optin ? 0 : occupancy(threads, dynamic_shared);
+    const std::size_t shared = function_of(function).static_shared + dynamic_shared;
+    *blocks = shared > Model::shared_per_block_optin ? 0 : occupancy(threads, shared);
     return cudaSuccess;
   });
 }

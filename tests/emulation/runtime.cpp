@@ -115,6 +115,7 @@ std::size_t launches() {
   return s.launched.size();
 }
 std::size_t copies() { return detail::counters().copies; }
+std::size_t most_cooperative_blocks() { return detail::counters().most_cooperative_blocks; }
 std::size_t host_waits() { return detail::counters().host_waits; }
 std::vector<std::string> launched_kernels() {
   auto& s = detail::state();
@@ -144,6 +145,7 @@ void reset() {
     s.failures[device].clear();
   }
   s.counters.copies = 0;
+  s.counters.most_cooperative_blocks = 0;
   s.counters.host_waits = 0;
   s.memory_limit = detail::default_memory_limit();
   detail::last_error = cudaSuccess;

@@ -42,7 +42,7 @@ std::uint64_t next_launch_seed();
 std::size_t memory_limit();
 
 struct Counters {
-  std::atomic<std::size_t> copies{0}, host_waits{0};
+  std::atomic<std::size_t> copies{0}, host_waits{0}, most_cooperative_blocks{0};
 };
 Counters& counters();
 void log_launch(const void* kernel);

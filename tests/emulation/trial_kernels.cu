@@ -5,8 +5,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 namespace trial {
 namespace {
+
+#if defined(ALLNORM_CUDA_EMULATED)
+#define TRIAL_SHARED ALLNORM_EMULATED_SHARED
+#else
+#define TRIAL_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#endif
 
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
@@ -21,7 +29,7 @@ __device__ __forceinline__ T* dynamic_shared() {
 /// Sum over the block, in its first thread.
 template <int threads>
 __device__ double block_sum(double value) {
-  __shared__ double warps[threads / 32];
+  TRIAL_SHARED(warps, double[threads / 32]);
   for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, static_cast<unsigned>(step));
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
@@ -35,7 +43,7 @@ __device__ double block_sum(double value) {
 template <int threads>
 __global__ void __launch_bounds__(threads)
     sum_kernel(const float* __restrict__ x, long long n, double* partial, unsigned* ticket, double* out) {
-  __shared__ bool last;
+  TRIAL_SHARED(last, bool);
   double value = 0.0;
   const long long stride = static_cast<long long>(gridDim.x) * threads;
   for (long long i = static_cast<long long>(blockIdx.x) * threads + threadIdx.x; i < n; i += stride)

@@ -58,24 +58,26 @@ Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t gr
 Layout channels(const char* edge, const Partition& p) {
   return {edge, p, p, {1, p.groups()}, {1, p.groups()}, p.groups(), false};
 }
-std::vector<Layout> layouts() {
+/// Large groups are kept on chip where there are enough of them: half as many as the device has multiprocessors.
+std::vector<Layout> layouts(const cudaDeviceProp& device) {
   constexpr auto first = Order::channels_first, last = Order::channels_last;
-  return {rows("one value", 1, 1),
-          rows("a warp per row", 9, 64),
-          rows("rows off the vector's width", 7, 257),
-          rows("a block per row", 3, 1032),
-          rows("more values than threads read at once", 2, 20000),
-          rows("many rows", 300, 24),
-          rows("more rows than are added in the compute type", 2000, 40),
+  const std::int64_t enough = std::max(2, (device.multiProcessorCount + 1) / 2);
+  const std::int64_t halves = std::max<std::int64_t>(2, (enough + 1) / 2);
+  return {rows("one value", 1, 1), rows("a warp per row", 9, 64), rows("rows off the vector's width", 7, 257),
+          rows("a block per row", 3, 1032), rows("more values than threads read at once", enough, 20000),
+          // these need 48 KiB of shared memory forward, backward with x and dy, or backward with two doubles per
+          // column: no room for a variable where nothing was asked for
+          rows("48 KiB of f64, or of pairs of doubles", enough, 3072),
+          rows("48 KiB of f64, or of pairs of f32", enough, 6144),
+          rows("48 KiB of f32, or of pairs of halves", enough, 12288), rows("48 KiB of halves", enough, 24576),
+          rows("many rows", 300, 24), rows("more rows than are added in the compute type", 2000, 40),
           rows("several teams of more than a warp", 50, 304),
           blocks("groups of planes off the vector's width", {2, 6, 7, 7}, first, 3),
           blocks("whole planes in vectors", {2, 32, 8, 8}, first, 4),
-          blocks("vectors that cross planes", {2, 16, 3, 4}, first, 2),
-          blocks("instances", {3, 5, 9, 11}, first, 5),
-          blocks("large instances", {2, 3, 60, 64}, first, 3),
-          blocks("one group", {2, 7, 5, 5}, first, 1),
+          blocks("vectors that cross planes", {2, 16, 3, 4}, first, 2), blocks("instances", {3, 5, 9, 11}, first, 5),
+          blocks("large instances", {halves, 3, 60, 64}, first, 3), blocks("one group", {2, 7, 5, 5}, first, 1),
           blocks("channels last", {2, 64, 5, 6}, last, 4),
-          blocks("channels last, many rows", {2, 32, 31, 30}, last, 2),
+          blocks("channels last, many rows", {halves, 32, 31, 30}, last, 2),
           blocks("channels last, more channels than a warp has lanes", {2, 96, 4, 5}, last, 2),
           blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
           channels("a small batch's channels", {1, 5, 7, 48}),
@@ -86,6 +88,8 @@ std::vector<Layout> layouts() {
 template <class T>
 struct GroupwiseKernels : OverTypes<T> {
   const cudaDeviceProp& device = cuda::properties_of(this->queue);
+  /// Bytes of a group's values. No layout comes so close to it that the room for other things counts.
+  const std::size_t on_chip = device.sharedMemPerBlockOptin;
 };
 TYPED_TEST_SUITE(GroupwiseKernels, Types);
 
@@ -173,7 +177,7 @@ void expect_forward(const Layout& layout, const Walled<T>& x, const Walled<T>* r
 
 TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
   using T = TypeParam;
-  for (const Layout& layout : layouts())
+  for (const Layout& layout : layouts(this->device))
     for (const bool with_residual : {false, true}) {
       if (with_residual && layout.rows) continue;
       SCOPED_TRACE(std::string(layout.edge) + (with_residual ? ", residual" : ""));
@@ -192,10 +196,9 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
       args.activation = activation;
       args.rules.eps = eps;
       args.state = state.state;
-      if (!cuda::groupwise_fits(args, this->device)) {
-        EXPECT_GT(layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
-        continue;
-      }
+      const bool fits = static_cast<std::size_t>(layout.norm.group_size()) * sizeof(T) <= this->on_chip;
+      EXPECT_EQ(cuda::groupwise_fits(args, this->device), fits);
+      if (!fits) continue;
       for (std::uint32_t call = 0; call < 2; ++call) {
         std::memcpy(static_cast<void*>(y.data()), x.data(), static_cast<std::size_t>(n) * sizeof(T));
         cuda::groupwise_forward(args, this->queue);
@@ -242,7 +245,7 @@ bool passes(double x, double center, double scale, double shift) {
 TYPED_TEST(GroupwiseKernels, OneLaunchGivesAGroupsGradients) {
   using T = TypeParam;
   constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
-  for (const Layout& layout : layouts())
+  for (const Layout& layout : layouts(this->device))
     for (const bool with_mask : {false, true}) {
       if (with_mask && layout.rows) continue;
       SCOPED_TRACE(std::string(layout.edge) + (with_mask ? ", mask" : ""));
@@ -275,10 +278,9 @@ TYPED_TEST(GroupwiseKernels, OneLaunchGivesAGroupsGradients) {
       args.dbias = {dbias.data(), true};
       args.wants_weight = true;
       args.scratch = scratch.data();
-      if (!cuda::groupwise_backward_fits(args, this->device)) {
-        EXPECT_GT(2 * layout.norm.group_size() * static_cast<std::int64_t>(sizeof(T)), 64 << 10);
-        continue;
-      }
+      const bool fits = 2 * static_cast<std::size_t>(layout.norm.group_size()) * sizeof(T) <= this->on_chip;
+      EXPECT_EQ(cuda::groupwise_backward_fits(args, this->device), fits);
+      if (!fits) continue;
       cuda::groupwise_backward(args, this->queue);
       this->queue.wait();
       EXPECT_TRUE(dx.intact() && dresidual.intact() && dweight.intact() && dbias.intact() && scratch.intact());

@@ -21,6 +21,8 @@ void fail_next(std::string_view name, cudaError_t error);
 std::size_t launches();
 std::size_t copies();
 std::size_t host_waits();
+/// Blocks of the largest cooperative grid launched since the last reset.
+std::size_t most_cooperative_blocks();
 /// Names of the kernels counted by launches(), in the order of the calls.
 std::vector<std::string> launched_kernels();
 

@@ -34,3 +34,6 @@ inline void check_alignment(const void* pointer, std::size_t alignment) {
 
 /// The block's dynamic shared memory: exactly dynamicSmemBytes, filled with 0xCB before each block.
 void* allnorm_emulated_dynamic_shared();
+/// The block's shared variable that `key` names, filled with 0xCB before each block. It counts as the kernel's static
+/// shared memory from when a thread first comes to it.
+void* allnorm_emulated_shared(const void* key, std::size_t bytes);

@@ -1,6 +1,10 @@
 // CUDA's qualifiers as g++ can read them. They are macros because CUDA's are.
 #pragma once
 
+#include <type_traits>
+
+#include "engine.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -9,6 +13,9 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-/// One block at a time runs on an OS thread, all of its threads on that one: so the block's shared variables are the
-/// OS thread's.
-#define __shared__ static thread_local
+/// A block's shared variable `name`, in place of CUDA's `__shared__ type name`, which does not let the emulation see
+/// how large it is. The type comes last: it may have commas.
+#define ALLNORM_EMULATED_SHARED(name, ...) \
+  static char name##_key;                  \
+  auto& name =                             \
+      *static_cast<std::type_identity_t<__VA_ARGS__>*>(allnorm_emulated_shared(&name##_key, sizeof(__VA_ARGS__)))
