@@ -116,7 +116,7 @@ Outcome Workplace::spawn(const std::vector<std::string>& words, const std::vecto
   if (child == 0) {
     for (const std::string& variable : environment) ::putenv(const_cast<char*>(variable.c_str()));
     // What a launcher starts, or what is told that one did, may use MPI, which keeps memory to its end.
-    if (words.front() != ALLNORM_PROGRAM || !environment.empty()) ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    if (words.front() != program() || !environment.empty()) ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
     if (::chdir(directory_.c_str()) != 0) ::_exit(127);
     ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
     ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
