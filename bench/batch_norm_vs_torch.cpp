@@ -37,7 +37,7 @@ class Ours {
   Ours(const Layer& layer, const float* x, const float* dy, int threads)
       : queue_(Queue::cpu(threads)),
         p_(partition({Axis::channel}, Shape{layer.n, layer.c, layer.h, layer.w},
-                       layer.channels_last ? Order::channels_last : Order::channels_first)),
+                     layer.channels_last ? Order::channels_last : Order::channels_first)),
         x_(x),
         dy_(dy),
         y_(static_cast<std::size_t>(p_.elements()), queue_),

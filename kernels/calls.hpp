@@ -103,7 +103,7 @@ ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall
 /// 1 for rows.
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& call, const GroupFrame& frame,
                                                               double weight, double count, double s1, double s2) {
-  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, count, s1,
+  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1,
                               s2 * formulas::steepness(call.rules, frame.var));
 }
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const BackwardArgs& args, const Gathered& gathered,

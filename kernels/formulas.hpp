@@ -21,6 +21,9 @@ struct Moments {
   double mean = 0, var = 0;  // var is biased
 };
 
+// About 0: no mean, and the mean square in place of the variance.
+ALLNORM_HOST_DEVICE inline Moments about_zero(Moments m) { return {0, m.var + m.mean * m.mean}; }
+
 // Moments that are not finite are used by their own call only. A state keeps them as NaN, whatever they were, so that
 // ranks, devices and files have one form of what no later call may use.
 inline constexpr double not_usable = std::numeric_limits<double>::quiet_NaN();
@@ -182,20 +185,20 @@ ALLNORM_HOST_DEVICE inline ApplyCoefficients apply(double rstd, Correction c, do
 }
 
 // dx = g * gain + (x - mean) * power * slope + offset, with s1 = sum of gamma*r*g and s2 = sum of gamma*r*g*(x - mean)
-// over the group of ranks, and share = d mean / d (this call's mean), the same for the second moment (section 0,
-// a = b). rstd^3 would leave the range of double long before dx does, hence the power, which is rstd's. A value that
-// makes the statistics alone cannot change y.
+// over the group of ranks, and share = d (second moment) / d (this call's), the same for the mean where there is one
+// (section 0: b, and a = b or 0 with a mean of 0). rstd^3 would leave the range of double long before dx does, hence
+// the power, which is rstd's. A value that makes mean and variance alone cannot change y.
 struct GradCoefficients {
   double gain = 0, slope = 0, offset = 0, power = 1;
 };
-ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, double count,
-                                                       double s1, double s2) {
+ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, bool centred,
+                                                       double count, double s1, double s2) {
   const auto [power, rest] = split(rstd);
   // inference: the sums may be anything, NaN included
   if (share == 0 || count <= 0) return {gamma * r * rstd, 0, 0, power};
-  if (share == 1 && count == 1) return {0, 0, 0, power};
-  const double per_value = share / count;
-  return {gamma * r * rstd, -per_value * rest * rest * rest * (s2 * power) * power, -per_value * rstd * s1, power};
+  if (centred && share == 1 && count == 1) return {0, 0, 0, power};
+  const double per_value = share / count, slope = -per_value * rest * rest * rest * (s2 * power) * power;
+  return {gamma * r * rstd, slope, centred ? -per_value * rstd * s1 : 0, power};
 }
 
 // Gradients of gamma and beta from the sums of g and g * (x - mean).

@@ -43,6 +43,7 @@ struct RampView {
 /// A layer's options as kernels get them.
 struct Rules : PlainOptions {
   RampView r_max_ramp{}, d_max_ramp{};
+  bool centred = true;    // false: the row's moments are about 0
   bool persists = false;  // the batch_norm family: running statistics, history
 };
 

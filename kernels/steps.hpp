@@ -284,8 +284,8 @@ ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerSt
   using S = LayerState;
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists) {
-    frame.rstd = 1 / formulas::sigma(rules, current.var);
-    return frame;
+    const auto used = rules.centred ? current : formulas::about_zero(current);
+    return {used.mean, used.var, 1 / formulas::sigma(rules, used.var), 1, {}};
   }
   // CmBN: the batch so far
   formulas::Moments batch = current;

@@ -174,11 +174,8 @@ constexpr TensorSpec group_norm_tensors[] = {
     {"residual", TensorRole::activation, every_axis, "added before the activation"},
 };
 constexpr OutputSpec group_norm_outputs[] = {
-    {"mean", each_group, ""},
-    {"rstd", each_group, "1 / sqrt(var + eps)"},
-    {"grad_weight", each_channel, ""},
-    {"grad_bias", each_channel, ""},
-    {"grad_residual", every_axis, ""},
+    {"mean", each_group, ""},        {"rstd", each_group, "1 / sqrt(var + eps)"}, {"grad_weight", each_channel, ""},
+    {"grad_bias", each_channel, ""}, {"grad_residual", every_axis, ""},
 };
 
 // ---- the table -----------------------------------------------------------------------------------------------------
@@ -198,11 +195,10 @@ constexpr Row rows[] = {
      {},
      batch_outputs},
     {"sync_batch_norm", "Cross-GPU BN: batch_norm with the statistics of all ranks",
-     "Peng et al. 2018 (MegDet), arXiv:1711.07240", each_channel, batch_tensors, batch_attributes,
-     sync_defaults, batch_outputs},
-    {"batch_renorm", "Batch Renormalization: batch_norm corrected towards the running statistics",
-     "Ioffe 2017, arXiv:1702.03275", each_channel, batch_tensors, batch_attributes, renorm_defaults,
+     "Peng et al. 2018 (MegDet), arXiv:1711.07240", each_channel, batch_tensors, batch_attributes, sync_defaults,
      batch_outputs},
+    {"batch_renorm", "Batch Renormalization: batch_norm corrected towards the running statistics",
+     "Ioffe 2017, arXiv:1702.03275", each_channel, batch_tensors, batch_attributes, renorm_defaults, batch_outputs},
     {"cross_iteration_batch_norm",
      "Cross-Iteration BN: statistics of the last iterations, moved to the present weights",
      "Yao et al. 2021, arXiv:2002.05712", each_channel, batch_tensors, batch_attributes, window_defaults,
@@ -244,7 +240,8 @@ const TensorSpec* Row::tensor(std::string_view wanted) const noexcept {
 }
 
 const Attribute* Row::attribute(std::string_view wanted) const noexcept {
-  const auto found = std::find_if(attributes.begin(), attributes.end(), [&](const auto& a) { return a.name == wanted; });
+  const auto found =
+      std::find_if(attributes.begin(), attributes.end(), [&](const auto& a) { return a.name == wanted; });
   return found == attributes.end() ? nullptr : &*found;
 }
 
@@ -284,16 +281,23 @@ std::size_t family_of(const Row& row) noexcept {
   return first;
 }
 
-Layer::Layer(std::string_view name) {
+namespace {
+
+const Row& row_named(std::string_view name) {
   std::string known;
-  for (const Row& candidate : rows) {
-    if (candidate.name == name) row = &candidate;
-    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+  for (const Row& row : rows) {
+    if (row.name == name) return row;
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
   }
-  expect(row != nullptr, Code::invalid_argument,
-         [&] { return "layer is '" + std::string(name) + "', must be one of " + known; });
+  fail(Code::invalid_argument, "layer is '" + std::string(name) + "', must be one of " + known);
+}
+
+}  // namespace
+
+Layer::Layer(const Row& its_row) : row(&its_row) {
   for (const Default& value : row->defaults) set(value.attribute, value.value);
 }
+Layer::Layer(std::string_view name) : Layer(row_named(name)) {}
 
 Layer& Layer::set(std::string_view attribute, std::string_view value) {
   if (const Attribute* found = row->attribute(attribute)) {
@@ -316,7 +320,8 @@ void Layer::check() const {
   // What the row does not list must be as if it did not exist.
   for (const Row& other : rows)
     for (const Attribute& attribute : other.attributes)
-      expect(row->attribute(attribute.name) != nullptr || attribute.get(options) == attribute.get({}), Code::invalid_argument,
+      expect(row->attribute(attribute.name) != nullptr || attribute.get(options) == attribute.get({}),
+             Code::invalid_argument,
              [&] { return std::string(attribute.name) + " is set, must not be for " + std::string(row->name); });
   for (const Ramp* ramp : {&options.r_max_ramp, &options.d_max_ramp}) {
     const double least = ramp == &options.r_max_ramp ? 1 : 0;

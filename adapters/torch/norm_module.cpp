@@ -114,8 +114,12 @@ NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_pt
     expect(!extents.empty(), Code::invalid_argument,
            "normalized_shape of a layer with parameters is not given, must be the trailing extents");
   }
-  weight = register_parameter("weight", torch::ones(extents, device_for(queue)));
-  bias = register_parameter("bias", torch::zeros(extents, device_for(queue)));
+  const auto add = [&](const char* tensor, double value) {
+    if (layer.row->tensor(tensor) == nullptr) return torch::Tensor();
+    return register_parameter(tensor, torch::full(extents, value, device_for(queue)));
+  };
+  weight = add("weight", 1);
+  bias = add("bias", 0);
 }
 
 torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tensor& residual,

@@ -70,7 +70,8 @@ class NormModule : public torch::nn::Module {
   void expect_tensors(const torch::Tensor& input, const torch::Tensor& residual,
                       const ConvolutionTensors& convolution) const;
 
-  torch::Tensor weight, bias;  ///< gamma and beta, Float until the module is converted
+  torch::Tensor weight,
+      bias;  ///< gamma and beta, Float until the module is converted; undefined where the row has none
 
  private:
   Norm norm_;

@@ -18,7 +18,7 @@ struct Header;  // allnorm/message.hpp
 
 /// How a tensor is converted and cut over ranks.
 enum class TensorRole : std::uint8_t {
-  activation,   ///< shaped like the input, in its order and dtype
+  activation,  ///< shaped like the input, in its order and dtype
   parameter,
   state,        ///< running statistics
   counter,      ///< one integer
@@ -69,13 +69,14 @@ struct Default {
 
 struct Row {
   std::string_view name;
-  std::string_view summary;  ///< one line
-  std::string_view source;   ///< paper
-  Axes statistics;           ///< one mean and variance for each of their indices
+  std::string_view summary;             ///< one line
+  std::string_view source;              ///< paper
+  Axes statistics;                      ///< one mean and variance for each of their indices
   std::span<const TensorSpec> tensors;  ///< optional ones, besides input and grad_output
   std::span<const Attribute> attributes;
   std::span<const Default> defaults;    ///< where they differ from NormOptions{}
   std::span<const OutputSpec> outputs;  ///< besides output and grad_input
+  bool centred = true;                  ///< false: moments are about 0, the mean counts as 0
 
   /// The tensor, or attribute, of that name; null where the row has none.
   const TensorSpec* tensor(std::string_view name) const noexcept;
@@ -98,6 +99,8 @@ struct Layer {
   const Row* row = nullptr;
   NormOptions options{};
 
+  /// A row with its defaults, borrowed: it may be one that the catalogue lacks.
+  explicit Layer(const Row& row);
   /// The row of that name with its defaults. Throws invalid_argument with the known names.
   explicit Layer(std::string_view name);
   /// Sets one attribute from text. Throws invalid_argument for an unknown attribute or a value out of its range.

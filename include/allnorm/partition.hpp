@@ -47,8 +47,8 @@ struct Coarsening {
   std::int64_t divide = 1, modulo = 1;
   constexpr std::int64_t operator()(std::int64_t f) const noexcept { return f / divide % modulo; }
 };
-/// From the groups of `fine` axes to those of `coarse` ones, a part of them. Throws unsupported where an axis between two
-/// coarse ones is dropped.
+/// From the groups of `fine` axes to those of `coarse` ones, a part of them. Throws unsupported where an axis between
+/// two coarse ones is dropped.
 Coarsening coarsening(Axes fine, Axes coarse, const Shape& shape, Order order, const Cut& cut = {});
 
 }  // namespace allnorm

@@ -166,8 +166,8 @@ class Network::Impl {
     std::vector<std::pair<torch::Tensor*, bool>> all;  // with weight decay or without
     for (auto& block : blocks_) {
       all.emplace_back(&block->weight, true);
-      all.emplace_back(&block->norm().weight, false);
-      all.emplace_back(&block->norm().bias, false);
+      for (torch::Tensor* parameter : {&block->norm().weight, &block->norm().bias})
+        if (parameter->defined()) all.emplace_back(parameter, false);
     }
     all.emplace_back(&linear_weight_, true);
     all.emplace_back(&linear_bias_, false);

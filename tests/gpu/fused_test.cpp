@@ -95,8 +95,8 @@ TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
       for (std::int64_t g = 0; g < G; ++g) {
         const auto f = frame.get(g);
         const auto gate = formulas::apply(f.rstd, f.correction, fused.weight[g], fused.bias[g]);
-        const auto map = formulas::apply_grad(f.rstd, f.correction.r, fused.weight[g], f.share, frame.scalars->count,
-                                              fused.sums[g], fused.sums[G + g]);
+        const auto map = formulas::apply_grad(f.rstd, f.correction.r, fused.weight[g], f.share, true,
+                                              frame.scalars->count, fused.sums[g], fused.sums[G + g]);
         scale.set(g, gate.scale);
         shift.set(g, gate.shift);
         gain.set(g, map.gain);
