@@ -128,8 +128,8 @@ constexpr Attribute group_norm_attributes[] = {
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
-constexpr Axes none{}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_row{Axis::leading},
-    each_column{Axis::trailing};
+constexpr Axes none{}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
+    each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing};
 
 constexpr TensorSpec batch_tensors[] = {
     {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
@@ -178,6 +178,13 @@ constexpr OutputSpec group_norm_outputs[] = {
     {"grad_bias", each_channel, ""}, {"grad_residual", every_axis, ""},
 };
 
+constexpr Attribute instance_norm_attributes[] = {eps_attribute, activation_attribute, slope_attribute};
+constexpr OutputSpec instance_norm_outputs[] = {
+    {"mean", each_instance, ""},       {"rstd", each_instance, "1 / sqrt(var + eps)"},
+    {"grad_weight", each_channel, ""}, {"grad_bias", each_channel, ""},
+    {"grad_residual", every_axis, ""},
+};
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 constexpr Default sync_defaults[] = {{"sync", "world"}};
@@ -222,6 +229,14 @@ constexpr Row rows[] = {
      group_norm_attributes,
      {},
      group_norm_outputs},
+    {"instance_norm",
+     "Instance Normalization: mean and variance of each sample and channel over space",
+     "Ulyanov et al. 2016, arXiv:1607.08022",
+     each_instance,
+     group_norm_tensors,
+     instance_norm_attributes,
+     {},
+     instance_norm_outputs},
 };
 
 static_assert(std::all_of(std::begin(rows), std::end(rows), [](const Row& row) {
