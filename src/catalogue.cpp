@@ -168,6 +168,14 @@ constexpr OutputSpec layer_norm_outputs[] = {
     {"grad_bias", each_column, ""},
 };
 
+constexpr TensorSpec rms_norm_tensors[] = {
+    {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
+};
+constexpr OutputSpec rms_norm_outputs[] = {
+    {"rstd", each_row, "1 / sqrt(mean of squares + eps)"},
+    {"grad_weight", each_column, ""},
+};
+
 constexpr TensorSpec group_norm_tensors[] = {
     {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
     {"bias", TensorRole::parameter, each_channel, "beta; 0 when not given"},
@@ -221,6 +229,15 @@ constexpr Row rows[] = {
      layer_norm_attributes,
      {},
      layer_norm_outputs},
+    {"rms_norm",
+     "RMS Normalization: layer_norm with the root mean square, and nothing centred",
+     "Zhang and Sennrich 2019, arXiv:1910.07467",
+     each_row,
+     rms_norm_tensors,
+     layer_norm_attributes,
+     {},
+     rms_norm_outputs,
+     false},
     {"group_norm",
      "Group Normalization: mean and variance of each sample and group of channels",
      "Wu and He 2018, arXiv:1803.08494",
