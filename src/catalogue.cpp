@@ -308,9 +308,10 @@ std::string shape_text(const TensorSpec& tensor) {
 }
 
 std::size_t family_of(const Row& row) noexcept {
-  std::size_t first = 0;
-  while (first < std::size(rows) && rows[first].attributes.data() != row.attributes.data()) ++first;
-  return first;
+  const auto found = std::find_if(std::begin(rows), std::end(rows), [&](const Row& r) {
+    return r.attributes.data() == row.attributes.data() && r.statistics == row.statistics && r.centred == row.centred;
+  });
+  return static_cast<std::size_t>(found - std::begin(rows));
 }
 
 namespace {

@@ -90,8 +90,8 @@ struct Row {
 /// All rows, in the order of the documentation.
 std::span<const Row> catalogue() noexcept;
 
-/// The first row with the same attributes: rows of one family differ in defaults alone, and their ranks understand each
-/// other. The catalogue's size for a row that is not of it.
+/// The first row with the same statistics and attributes: rows of one family differ in defaults alone, and their ranks
+/// understand each other. The catalogue's size for a row that is not of it.
 std::size_t family_of(const Row& row) noexcept;
 
 /// A row with values for its attributes.
