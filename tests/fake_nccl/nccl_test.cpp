@@ -132,6 +132,9 @@ TEST_F(Nccl, HostExchangesSumExactly) {
   for (const int limit : {32, 1}) on_nccl_ranks(3, gathering(limit), exchange_cases::sums_are_exact);
 }
 TEST_F(Nccl, HostExchangesSumInRankOrder) { on_nccl_ranks(3, gathering(), exchange_cases::sums_are_in_rank_order); }
+TEST_F(Nccl, HostExchangesMergeMoments) {
+  for (const int limit : {32, 1}) on_nccl_ranks(3, gathering(limit), exchange_cases::moments_are_merged);
+}
 TEST_F(Nccl, HostExchangesOverlap) {
   for (const int limit : {32, 1}) on_nccl_ranks(4, gathering(limit), exchange_cases::exchanges_overlap);
 }
