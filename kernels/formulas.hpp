@@ -32,9 +32,9 @@ ALLNORM_HOST_DEVICE inline Moments kept(Moments m) { return usable(m) ? m : Mome
 
 // ---- 2: the moments of all ranks, merged rank by rank --------------------------------------------------------------
 
-/// How `more` values merge with the `before` ones that were merged already: the same for all groups of a message. A
-/// part without values is to be skipped, and the first part that has some is taken as it is: no sum there has a product
-/// with what a count of 0 stands beside.
+/// How `more` values merge with the `before` ones that were merged already (Chan, Golub and LeVeque): the same for all
+/// groups of a message. A part without values is to be skipped and the first one with some is taken as it is, so that
+/// nothing is multiplied with what stands beside a count of 0.
 struct Merge {
   double before = 0, more = 0;
   double count = 0;             // of both

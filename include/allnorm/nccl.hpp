@@ -35,8 +35,8 @@ Meeting meeting_from_environment();
 // rank has a CUDA queue on a GPU of its own; two ranks on one GPU are refused by NCCL (ranks as threads of one process
 // may share one: allnorm::threads). Their Communicator
 //  - exchanges records (gather) in the order of the queue's work, the host does not wait, and all of it may be captured
-//    in a graph. Up to Patience::gather_limit ranks records are gathered; beyond, NCCL adds them: the same bits on all
-//    ranks, but not those of another transport;
+//    in a graph. Up to Patience::gather_limit ranks records are gathered; beyond, NCCL adds them, moments in two
+//    rounds: the same bits on all ranks, but not those of another transport;
 //  - finds out in a thread of the process when an exchange is not done in time or NCCL reports an error, and aborts the
 //    group, so that no stream hangs; check() and every later call throw. A mismatch does not end the group;
 //  - on decline(), ends the group too: peers are told at once where ranks met over TCP, through bootstrap->abort()
