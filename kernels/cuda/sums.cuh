@@ -96,30 +96,33 @@ __device__ __forceinline__ Sums team_sums(const Thread& thread, double pivot, in
 }
 
 /// The sums over a tile's groups of one value per thread and column, into totals (groups per tile). `values`: a double
-/// per thread and column of shared memory. Begins and ends with a barrier.
+/// per thread and column of shared memory: (down, n, across), so that neighbouring threads use neighbouring banks.
+/// Begins and ends with a barrier.
 template <int n>
 __device__ void tile_sum(const ColumnPlan& plan, const double (&own)[n], int row, std::int64_t column, double* values,
                          double* totals) {
   const std::int64_t tile = plan.tile(), groups = plan.tile_groups;
   const auto thread = static_cast<int>(threadIdx.x);
+  double* const at = values + row * tile + column / n;
+  const auto of_column = [&](std::int64_t q) { return values[q % n * plan.across + q / n]; };  // in the first row
   __syncthreads();
   if (row < plan.down)
-    for (int j = 0; j < n; ++j) values[row * tile + column + j] = own[j];
+    for (int j = 0; j < n; ++j) at[j * plan.across] = own[j];
   __syncthreads();
   for (int rows = plan.down; rows > 1;) {
     const int half = (rows + 1) / 2;
     if (row + half < rows)
-      for (int j = 0; j < n; ++j) values[row * tile + column + j] += values[(row + half) * tile + column + j];
+      for (int j = 0; j < n; ++j) at[j * plan.across] += at[half * tile + j * plan.across];
     rows = half;
     __syncthreads();
   }
   if (plan.group_width == 1) {
-    for (std::int64_t g = thread; g < groups; g += block_threads) totals[g] = values[g];
+    for (std::int64_t g = thread; g < groups; g += block_threads) totals[g] = of_column(g);
   } else {
     for (std::int64_t g = thread / warp_threads; g < groups; g += block_threads / warp_threads) {
       double sum = 0;
       for (std::int64_t j = thread % warp_threads; j < plan.group_width; j += warp_threads)
-        sum += values[g * plan.group_width + j];
+        sum += of_column(g * plan.group_width + j);
       sum = warp_sum(sum);
       if (thread % warp_threads == 0) totals[g] = sum;
     }
