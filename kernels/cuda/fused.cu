@@ -65,9 +65,14 @@ int width_of(const ForwardArgs& args) {
 
 void set_fused_path(FusedPath path) noexcept { fused_path = path; }
 
+std::int64_t fused_blocks(Queue& queue) {
+  return std::int64_t{properties_of(queue).multiProcessorCount} - multiprocessors_left(queue);
+}
+
 bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue) {
   const cudaDeviceProp& device = properties_of(queue);
-  if (device.cooperativeLaunch == 0) return false;
+  const std::int64_t processors = fused_blocks(queue);
+  if (device.cooperativeLaunch == 0 || processors <= 0) return false;
   switch (fused_path.load()) {
     case FusedPath::never:
       return false;
@@ -80,7 +85,6 @@ bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue) {
   // less than a part's worth of values; and where the tensor exceeds what is kept on chip and in the L2 cache together,
   // the rest comes from memory again, in blocks that have fewer threads than those of the separate kernels. Both bounds
   // are reasoned and not measured.
-  const std::int64_t processors = device.multiProcessorCount;
   const std::int64_t on_chip = processors * static_cast<std::int64_t>(device.sharedMemPerBlockOptin);
   return elements >= processors * part_minimum && bytes <= on_chip + device.l2CacheSize;
 }

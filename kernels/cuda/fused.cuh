@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/fused.hpp"
 #include "kernels/cuda/fused_layouts.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -167,29 +168,11 @@ auto even_plan(std::int64_t blocks, const Make& make) {
   return best;
 }
 
-/// Blocks of a fused kernel that the GPU holds at once, each with all the shared memory that one may have.
-template <class... Parameters>
-std::int64_t cooperative_blocks(void (*kernel)(Parameters...), Queue& queue) {
-  const DeviceGuard guard(queue.device().index);
-  const cudaDeviceProp& device = properties_of(queue);
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(device.sharedMemPerBlockOptin)),
-        "asking for shared memory");
-  int per_processor = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, block_threads,
-                                                      device.sharedMemPerBlockOptin),
-        "asking for a kernel's occupancy");
-  return std::int64_t{per_processor} * device.multiProcessorCount;
-}
-
 /// As launch(), for a grid whose blocks wait for each other.
 template <class... Parameters, class... Args>
 void launch_cooperative(Queue& queue, std::int64_t blocks, int threads, std::size_t shared_bytes,
                         void (*kernel)(Parameters...), const Args&... args) {
   const DeviceGuard guard(queue.device().index);
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(properties_of(queue).sharedMemPerBlockOptin)),
-        "asking for shared memory");
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
@@ -204,14 +187,15 @@ void launch_cooperative(Queue& queue, std::int64_t blocks, int threads, std::siz
 }
 
 template <class Work, class Layout>
-void launch_fused(Work work, const Layout& layout, std::int64_t most_blocks, Queue& queue) {
+void launch_fused(Work work, const Layout& layout, Queue& queue) {
   using Coefficients = typename Work::Coefficients;
   using Kept = Vector<typename Work::T, Work::n>;
-  const std::int64_t blocks = std::min(layout.blocks(), most_blocks);
+  const auto kernel = fused_kernel<Work, Layout>;
+  const std::int64_t blocks = std::min(layout.blocks(), fused_blocks(queue));
   constexpr auto item = static_cast<std::int64_t>(Work::tensors * block_threads * sizeof(Kept));  // bytes
   FusedRoom<Coefficients> room;
   room.kept_from = ceil_div(layout.shared_doubles(), 2) * 2 * static_cast<std::int64_t>(sizeof(double));
-  const auto most_bytes = static_cast<std::int64_t>(properties_of(queue).sharedMemPerBlockOptin);
+  const auto most_bytes = static_cast<std::int64_t>(most_shared(reinterpret_cast<const void*>(kernel), queue));
   const std::int64_t needed = ceil_div(layout.units(), blocks * layout.teams()) * layout.most_of_unit();
   room.items = static_cast<int>(std::min(needed, (most_bytes - room.kept_from) / item));
   const auto shared = static_cast<std::size_t>(room.kept_from + room.items * item);
@@ -222,22 +206,19 @@ void launch_fused(Work work, const Layout& layout, std::int64_t most_blocks, Que
   Buffer<std::byte> memory(sums_bytes + table_bytes, queue, Fill::none);
   room.sums = reinterpret_cast<double2*>(memory.data());
   room.table = reinterpret_cast<Coefficients*>(memory.data() + sums_bytes);
-  launch_cooperative(queue, blocks, block_threads, shared, fused_kernel<Work, Layout>, work, layout, room);
+  launch_cooperative(queue, blocks, block_threads, shared, kernel, work, layout, room);
 }
 
 /// Runs `work` over a partition that is not empty; Work::n divides its runs, or its rows where they are columns.
 template <class Work>
 void run_fused(const Work& work, const Partition& p, Queue& queue) {
   constexpr int n = Work::n;
-  if (by_columns(p)) {
-    static const std::int64_t blocks = cooperative_blocks(fused_kernel<Work, FusedColumns<n>>, queue);
+  const std::int64_t blocks = fused_blocks(queue);
+  if (by_columns(p))
     launch_fused(work, FusedColumns<n>{even_plan(blocks, [&](auto wanted) { return plan_columns(p, n, wanted); })},
-                 blocks, queue);
-  } else {
-    static const std::int64_t blocks = cooperative_blocks(fused_kernel<Work, FusedRuns<n>>, queue);
-    launch_fused(work, FusedRuns<n>{even_plan(blocks, [&](auto wanted) { return plan_runs(p, n, wanted); })}, blocks,
                  queue);
-  }
+  else
+    launch_fused(work, FusedRuns<n>{even_plan(blocks, [&](auto wanted) { return plan_runs(p, n, wanted); })}, queue);
 }
 
 /// Whether n adjacent values of a canonical partition are read at once.

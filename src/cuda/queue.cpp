@@ -267,6 +267,8 @@ void CudaQueue::expect_memory(const void* data, const char* name) const {
 cudaStream_t stream_of(Queue& queue) noexcept { return of(queue).handle(); }
 const cudaDeviceProp& properties_of(Queue& queue) noexcept { return of(queue).properties(); }
 bool is_capturing(Queue& queue) { return of(queue).capturing(); }
+void leave_multiprocessors(Queue& queue, int count) noexcept { of(queue).leave_multiprocessors(count); }
+int multiprocessors_left(Queue& queue) noexcept { return of(queue).multiprocessors_left(); }
 unsigned* tickets(Queue& queue, std::size_t count) { return of(queue).tickets(count); }
 
 }  // namespace cuda

@@ -39,6 +39,8 @@ class CudaQueue final : public Queue::Impl {
   /// True from cudaStreamBeginCapture to cudaStreamEndCapture.
   bool capturing() const;
   unsigned* tickets(std::size_t count);
+  void leave_multiprocessors(int count) noexcept { left_ = count; }
+  int multiprocessors_left() const noexcept { return left_; }
 
  private:
   CudaQueue(int index, cudaStream_t stream, bool own);
@@ -50,6 +52,7 @@ class CudaQueue final : public Queue::Impl {
   int index_;
   cudaStream_t stream_;
   bool own_stream_;
+  int left_ = 0;  // multiprocessors, to others
   const cudaDeviceProp* properties_;
   cudaMemPool_t pool_ = nullptr;  // null: the device has none
   unsigned* tickets_ = nullptr;   // (tickets_size_), all zero between kernels
@@ -64,6 +67,9 @@ class CudaQueue final : public Queue::Impl {
 cudaStream_t stream_of(Queue& queue) noexcept;
 const cudaDeviceProp& properties_of(Queue& queue) noexcept;
 bool is_capturing(Queue& queue);
+/// To other kernels, by those whose blocks all have to run at once.
+void leave_multiprocessors(Queue& queue, int count) noexcept;
+int multiprocessors_left(Queue& queue) noexcept;
 /// `count` counters for "the last block to finish goes on": zero when a kernel begins, and left zero by it. They are
 /// the queue's own, in device memory, and stay where they are for graphs that were captured with them. Kernels that
 /// use them must run one after the other: a graph with tickets is not replayed beside other work of its queue.

@@ -12,6 +12,7 @@
 #include "finish_support.hpp"
 #include "kernels/cuda/fused.hpp"
 #include "kernels/cuda/kernels.hpp"
+#include "src/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
 
@@ -26,6 +27,12 @@ struct Choose {
   Choose& operator=(const Choose&) = delete;
   ~Choose() { cuda::set_fused_path(FusedPath::automatic); }
 };
+
+/// Leaves all multiprocessors but 4 to others, so that on any GPU a tensor of a million bytes is more than is kept on
+/// chip.
+inline void use_few_multiprocessors(Queue& queue) {
+  cuda::leave_multiprocessors(queue, cuda::properties_of(queue).multiProcessorCount - 4);
+}
 
 inline Rules batch_norm() {
   Rules rules;

@@ -1,5 +1,8 @@
 // Fused calls of a lone rank against the separate kernels on the same values: statistics, state, outputs, gradients.
 #include "fused_support.hpp"
+#if ALLNORM_CUDA_EMULATED
+#include "cuda_emulation.hpp"
+#endif
 #include "kernels/cuda/groupwise.hpp"
 #include "src/cuda/queue.hpp"
 
@@ -9,6 +12,7 @@ namespace {
 struct Case {
   const char* edge;
   Partition p;
+  bool on_few = false;  // multiprocessors
 };
 const Case cases[] = {{"one value", {1, 1, 1, 1}},
                       {"one channel", {1, 3, 1, 50}},
@@ -24,18 +28,29 @@ const Case cases[] = {{"one value", {1, 1, 1, 1}},
                       {"columns in vectors", {1, 50, 64, 1}},
                       {"several tiles of columns", {1, 24, 1032, 1}},
                       {"an odd number of columns", {1, 120, 257, 1}},
-                      {"more than is kept on chip, by runs", {1, 8, 3, 20480}},
-                      {"more than is kept on chip, by columns", {1, 8000, 64, 1}},
-                      {"more than is kept on chip, value by value", {1, 5, 7, 14001}}};
+                      {"more than is kept on chip, by runs", {1, 8, 3, 20480}, true},
+                      {"more than is kept on chip, by columns", {1, 8000, 64, 1}, true},
+                      {"more than is kept on chip, value by value", {1, 5, 7, 14001}, true}};
 
 template <class T>
-struct FusedKernels : OverTypes<T> {};
+struct FusedKernels : OverTypes<T> {
+  /// On few multiprocessors, which cannot keep p, or on all of them.
+  static void on_chip_as(bool few, const Partition& p, Queue& queue) {
+    cuda::leave_multiprocessors(queue, 0);
+    if (!few) return;
+    use_few_multiprocessors(queue);
+    const auto kept =
+        cuda::fused_blocks(queue) * static_cast<std::int64_t>(cuda::properties_of(queue).sharedMemPerBlockOptin);
+    EXPECT_GT(p.elements() * static_cast<std::int64_t>(sizeof(T)), kept);
+  }
+};
 TYPED_TEST_SUITE(FusedKernels, Types);
 
 TYPED_TEST(FusedKernels, ForwardIsTheSeparateKernels) {
   using T = TypeParam;
-  for (const auto& [edge, p] : cases) {
+  for (const auto& [edge, p, on_few] : cases) {
     SCOPED_TRACE(std::string(edge) + " " + text(p));
+    this->on_chip_as(on_few, p, this->queue);
     Layer<T> fused(p, batch_norm()), plain(p, batch_norm());
     const auto model = SumModel::of(fused.x, p);
     for (const bool with_residual : {true, false}) {
@@ -58,6 +73,7 @@ TYPED_TEST(FusedKernels, ForwardInPlace) {
   using T = TypeParam;
   for (const Partition p : {Partition{1, 8, 3, 20480}, Partition{1, 8000, 64, 1}}) {
     SCOPED_TRACE(text(p));
+    this->on_chip_as(true, p, this->queue);
     Layer<T> apart(p, batch_norm()), in_place(p, batch_norm());
     call(apart.forward(), this->queue, FusedPath::always);
     ForwardArgs args = in_place.forward();
@@ -69,8 +85,9 @@ TYPED_TEST(FusedKernels, ForwardInPlace) {
 
 TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
   using T = TypeParam;
-  for (const auto& [edge, p] : cases) {
+  for (const auto& [edge, p, on_few] : cases) {
     SCOPED_TRACE(std::string(edge) + " " + text(p));
+    this->on_chip_as(on_few, p, this->queue);
     Layer<T> fused(p, batch_norm()), plain(p, batch_norm());
     for (const auto& [activation, with_mask] :
          {std::pair{activations[0], false}, {activations[1], true}, {activations[2], false}}) {
@@ -146,6 +163,7 @@ TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
 /// A mask is made where a thread writes whole bytes of it: for halves in vectors.
 TEST(FusedForward, MakesTheMaskOfHalves) {
   Queue queue = backend::queue();
+  use_few_multiprocessors(queue);
   for (const Partition p : {Partition{1, 3, 5, 264}, Partition{1, 77, 24, 1}, Partition{1, 8, 3, 20480}}) {
     SCOPED_TRACE(text(p));
     Layer<bf16> fused(p, batch_norm()), plain(p, batch_norm());
@@ -200,6 +218,7 @@ TEST(FusedBackward, IsReachedThroughTheHalves) {
 
 TEST(FusedForward, GivesTheSameBitsAgain) {
   Queue queue = backend::queue();
+  use_few_multiprocessors(queue);
   const Partition p{1, 8, 3, 20480};
   Layer<float> first(p, batch_norm()), again(p, batch_norm());
   call(first.forward(), queue, FusedPath::always);
@@ -238,6 +257,33 @@ TEST(Fused, CallsAreCapturedAndReplayed) {
   fused_backward(direct.backward(), queue);
   EXPECT_TRUE(fused.dx.same_bits(direct.dx));
   cudaGraphExecDestroy(exec);
+}
+
+TEST(Fused, LeavesMultiprocessorsToOthers) {
+  Queue queue = backend::queue();
+  const int all = cuda::properties_of(queue).multiProcessorCount;
+  const Partition p{1, 500, 64, 1};
+  for (const int left : {0, 1, all - 1}) {
+    SCOPED_TRACE(left);
+    cuda::leave_multiprocessors(queue, left);
+    EXPECT_EQ(cuda::fused_blocks(queue), all - left);
+    Layer<float> fused(p, batch_norm()), plain(p, batch_norm());
+#if ALLNORM_CUDA_EMULATED
+    cuda_emulation::reset();
+#endif
+    call(fused.forward(), queue, FusedPath::always);
+    fused_backward(fused.backward(), queue);
+#if ALLNORM_CUDA_EMULATED
+    EXPECT_EQ(cuda_emulation::most_cooperative_blocks(), static_cast<std::size_t>(all - left));
+#endif
+    call(plain.forward(), queue, FusedPath::never);
+    expect_same_state(fused, plain, SumModel::of(fused.x, p));
+  }
+  cuda::leave_multiprocessors(queue, all);
+  Layer<float> layer(p, batch_norm());
+  const Choose choice(FusedPath::always);
+  EXPECT_FALSE(cuda::fused_fits(layer.forward(), queue)) << "none is left";
+  EXPECT_FALSE(cuda::fused_fits(layer.backward(), queue)) << "none is left";
 }
 
 TEST(Fused, FitsWhereItCanAndShouldPay) {
