@@ -21,6 +21,8 @@ Queue::~Queue() = default;
 int Queue::threads() const noexcept { return impl_->threads(); }
 void* Queue::stream() const noexcept { return impl_->stream(); }
 void Queue::wait() { impl_->wait(); }
+void Queue::leave_multiprocessors(int count) { impl_->leave_multiprocessors(count); }
+int Queue::multiprocessors_left() const noexcept { return impl_->multiprocessors_left(); }
 
 void* allocate(std::size_t bytes, Queue& queue, Fill fill) {
   return bytes == 0 ? nullptr : queue.impl().allocate(bytes, fill);

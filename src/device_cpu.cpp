@@ -21,6 +21,10 @@ Queue Queue::cpu(int threads) {
   return Queue(Device{}, cpu_ops(), std::make_shared<CpuQueue>(threads));
 }
 
+void CpuQueue::leave_multiprocessors(int) {
+  fail(Code::invalid_argument, "a queue on cpu has no multiprocessors to leave to others, must be on a GPU");
+}
+
 void* CpuQueue::allocate(std::size_t bytes, Fill fill) {
   void* data = ::operator new(bytes, alignment, std::nothrow);
   expect(data != nullptr, Code::device, [&] { return "out of memory: " + std::to_string(bytes) + " bytes on cpu"; });

@@ -24,6 +24,8 @@ class CpuQueue final : public Queue::Impl {
   int threads() const noexcept override { return static_cast<int>(workers_.size()) + 1; }
   void* stream() const noexcept override { return nullptr; }
   void wait() override {}
+  void leave_multiprocessors(int) override;
+  int multiprocessors_left() const noexcept override { return 0; }
   // src/device_cpu.cpp
   void* allocate(std::size_t bytes, Fill fill) override;
   void release(void* data) noexcept override;

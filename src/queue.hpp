@@ -19,6 +19,8 @@ class Queue::Impl {
   virtual int threads() const noexcept = 0;
   virtual void* stream() const noexcept = 0;
   virtual void wait() = 0;
+  virtual void leave_multiprocessors(int count) = 0;
+  virtual int multiprocessors_left() const noexcept = 0;
   virtual void* allocate(std::size_t bytes, Fill fill) = 0;
   virtual void release(void* data) noexcept = 0;
   virtual void copy_to_device(void* to, const void* from, std::size_t bytes) = 0;

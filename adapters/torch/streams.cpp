@@ -30,6 +30,7 @@ Queue& queue_on_gpu(Queue& own) {
   const std::pair key(own.device().index, stream);
   auto found = queues.find(key);
   if (found == queues.end()) found = queues.emplace(key, Queue::cuda(key.first, stream)).first;
+  found->second.leave_multiprocessors(own.multiprocessors_left());
   return found->second;
 }
 

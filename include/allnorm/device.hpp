@@ -51,6 +51,13 @@ class Queue {
   void* stream() const noexcept;
   /// Blocks until all work of the queue is done. Throws device when some of it failed.
   void wait();
+  /// `count` multiprocessors of the GPU are not used by kernels whose blocks all have to run at once (a lone rank's
+  /// batch_norm of middle size), so that such a kernel need not wait for the end of another that holds as many, as
+  /// those of NCCL do beside a backward pass. With all of them such kernels are not used. 0 at first; it holds for
+  /// calls that follow. Throws invalid_argument for a CPU queue and for a negative count.
+  void leave_multiprocessors(int count);
+  /// 0 for a CPU queue.
+  int multiprocessors_left() const noexcept;
   const Ops& ops() const noexcept { return *ops_; }
 
   /// The backend's own part: the thread pool of a CPU queue (src/parallel.hpp), the stream of a CUDA one.

@@ -66,7 +66,7 @@ int width_of(const ForwardArgs& args) {
 void set_fused_path(FusedPath path) noexcept { fused_path = path; }
 
 std::int64_t fused_blocks(Queue& queue) {
-  return std::int64_t{properties_of(queue).multiProcessorCount} - multiprocessors_left(queue);
+  return std::int64_t{properties_of(queue).multiProcessorCount} - queue.multiprocessors_left();
 }
 
 bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue) {

@@ -23,7 +23,7 @@ bool fused_fits(const BackwardArgs& args, Queue& queue);
 void fused_backward(const BackwardArgs& args, Queue& queue);
 
 /// Blocks of a fused launch at most: one has a multiprocessor to itself, and those that the queue leaves to others
-/// (leave_multiprocessors) have none.
+/// (Queue::leave_multiprocessors) have none.
 std::int64_t fused_blocks(Queue& queue);
 /// Whether to fuse a call that can be, which reads `bytes` bytes of `elements` elements before the grid first waits.
 bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue);

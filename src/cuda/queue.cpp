@@ -112,6 +112,12 @@ CudaQueue::~CudaQueue() {
 
 // ---- order ----------------------------------------------------------------------------------------------------------
 
+void CudaQueue::leave_multiprocessors(int count) {
+  expect(count >= 0, Code::invalid_argument,
+         [&] { return "multiprocessors left to others are " + std::to_string(count) + ", must be 0 or more"; });
+  left_ = count;
+}
+
 bool CudaQueue::capturing() const {
   // The legacy default stream cannot be captured, and asking it fails while another stream is.
   if (stream_ == nullptr || stream_ == cudaStreamLegacy) return false;
@@ -267,8 +273,6 @@ void CudaQueue::expect_memory(const void* data, const char* name) const {
 cudaStream_t stream_of(Queue& queue) noexcept { return of(queue).handle(); }
 const cudaDeviceProp& properties_of(Queue& queue) noexcept { return of(queue).properties(); }
 bool is_capturing(Queue& queue) { return of(queue).capturing(); }
-void leave_multiprocessors(Queue& queue, int count) noexcept { of(queue).leave_multiprocessors(count); }
-int multiprocessors_left(Queue& queue) noexcept { return of(queue).multiprocessors_left(); }
 unsigned* tickets(Queue& queue, std::size_t count) { return of(queue).tickets(count); }
 
 }  // namespace cuda

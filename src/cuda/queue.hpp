@@ -39,8 +39,8 @@ class CudaQueue final : public Queue::Impl {
   /// True from cudaStreamBeginCapture to cudaStreamEndCapture.
   bool capturing() const;
   unsigned* tickets(std::size_t count);
-  void leave_multiprocessors(int count) noexcept { left_ = count; }
-  int multiprocessors_left() const noexcept { return left_; }
+  void leave_multiprocessors(int count) override;
+  int multiprocessors_left() const noexcept override { return left_; }
 
  private:
   CudaQueue(int index, cudaStream_t stream, bool own);
@@ -67,9 +67,6 @@ class CudaQueue final : public Queue::Impl {
 cudaStream_t stream_of(Queue& queue) noexcept;
 const cudaDeviceProp& properties_of(Queue& queue) noexcept;
 bool is_capturing(Queue& queue);
-/// To other kernels, by those whose blocks all have to run at once.
-void leave_multiprocessors(Queue& queue, int count) noexcept;
-int multiprocessors_left(Queue& queue) noexcept;
 /// `count` counters for "the last block to finish goes on": zero when a kernel begins, and left zero by it. They are
 /// the queue's own, in device memory, and stay where they are for graphs that were captured with them. Kernels that
 /// use them must run one after the other: a graph with tickets is not replayed beside other work of its queue.

@@ -31,7 +31,7 @@ struct Choose {
 /// Leaves all multiprocessors but 4 to others, so that on any GPU a tensor of a million bytes is more than is kept on
 /// chip.
 inline void use_few_multiprocessors(Queue& queue) {
-  cuda::leave_multiprocessors(queue, cuda::properties_of(queue).multiProcessorCount - 4);
+  queue.leave_multiprocessors(cuda::properties_of(queue).multiProcessorCount - 4);
 }
 
 inline Rules batch_norm() {

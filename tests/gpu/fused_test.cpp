@@ -36,7 +36,7 @@ template <class T>
 struct FusedKernels : OverTypes<T> {
   /// On few multiprocessors, which cannot keep p, or on all of them.
   static void on_chip_as(bool few, const Partition& p, Queue& queue) {
-    cuda::leave_multiprocessors(queue, 0);
+    queue.leave_multiprocessors(0);
     if (!few) return;
     use_few_multiprocessors(queue);
     const auto kept =
@@ -265,7 +265,7 @@ TEST(Fused, LeavesMultiprocessorsToOthers) {
   const Partition p{1, 500, 64, 1};
   for (const int left : {0, 1, all - 1}) {
     SCOPED_TRACE(left);
-    cuda::leave_multiprocessors(queue, left);
+    queue.leave_multiprocessors(left);
     EXPECT_EQ(cuda::fused_blocks(queue), all - left);
     Layer<float> fused(p, batch_norm()), plain(p, batch_norm());
 #if ALLNORM_CUDA_EMULATED
@@ -279,7 +279,7 @@ TEST(Fused, LeavesMultiprocessorsToOthers) {
     call(plain.forward(), queue, FusedPath::never);
     expect_same_state(fused, plain, SumModel::of(fused.x, p));
   }
-  cuda::leave_multiprocessors(queue, all);
+  queue.leave_multiprocessors(all);
   Layer<float> layer(p, batch_norm());
   const Choose choice(FusedPath::always);
   EXPECT_FALSE(cuda::fused_fits(layer.forward(), queue)) << "none is left";

@@ -15,6 +15,7 @@
 #include "allnorm/error.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/queue.hpp"
+#include "harness.hpp"
 
 namespace allnorm::test {
 namespace {
@@ -361,6 +362,19 @@ TEST(CudaQueues, KnowTheirStreamAndDevice) {
   int multiprocessors = 0;
   ASSERT_EQ(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), cudaSuccess);
   EXPECT_EQ(cuda::properties_of(queue).multiProcessorCount, multiprocessors);
+}
+
+TEST(CudaQueues, LeaveMultiprocessorsToOthers) {
+  Queue queue = Queue::cuda(), host = Queue::cpu();
+  EXPECT_EQ(queue.multiprocessors_left(), 0);
+  queue.leave_multiprocessors(16);
+  EXPECT_EQ(queue.multiprocessors_left(), 16);
+  EXPECT_EQ(harness::error_of([&] { queue.leave_multiprocessors(-1); }),
+            "invalid argument: multiprocessors left to others are -1, must be 0 or more");
+  EXPECT_EQ(queue.multiprocessors_left(), 16);
+  EXPECT_EQ(harness::error_of([&] { host.leave_multiprocessors(16); }),
+            "invalid argument: a queue on cpu has no multiprocessors to leave to others, must be on a GPU");
+  EXPECT_EQ(host.multiprocessors_left(), 0);
 }
 
 TEST(CudaQueues, LeaveTheCallersStreamToTheCaller) {
