@@ -3,6 +3,7 @@
 #include "launch/apply.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <optional>
 
@@ -10,6 +11,7 @@
 #include "launch/apply_outputs.hpp"
 #include "launch/apply_tensors.hpp"
 #include "launch/files/input_file.hpp"
+#include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
 
 namespace allnorm::launch {
@@ -49,8 +51,17 @@ void check_state(const ApplyPlan& plan, const Rank& rank, const State& state) {
          });
 }
 
+// What an earlier run that was killed left where this one reads its state and writes.
+void recover_folders(const ApplyPlan& plan, const Rank& rank) {
+  constexpr double patience = 10;  // seconds, where another run is just giving its files their names
+  recover_once(plan.out, patience);
+  for (const std::string& file : {plan.load_state, plan.save_state})
+    if (!file.empty()) recover_once(std::filesystem::path(expand(file, rank.rank, 0)).parent_path().string(), patience);
+}
+
 void apply_on(const ApplyPlan& plan, Rank& rank) {
   check_plan(plan, rank.size);
+  recover_folders(plan, rank);
   StepTensors tensors(plan, rank.rank, rank.size);
   tensors.read(0);
   const auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <utility>
 
-#include "launch/files/atomic_file.hpp"
 #include "launch/files/input_file.hpp"
+#include "launch/files/leftovers.hpp"
 #include "launch/files/npy_convert.hpp"
+#include "launch/files/staged_files.hpp"
 
 namespace allnorm::launch {
 
@@ -93,25 +95,53 @@ bool all_agree(Rank& rank, std::uint64_t call, bool well) {
   return (answer.flags & flag_stop) == 0;
 }
 
-// `state`: null where none is written.
-void stage(StagedFiles& files, const ApplyPlan& plan, const Rank& rank, const std::vector<NamedArray>& results,
-           const State* state) {
+// A name that all ranks have for the run: rank 0's, which the exchange adds to zeros. Collective.
+std::string name_of_run(Rank& rank) {
+  const double own = rank.rank == 0 ? static_cast<double>(new_number()) : 0;
+  const Message sum = rank.world->exchange(Message{Header("apply", Direction::agreement, 0), {own}, 0, {}}, rank.queue);
+  return stem_of(static_cast<std::uint64_t>(sum.payload[0]));
+}
+
+void make_out(const std::string& out) {
   std::error_code error;
-  std::filesystem::create_directories(plan.out, error);
-  if (!std::filesystem::is_directory(plan.out))
-    bad_file(plan.out, "cannot be made: " + (error ? error.message() : std::string("something else has that name")));
+  std::filesystem::create_directories(out, error);
+  if (!std::filesystem::is_directory(out))
+    bad_file(out, "cannot be made: " + (error ? error.message() : std::string("something else has that name")));
+}
+
+std::string file_name(const ApplyPlan& plan, const NamedArray& result, int rank, int ranks) {
+  return result.name + (ranks > 1 ? ".r" + std::to_string(rank) : "") +
+         (plan.steps > 1 ? ".s" + std::to_string(result.step) : "") + ".npy";
+}
+
+// The state must not take the name of an output, of another rank either.
+void check_name_of_state(const ApplyPlan& plan, const Rank& rank, const std::vector<NamedArray>& results,
+                         const AtomicFile& state) {
+  if (state.folder() != std::filesystem::canonical(plan.out)) return;
+  for (int r = 0; r < rank.size; ++r)
+    for (const NamedArray& result : results)
+      if (state.name() == file_name(plan, result, r, rank.size))
+        bad_file(state.path(), "is the output " + result.name + ", must be another file");
+}
+
+// `state`: null where none is written.
+void stage(std::optional<StagedFiles>& files, const std::string& run, const ApplyPlan& plan, const Rank& rank,
+           const std::vector<NamedArray>& results, const State* state) {
+  make_out(plan.out);
+  files.emplace(plan.out, run, rank.rank);
   const std::filesystem::path directory(plan.out);
   for (const NamedArray& result : results) {
-    const std::string name = result.name + (rank.size > 1 ? ".r" + std::to_string(rank.rank) : "") +
-                             (plan.steps > 1 ? ".s" + std::to_string(result.step) : "") + ".npy";
-    AtomicFile file((directory / name).string());
+    AtomicFile file = files->make((directory / file_name(plan, result, rank.rank, rank.size)).string());
     write_npy(file, result.array);
-    files.add(std::move(file));
+    files->add(std::move(file));
   }
-  if (state == nullptr) return;
-  AtomicFile file(expand(plan.save_state, rank.rank, 0));
-  write_safetensors(file, to_file(*state, rank.size));
-  files.add(std::move(file));
+  if (state != nullptr) {
+    AtomicFile file = files->make(expand(plan.save_state, rank.rank, 0));
+    check_name_of_state(plan, rank, results, file);
+    write_safetensors(file, to_file(*state, rank.size));
+    files->add(std::move(file));
+  }
+  files->prepare();
 }
 
 }  // namespace
@@ -187,22 +217,31 @@ std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensor
 
 void write_results(const ApplyPlan& plan, Rank& rank, const std::vector<NamedArray>& results, const SavedState& saved) {
   // A rank that fails before this point ends its peers; nobody may have a temporary file by then.
-  const bool sound = all_agree(rank, 0, saved.wrong.empty());
+  const std::string run = name_of_run(rank);
+  const bool sound = all_agree(rank, 1, saved.wrong.empty());
   const bool own_file = !plan.save_state.empty() && (rank.rank == 0 || mentions(plan.save_state, "{rank}"));
   if (!saved.wrong.empty() && own_file)
     print_line(expand(plan.save_state, rank.rank, 0) + ": is not written, an older one stays" +
                (rank.size > 1 ? " on every rank: rank " + std::to_string(rank.rank) + "'s " : ": ") + saved.wrong);
-  StagedFiles files;
+  std::optional<StagedFiles> files;
   std::exception_ptr error;
-  try {
-    stage(files, plan, rank, results, own_file && sound ? &saved.state : nullptr);
-  } catch (...) {
-    error = std::current_exception();
+  const auto attempt = [&error](const auto& work) {
+    try {
+      work();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  };
+  attempt([&] { stage(files, run, plan, rank, results, own_file && sound ? &saved.state : nullptr); });
+  bool well = all_agree(rank, 2, !error);
+  if (well) {
+    attempt([&] { files->rename(); });
+    well = all_agree(rank, 3, !error);
   }
-  const bool well = all_agree(rank, 1, !error);
-  if (well) return files.commit();
-  files = StagedFiles{};
-  all_agree(rank, 2, true);  // the failed rank ends the others only after their temporaries are gone
+  const bool kept = files && files->settle(well);
+  if (well && !kept) bad_file(plan.out, "cannot be written: what this run keeps cannot be noted there");
+  if (well) return;
+  all_agree(rank, 4, true);  // the failed rank ends the others only after their files are as they were
   if (error) std::rethrow_exception(error);
   fail(Code::aborted, "another rank could not write its results");
 }

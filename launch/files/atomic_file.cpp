@@ -1,7 +1,8 @@
-// Writing files whole or not at all.
+// Writing a file whole or not at all.
 #include "launch/files/atomic_file.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include "launch/files/input_file.hpp"
+#include "launch/files/leftovers.hpp"
 
 namespace allnorm::launch {
 namespace {
@@ -23,45 +25,80 @@ constexpr std::size_t buffer_bytes = std::size_t{1} << 16;
 }
 
 // Where the rename must go, or an error if something other than a file lies there.
-std::string resolve(const std::string& path) {
+std::filesystem::path resolve(const std::string& path) {
   namespace fs = std::filesystem;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return path;
-  if (error) cannot_write(path, error.value());
+  if (error && status.type() != fs::file_type::not_found) cannot_write(path, error.value());
   if (status.type() == fs::file_type::directory) bad_file(path, "is a directory, must be a file or not exist");
-  if (status.type() != fs::file_type::regular) bad_file(path, "is not a regular file, must be one or not exist");
-  const fs::path target = fs::canonical(path, error);
-  return error ? path : target.string();
+  const bool there = status.type() != fs::file_type::not_found;
+  if (there && status.type() != fs::file_type::regular)
+    bad_file(path, "is not a regular file, must be one or not exist");
+  if (there) {
+    fs::path target = fs::canonical(path, error);
+    if (!error) return target;
+  }
+  const fs::path given(path);
+  const fs::path folder = fs::canonical(given.has_parent_path() ? given.parent_path() : fs::path("."), error);
+  if (error) cannot_write(path, error.value());
+  return folder / given.filename();
 }
 
 // The name does not contain the target's, which may already be as long as the file system allows.
-std::string temporary_name(const std::string& target) {
+std::string temporary_name(const std::string& stem) {
   static std::atomic<unsigned long> counter{0};
-  const std::size_t slash = target.rfind('/');
-  const std::string folder = slash == std::string::npos ? "" : target.substr(0, slash + 1);
-  return folder + ".allnorm-" + std::to_string(::getpid()) + "-" + std::to_string(counter++) + ".tmp";
+  return leftover_name(stem, Leftover::temporary, counter++);
+}
+
+// A file that replaces another keeps its mode, and its owner as far as the system lets it.
+void imitate(int descriptor, const struct stat& old) {
+  const bool same = ::fchown(descriptor, old.st_uid, old.st_gid) == 0 ||
+                    ::fchown(descriptor, static_cast<uid_t>(-1), old.st_gid) == 0;
+  // In another group, the mode's rights of the group would go to others than before.
+  ::fchmod(descriptor, old.st_mode & (same ? 0777 : 0707));
 }
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), target_(resolve(path_)) {
+const std::string& AtomicFile::process_stem() {
+  static const std::string stem = stem_of(new_number());
+  return stem;
+}
+
+AtomicFile::AtomicFile(std::string path, const std::string& stem) : path_(std::move(path)) {
+  const std::filesystem::path target = resolve(path_);
+  folder_ = target.parent_path().string();
+  name_ = target.filename().string();
+  recover_once(folder_, 0);
   buffer_.reserve(buffer_bytes);
-  do {  // the name may be taken: left by a killed process, or in use on another host that shares the directory
-    temporary_ = temporary_name(target_);
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  struct stat status {};
+  const bool replaces = ::stat(target.c_str(), &status) == 0;
+  do {  // the name may be taken, or its file be swept as a leftover until it is locked
+    temporary_.name = temporary_name(stem);
+    const std::string temporary = folder_ + "/" + temporary_.name;
+    descriptor_ = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, replaces ? 0600 : 0666);
+    if (descriptor_ >= 0 && !lock_new(descriptor_)) {
+      ::close(std::exchange(descriptor_, -1));
+      errno = EEXIST;
+    }
   } while (descriptor_ < 0 && (errno == EEXIST || errno == EINTR));
-  if (descriptor_ < 0) cannot_write(path_, errno);
+  if (descriptor_ < 0) {
+    temporary_.name.clear();
+    cannot_write(path_, errno);
+  }
+  if (replaces) imitate(descriptor_, status);
+  if (::fstat(descriptor_, &status) == 0) temporary_.inode = status.st_ino;
 }
 
 AtomicFile::~AtomicFile() {
+  if (!temporary_.name.empty()) ::unlink((folder_ + "/" + temporary_.name).c_str());
   if (descriptor_ >= 0) ::close(descriptor_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
-      target_(std::move(other.target_)),
+      folder_(std::move(other.folder_)),
+      name_(std::move(other.name_)),
       temporary_(std::exchange(other.temporary_, {})),
       buffer_(std::move(other.buffer_)),
       descriptor_(std::exchange(other.descriptor_, -1)) {}
@@ -79,13 +116,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
 
 void AtomicFile::flush() {
-  std::span<const std::byte> left(buffer_);
-  while (!left.empty()) {
-    const ssize_t put = ::write(descriptor_, left.data(), left.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) cannot_write(path_, put < 0 ? errno : EIO);
-    left = left.subspan(static_cast<std::size_t>(put));
-  }
+  if (const int error = write_all(descriptor_, std::as_bytes(std::span(buffer_)))) cannot_write(path_, error);
   buffer_.clear();
 }
 
@@ -97,21 +128,22 @@ void AtomicFile::finish() {
 }
 
 void AtomicFile::commit() {
+  const std::string temporary = folder_ + "/" + temporary_.name;
+  if (descriptor_ >= 0) {
+    flush();
+    // Without it a power cut could leave the new name with half of the content. It stays open, and so locked, until it
+    // has its name.
+    if (::fsync(descriptor_) != 0 && errno != EINVAL && errno != ENOTSUP) cannot_write(path_, errno);
+  }
+  if (::rename(temporary.c_str(), (folder_ + "/" + name_).c_str()) != 0) cannot_write(path_, errno);
+  temporary_.name.clear();
   finish();
-  if (std::rename(temporary_.c_str(), target_.c_str()) != 0) cannot_write(path_, errno);
-  temporary_.clear();
+  sync_folder(folder_);
 }
 
-void StagedFiles::add(AtomicFile file) {
-  for (const AtomicFile& other : files_)
-    if (other.path() == file.path()) bad_file(file.path(), "is written twice in one run, must be written once");
-  file.finish();
-  files_.push_back(std::move(file));
-}
-
-void StagedFiles::commit() {
-  for (AtomicFile& file : files_) file.commit();
-  files_.clear();
+AtomicFile::Temporary AtomicFile::release() {
+  finish();
+  return std::exchange(temporary_, {});
 }
 
 }  // namespace allnorm::launch

@@ -1,5 +1,7 @@
-// Writing files whole or not at all.
+// Writing a file whole or not at all.
 #pragma once
+
+#include <sys/types.h>
 
 #include <cstddef>
 #include <span>
@@ -10,13 +12,15 @@
 namespace allnorm::launch {
 
 /// A file that appears under its name only when it is complete. It is written under a temporary name in the same
-/// directory and renamed by commit(); the destructor removes the temporary. An existing file keeps its old content
-/// until then. Safe against a failing program, not against a power cut: nothing is synced to the disk.
+/// directory and renamed by commit(); the destructor removes the temporary, and where the process was killed the next
+/// one does that writes there. An existing file keeps its old content until then, and its mode and owner for good; a
+/// new one follows the umask. What commit() has returned from survives a power cut.
 class AtomicFile {
  public:
   /// Throws invalid_input when the directory cannot be written to, or when `path` exists and is not a regular file
-  /// (a rename would replace a device such as /dev/null). A symbolic link is followed, its target is replaced.
-  explicit AtomicFile(std::string path);
+  /// (a rename would replace a device such as /dev/null). A symbolic link is followed, its target is replaced. `stem`
+  /// begins the temporary's name: that of the process, or of the commit that the file belongs to.
+  explicit AtomicFile(std::string path, const std::string& stem = process_stem());
   ~AtomicFile();
   AtomicFile(AtomicFile&& other) noexcept;
   AtomicFile(const AtomicFile&) = delete;
@@ -24,36 +28,38 @@ class AtomicFile {
   AtomicFile& operator=(AtomicFile&&) = delete;
 
   const std::string& path() const noexcept { return path_; }
+  /// Where the file lies behind all symbolic links, and its name there. Two paths of one file have the same.
+  const std::string& folder() const noexcept { return folder_; }
+  const std::string& name() const noexcept { return name_; }
 
   /// Appends. Throws invalid_input with the system's reason, a full disk for one.
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
-  /// Writes what is buffered and closes the temporary. After it only commit() is left.
+  /// Writes what is buffered and closes the temporary. After it only commit() and release() are left.
   void finish();
   /// finish(), then rename to path().
   void commit();
 
+  /// A finished file that someone else commits.
+  struct Temporary {
+    std::string name{};  // in folder()
+    ino_t inode = 0;     // keeps through renames
+  };
+  /// finish(); the temporary is the caller's from now on.
+  Temporary release();
+
+  /// Twelve digits that no other process has.
+  static const std::string& process_stem();
+
  private:
   void flush();
 
-  std::string path_;       // as the caller named it, for messages
-  std::string target_;     // path_ behind symbolic links
-  std::string temporary_;  // empty once it is renamed
+  std::string path_;     // as the caller named it, for messages
+  std::string folder_;   // absolute
+  std::string name_;     // in folder_
+  Temporary temporary_;  // without a name once it is renamed
   std::vector<std::byte> buffer_;
   int descriptor_ = -1;
-};
-
-/// Several files that appear together: all are complete before the first gets its name. Should a rename fail after
-/// all, those before it stay.
-class StagedFiles {
- public:
-  /// Finishes `file` and keeps it. Throws invalid_input when it cannot be finished or its path is staged already.
-  void add(AtomicFile file);
-  /// Gives every file its name. Without it the destructor removes them all.
-  void commit();
-
- private:
-  std::vector<AtomicFile> files_;
 };
 
 }  // namespace allnorm::launch

@@ -152,38 +152,37 @@ TEST(AtomicFile, TakesNothingAfterItIsFinished) {
   expect_refused([&] { file.write(std::string_view("late")); }, folder / "a", "is finished");
 }
 
-TEST(StagedFiles, AppearTogether) {
-  const TemporaryFolder folder;
-  StagedFiles staged;
-  for (const char* name : {"a", "b", "c"}) {
-    AtomicFile file(folder / name);
-    file.write(std::string_view(name));
-    staged.add(std::move(file));
-    EXPECT_FALSE(std::filesystem::exists(folder / name));
-  }
-  staged.commit();
-  for (const char* name : {"a", "b", "c"}) EXPECT_EQ(bytes_of(folder / name), name);
-  EXPECT_EQ(folder.entries(), 3u);
+mode_t mode_of(const std::string& path) {
+  struct stat status {};
+  EXPECT_EQ(stat(path.c_str(), &status), 0);
+  return status.st_mode & 07777;
 }
 
-TEST(StagedFiles, LeaveNothingWhenOneFails) {
+TEST(AtomicFile, FollowsTheUmaskOrKeepsTheModeOfWhatItReplaces) {
   const TemporaryFolder folder;
-  {
-    StagedFiles staged;
-    staged.add(AtomicFile(folder / "a"));
-    const FileSizeLimit limit(4);
-    AtomicFile file(folder / "b");
-    file.write(std::string_view("too long"));
-    expect_refused([&] { staged.add(std::move(file)); }, folder / "b", "File too large");
+  const mode_t before = umask(027);
+  AtomicFile(folder / "new").commit();
+  EXPECT_EQ(mode_of(folder / "new"), 0640u);
+  for (const mode_t mode : {0600u, 0664u, 0444u}) {
+    const std::string path = folder.put("a", "old");
+    ASSERT_EQ(chmod(path.c_str(), mode), 0);
+    AtomicFile(path).commit();
+    EXPECT_EQ(mode_of(path), mode);
+    EXPECT_EQ(bytes_of(path), "");
   }
-  EXPECT_EQ(folder.entries(), 0u);
+  umask(before);
 }
 
-TEST(StagedFiles, RefuseOnePathTwice) {
+TEST(AtomicFile, KeepsTheOwnerOfWhatItReplaces) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can give a file away";
   const TemporaryFolder folder;
-  StagedFiles staged;
-  staged.add(AtomicFile(folder / "a"));
-  expect_refused([&] { staged.add(AtomicFile(folder / "a")); }, folder / "a", "written twice");
+  const std::string path = folder.put("a", "old");
+  ASSERT_EQ(chown(path.c_str(), 12345, 23456), 0);
+  AtomicFile(path).commit();
+  struct stat status {};
+  ASSERT_EQ(stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, 12345u);
+  EXPECT_EQ(status.st_gid, 23456u);
 }
 
 }  // namespace

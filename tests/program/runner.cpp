@@ -98,17 +98,22 @@ Outcome Workplace::run(std::string_view words, std::string_view before) const {
   split_words(before, all);
   all.push_back(program());
   split_words(words, all);
-  return spawn(all, {});
+  return wait(start(all, {}));
 }
 
 Outcome Workplace::run_with(std::span<const std::string_view> environment, std::string_view words) const {
   std::vector<std::string> all{program()};
   split_words(words, all);
-  return spawn(all, {environment.begin(), environment.end()});
+  return wait(start(all, {environment.begin(), environment.end()}));
 }
 
-Outcome Workplace::spawn(const std::vector<std::string>& words, const std::vector<std::string>& environment) const {
-  const std::string out = path(".stdout"), err = path(".stderr");
+pid_t Workplace::start(std::string_view words) const {
+  std::vector<std::string> all{ALLNORM_PROGRAM};
+  split_words(words, all);
+  return start(all, {});
+}
+
+pid_t Workplace::start(const std::vector<std::string>& words, const std::vector<std::string>& environment) const {
   std::vector<char*> arguments;
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
@@ -118,16 +123,21 @@ Outcome Workplace::spawn(const std::vector<std::string>& words, const std::vecto
     // What a launcher starts, or what is told that one did, may use MPI, which keeps memory to its end.
     if (words.front() != program() || !environment.empty()) ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
     if (::chdir(directory_.c_str()) != 0) ::_exit(127);
-    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
-    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+    ::dup2(::open(".stdout", O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+    ::dup2(::open(".stderr", O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
     ::execvp(arguments[0], arguments.data());
     ::_exit(127);
   }
+  return child;
+}
+
+Outcome Workplace::wait(pid_t child) const {
   int status = 0;
   ::waitpid(child, &status, 0);
-  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), content_of(out), content_of(err)};
-  fs::remove(out);
-  fs::remove(err);
+  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), content_of(path(".stdout")),
+                  content_of(path(".stderr"))};
+  fs::remove(path(".stdout"));
+  fs::remove(path(".stderr"));
   return outcome;
 }
 

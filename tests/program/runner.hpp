@@ -1,6 +1,8 @@
 // Runs the program as a child process, in a directory of its own.
 #pragma once
 
+#include <sys/types.h>
+
 #include <initializer_list>
 #include <span>
 #include <string>
@@ -52,8 +54,12 @@ class Workplace {
     return run_with(std::span(environment.begin(), environment.size()), words);
   }
 
+  /// The same in two parts, for a test that does something to the process in between.
+  pid_t start(std::string_view words) const;
+  Outcome wait(pid_t child) const;
+
  private:
-  Outcome spawn(const std::vector<std::string>& words, const std::vector<std::string>& environment) const;
+  pid_t start(const std::vector<std::string>& words, const std::vector<std::string>& environment) const;
   std::string directory_;
 };
 
