@@ -33,11 +33,11 @@ struct ApplyTensors {
 };
 
 /// One vector at memory offset i, or its first n values.
-template <class T, bool active, bool with_residual, Access access, class V>
-HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V power, V scale,
-                             V shift) {
+template <class T, bool active, bool with_residual, Access access, class V, class... Power>
+HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V scale, V shift,
+                             Power... power) {
   const WideTag<T> d;
-  auto z = affine_of(centred_of(get<access>(d, t.x + i, n), center, power), scale, shift);
+  auto z = affine_of(centred_of(get<access>(d, t.x + i, n), center, power...), scale, shift);
   if constexpr (with_residual) z = hn::Add(z, get<access>(d, t.residual + i, n));
   if constexpr (active) z = activate(d, z, t.low);
   put<access>(d, z, t.y + i, n);
@@ -49,10 +49,13 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
   const ApplyTensors<T> t(args);
   const auto piece = [&](std::int64_t group, std::int64_t offset, std::int64_t length) {
     const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], args.shift[group]);
-    const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
-    const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
-    for_vectors(d, length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-      apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, power, scale, shift);
+    const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+    if (a.power == 1)
+      return for_vectors(d, length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+        apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, scale, shift);
+      });
+    for_scaled_vectors(d, length, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+      apply_vector<T, active, with_residual, Access::some>(t, offset + i, n, center, scale, shift, hn::Set(d, a.power));
     });
   };
   grid.for_pieces(queue, piece, [&] {
@@ -68,16 +71,26 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
+    bool scaled = false;
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const std::int64_t group = grid.group(unit.matrix, unit.column + j);
       const auto a = affine<C>(args.center[group], args.scale[group], args.shift[group]);
       center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
+      scaled = scaled || a.power != 1;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t offset = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      if (scaled) {
+        for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
+          const auto at = [&](const C* values) HWY_ATTR { return read_n(d, values + j, n); };
+          apply_vector<T, active, with_residual, Access::some>(t, offset + j, n, at(center), at(scale), at(shift),
+                                                               at(power));
+        });
+        continue;
+      }
       for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
-        apply_vector<T, active, with_residual, access()>(t, offset + j, n, at(center), at(power), at(scale), at(shift));
+        apply_vector<T, active, with_residual, access()>(t, offset + j, n, at(center), at(scale), at(shift));
       });
     }
     if (t.streams) flush_streams();

@@ -53,11 +53,11 @@ struct GradTensors {
 };
 
 /// One vector at memory offset i, or its first n values.
-template <class T, GateKind kind, Access access, class V>
-HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V power, V gate_scale,
-                            V gate_shift, V gain, V slope, V offset) {
+template <class T, GateKind kind, Access access, class V, class... Power>
+HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V gate_scale,
+                            V gate_shift, V gain, V slope, V offset, Power... power) {
   const WideTag<T> d;
-  const auto centred = centred_of(get<access>(d, t.x + i, n), center, power);
+  const auto centred = centred_of(get<access>(d, t.x + i, n), center, power...);
   const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), centred, gate_scale, gate_shift, t.low, t.mask, i, n);
   if (t.dx != nullptr) put<access>(d, hn::MulAdd(g, gain, hn::MulAdd(centred, slope, offset)), t.dx + i, n);
   if (t.dresidual != nullptr) put<access>(d, g, t.dresidual + i, n);
@@ -70,11 +70,16 @@ void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& q
   const GradTensors<T> t(args);
   const auto piece = [&](std::int64_t group, std::int64_t first, std::int64_t length) {
     const auto k = coefficients<kind, C>(args, group);
-    const auto center = hn::Set(d, k.center), power = hn::Set(d, k.power), gain = hn::Set(d, k.gain);
-    const auto gate_scale = hn::Set(d, k.gate_scale), gate_shift = hn::Set(d, k.gate_shift);
+    const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
+    const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
     const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
-    for_vectors(d, length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-      grad_vector<T, kind, access()>(t, first + i, n, center, power, gate_scale, gate_shift, gain, slope, offset);
+    if (k.power == 1)
+      return for_vectors(d, length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+        grad_vector<T, kind, access()>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset);
+      });
+    for_scaled_vectors(d, length, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+      grad_vector<T, kind, Access::some>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset,
+                                         hn::Set(d, k.power));
     });
   };
   grid.for_pieces(queue, piece, [&] {
@@ -91,17 +96,27 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
     alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
+    bool scaled = false;
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const auto k = coefficients<kind, C>(args, grid.group(unit.matrix, unit.column + j));
       center[j] = k.center, power[j] = k.power, gate_scale[j] = k.gate_scale, gate_shift[j] = k.gate_shift;
       gain[j] = k.gain, slope[j] = k.slope, offset[j] = k.offset;
+      scaled = scaled || k.power != 1;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      if (scaled) {
+        for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
+          const auto at = [&](const C* values) HWY_ATTR { return read_n(d, values + j, n); };
+          grad_vector<T, kind, Access::some>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain),
+                                             at(slope), at(offset), at(power));
+        });
+        continue;
+      }
       for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
-        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(power), at(gate_scale), at(gate_shift), at(gain),
-                                       at(slope), at(offset));
+        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain), at(slope),
+                                       at(offset));
       });
     }
     if (t.streams) flush_streams();

@@ -15,10 +15,21 @@
 HWY_BEFORE_NAMESPACE();
 namespace allnorm::cpu::HWY_NAMESPACE {
 
-/// x minus the center, the first step of its scale taken.
+/// x minus the center; with a power, the first step of its scale taken, which is 1 in nearly all calls.
+template <class V>
+HWY_INLINE V centred_of(V x, V center) {
+  return hn::Sub(x, center);
+}
 template <class V>
 HWY_INLINE V centred_of(V x, V center, V power) {
   return hn::Mul(hn::Sub(x, center), power);
+}
+
+/// Calls body(i, n) for vectors of n values from each i on, over 0 <= i < length, all of them as the first n lanes: the
+/// slow way, for powers other than 1.
+template <class D, class Body>
+HWY_INLINE void for_scaled_vectors(D d, std::int64_t length, const Body& body) {
+  for (std::int64_t i = 0; i < length; i += lanes(d)) body(i, min_of(lanes(d), length - i));
 }
 
 /// z from the centred x.

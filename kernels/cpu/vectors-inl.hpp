@@ -150,7 +150,7 @@ HWY_INLINE std::int64_t until_aligned(D d, const T* p) {
   return beyond == 0 ? 0 : static_cast<std::int64_t>((vector - beyond) / sizeof(T));
 }
 
-/// p[0 .. n) in the first n lanes, 0 < n < lanes; what the other lanes hold is a finite number.
+/// p[0 .. n) in the first n lanes, 0 < n <= lanes; what the other lanes hold is a finite number.
 template <class T, class D>
 HWY_INLINE Vec<D> read_n(D d, const T* p, std::int64_t n) {
   if constexpr (has_masked_access<sizeof(T)>) {
