@@ -32,6 +32,8 @@ std::vector<std::byte> some_bytes() {
   return bytes;
 }
 
+constexpr const char* a_token = "0123456789abcdef";
+
 Patience short_patience(double seconds) {
   Patience patience;
   patience.first_timeout = seconds;
@@ -122,6 +124,53 @@ TEST(RendezvousTcp, ForeignRanksAreRefusedAndOthersGoOn) {
   });
 }
 
+TEST(RendezvousTcp, AnotherTokenIsRefused) {
+  for (const std::string& stolen : {std::string(a_token) + "x", std::string("0123456789abcdeF"), std::string()}) {
+    const int port = free_port();
+    std::atomic<bool> refused{false};
+    on_threads(3, [&](int place) {
+      if (place < 2) {
+        while (place == 1 && !refused) std::this_thread::yield();
+        const Gathering gathering({"127.0.0.1", port, place, 2, "today", a_token},
+                                  place == 0 ? some_bytes() : std::vector<std::byte>(), short_patience(20));
+        EXPECT_EQ(gathering.bytes(), some_bytes());
+        return;
+      }
+      const std::string error = error_of([&] {
+        const Gathering gathering({"127.0.0.1", port, 1, 2, "today", stolen}, {}, short_patience(20));
+      });
+      refused = true;
+      EXPECT_EQ(error, "transport: rendezvous with rank 0 at 127.0.0.1:" + std::to_string(port) +
+                           " refused rank 1: its job token is another");
+    });
+  }
+}
+
+TEST(RendezvousTcp, Rank0ListensAtTheGivenAddressOnly) {
+  const int port = free_port();
+  on_threads(2, [&](int rank) {
+    if (rank == 1) {
+      const std::string error = error_of([&] {
+        const Gathering gathering({"127.0.0.2", port, 1, 2, "a run"}, {}, short_patience(0.2));
+      });
+      EXPECT_NE(error.find("Connection refused"), std::string::npos) << error;
+    }
+    const Gathering gathering({"127.0.0.1", port, rank, 2, "a run"},
+                              rank == 0 ? some_bytes() : std::vector<std::byte>(), short_patience(20));
+    EXPECT_EQ(gathering.bytes(), some_bytes());
+  });
+  EXPECT_EQ(error_of([&] {
+              const Gathering gathering({"192.0.2.1", port, 0, 2, "", a_token}, {}, short_patience(1));
+            }),
+            "transport: rank 0 cannot listen at 192.0.2.1, port " + std::to_string(port) +
+                ": Cannot assign requested address; MASTER_ADDR must be an address of rank 0's machine, ALLNORM_PORT "
+                "chooses another port");
+  EXPECT_EQ(error_of([&] {
+              const Gathering gathering({"192.0.2.1", port, 0, 2, ""}, {}, short_patience(1));
+            }).substr(0, 45),
+            "invalid argument: the job token is missing, m");
+}
+
 TEST(RendezvousTcp, AFailureReachesEveryRank) {
   for (const int failing : {0, 2}) {
     const int port = free_port();
@@ -168,7 +217,8 @@ class Environment : public testing::Test {
   void SetUp() override { clear(); }
   void TearDown() override { clear(); }
   static void clear() {
-    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ALLNORM_PORT", "ALLNORM_RUN"})
+    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ALLNORM_PORT", "ALLNORM_RUN",
+                             "ALLNORM_JOB_TOKEN", "ALLNORM_JOB_TOKEN_FILE"})
       ::unsetenv(name);
   }
   static void set(const char* name, const char* value) { ::setenv(name, value, 1); }
@@ -179,6 +229,7 @@ TEST_F(RendezvousEnvironment, ItsOwnPortAndNeverTheLaunchers) {
   set("MASTER_ADDR", "head");
   set("RANK", "2");
   set("WORLD_SIZE", "3");
+  set("ALLNORM_JOB_TOKEN", a_token);
   EXPECT_EQ(meeting_from_environment().port, 29601);
   set("MASTER_PORT", "4000");
   EXPECT_EQ(meeting_from_environment().port, 4001);
@@ -190,6 +241,44 @@ TEST_F(RendezvousEnvironment, ItsOwnPortAndNeverTheLaunchers) {
   EXPECT_EQ(meeting.rank, 2);
   EXPECT_EQ(meeting.size, 3);
   EXPECT_EQ(meeting.run, "a run");
+  EXPECT_EQ(meeting.token, a_token);
+}
+
+TEST_F(RendezvousEnvironment, WithoutATokenRanksMeetOnTheLoopbackOnly) {
+  set("RANK", "0");
+  set("WORLD_SIZE", "2");
+  for (const char* host : {"127.0.0.1", "127.0.0.2", "::1", "localhost"}) {
+    set("MASTER_ADDR", host);
+    EXPECT_EQ(meeting_from_environment().host, host);
+  }
+  for (const char* host : {"192.0.2.1", "0.0.0.0", "::", "::ffff:192.0.2.1"}) {
+    set("MASTER_ADDR", host);
+    ::unsetenv("ALLNORM_JOB_TOKEN");
+    EXPECT_EQ(error_of([] { meeting_from_environment(); }),
+              "invalid argument: the job token is missing, must be given (ALLNORM_JOB_TOKEN or "
+              "ALLNORM_JOB_TOKEN_FILE) where ranks meet at " +
+                  std::string(host) +
+                  ", which other machines reach: without one it must be a loopback address, as 127.0.0.1");
+    set("ALLNORM_JOB_TOKEN", a_token);
+    EXPECT_EQ(meeting_from_environment().token, a_token);
+  }
+  set("ALLNORM_JOB_TOKEN", "short");
+  EXPECT_EQ(error_of([] { meeting_from_environment(); }),
+            "invalid argument: the job token has 5 bytes, must have 16 to 256");
+}
+
+TEST_F(RendezvousEnvironment, ATokenMayStandInAFile) {
+  set("MASTER_ADDR", "192.0.2.1");
+  set("RANK", "0");
+  set("WORLD_SIZE", "2");
+  const std::string path = testing::TempDir() + "allnorm_token_" + std::to_string(::getpid());
+  set("ALLNORM_JOB_TOKEN_FILE", path.c_str());
+  const std::string missing = error_of([] { meeting_from_environment(); });
+  EXPECT_EQ(missing, "invalid argument: ALLNORM_JOB_TOKEN_FILE is " + path +
+                         ", must be a file with the job token in its first line");
+  std::ofstream(path) << a_token << "\r\nmore\n";
+  EXPECT_EQ(meeting_from_environment().token, a_token);
+  std::filesystem::remove(path);
 }
 
 TEST_F(RendezvousEnvironment, WhatIsMissingIsNamed) {

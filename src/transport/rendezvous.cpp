@@ -9,12 +9,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <string_view>
 
 #include "allnorm/message.hpp"
@@ -24,10 +26,12 @@ namespace allnorm {
 namespace {
 
 // Ranks of one job run on one kind of processor: words travel as they are in memory.
+constexpr std::size_t shortest_token = 16, longest_token = 256;  // bytes
 struct Greeting {
-  std::uint64_t magic = 0x31676e69746565;
+  std::uint64_t magic = 0x32676e69746565;
   std::uint64_t run = 0;  // a hash
   std::uint32_t rank = 0, size = 0;
+  std::array<char, longest_token> token{};  // zeros behind it
 };
 enum class News : std::uint32_t { welcome = 1, refused, failed, goodbye };
 struct FrameHead {
@@ -38,11 +42,64 @@ constexpr std::size_t longest = 1 << 16;  // bytes of a frame: an id or a senten
 
 std::string reason() { return std::strerror(errno); }
 
+std::array<char, longest_token> padded(const std::string& token) {
+  std::array<char, longest_token> bytes{};
+  std::copy_n(token.begin(), std::min(token.size(), longest_token), bytes.begin());
+  return bytes;
+}
+
+// Takes as long for a wrong token as for the right one, wherever they differ.
+bool same_token(const std::array<char, longest_token>& given, const std::array<char, longest_token>& own) {
+  volatile unsigned char difference = 0;
+  for (std::size_t i = 0; i < longest_token; ++i)
+    difference = static_cast<unsigned char>(difference | (given[i] ^ own[i]));
+  return difference == 0;
+}
+
 std::uint64_t hash_of_run(const std::string& run) { return hash_of(run.data(), run.size()); }
 
 struct AddressDeleter {
   void operator()(addrinfo* list) const noexcept { ::freeaddrinfo(list); }
 };
+using Addresses = std::unique_ptr<addrinfo, AddressDeleter>;
+
+// Of a host by its name or number; empty with the reason.
+Addresses addresses_of(const std::string& host, int port, std::string& why) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0)
+    why = ::gai_strerror(status);
+  return Addresses(found);
+}
+
+bool is_loopback(const addrinfo& at) {
+  if (at.ai_family == AF_INET)
+    return ntohl(reinterpret_cast<const sockaddr_in*>(at.ai_addr)->sin_addr.s_addr) >> 24 == 127;
+  return at.ai_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(at.ai_addr)->sin6_addr);
+}
+
+void check_token(const Meeting& meeting) {
+  if (!meeting.token.empty()) {
+    expect(meeting.token.size() >= shortest_token && meeting.token.size() <= longest_token, Code::invalid_argument,
+           [&] {
+             return "the job token has " + std::to_string(meeting.token.size()) + " bytes, must have " +
+                    std::to_string(shortest_token) + " to " + std::to_string(longest_token);
+           });
+    return;
+  }
+  std::string why;
+  bool loopback = true;
+  const Addresses list = addresses_of(meeting.host, meeting.port, why);
+  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) loopback &= is_loopback(*at);
+  expect(loopback && list, Code::invalid_argument, [&] {
+    return "the job token is missing, must be given (ALLNORM_JOB_TOKEN or ALLNORM_JOB_TOKEN_FILE) where ranks meet "
+           "at " +
+           meeting.host + (list ? ", which other machines reach" : " (" + why + ")") +
+           ": without one it must be a loopback address, as 127.0.0.1";
+  });
+}
 
 void prepare(const Socket& socket) {
   const int one = 1;
@@ -123,49 +180,35 @@ std::string text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-// A listening socket for both families where the machine has both.
-Socket listen_at(int port, int ranks) {
-  std::string why;
-  for (const int family : {AF_INET6, AF_INET}) {
-    Socket socket(::socket(family, SOCK_STREAM, 0));
-    if (!socket) {
-      why = reason();
-      continue;
+// Sockets that listen at the host's addresses, and at no others.
+std::vector<Socket> listen_at(const std::string& host, int port, int ranks) {
+  std::string why = "it has no address";
+  std::vector<Socket> doors;
+  const Addresses list = addresses_of(host, port, why);
+  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
+    Socket socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
+    const int one = 1;
+    if (socket) {
+      prepare(socket);
+      ::setsockopt(socket.handle(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+      if (at->ai_family == AF_INET6) ::setsockopt(socket.handle(), IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
     }
-    prepare(socket);
-    const int zero = 0, one = 1;
-    ::setsockopt(socket.handle(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    sockaddr_in6 six{};
-    sockaddr_in four{};
-    const auto at = htons(static_cast<std::uint16_t>(port));
-    six.sin6_family = AF_INET6;
-    six.sin6_addr = in6addr_any;
-    six.sin6_port = at;
-    four.sin_family = AF_INET;
-    four.sin_port = at;
-    const bool is_six = family == AF_INET6;
-    if (is_six) ::setsockopt(socket.handle(), IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
-    const auto* address = is_six ? reinterpret_cast<const sockaddr*>(&six) : reinterpret_cast<const sockaddr*>(&four);
-    const auto length = static_cast<socklen_t>(is_six ? sizeof six : sizeof four);
-    if (::bind(socket.handle(), address, length) == 0 && ::listen(socket.handle(), ranks) == 0) return socket;
-    why = reason();
-    if (errno == EADDRINUSE) break;
+    if (socket && ::bind(socket.handle(), at->ai_addr, at->ai_addrlen) == 0 && ::listen(socket.handle(), ranks) == 0)
+      doors.push_back(std::move(socket));
+    else
+      why = reason();
   }
-  fail(Code::transport,
-       "rank 0 cannot listen on port " + std::to_string(port) + ": " + why + "; ALLNORM_PORT chooses another");
+  expect(!doors.empty(), Code::transport, [&] {
+    return "rank 0 cannot listen at " + host + ", port " + std::to_string(port) + ": " + why +
+           "; MASTER_ADDR must be an address of rank 0's machine, ALLNORM_PORT chooses another port";
+  });
+  return doors;
 }
 
 // One attempt; empty when nobody listens (yet), with the reason.
 Socket connect_to(const std::string& host, int port, std::string& why) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0) {
-    why = ::gai_strerror(status);
-    return {};
-  }
-  const std::unique_ptr<addrinfo, AddressDeleter> list(found);
-  for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
+  const Addresses list = addresses_of(host, port, why);
+  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
     Socket socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
     if (!socket) continue;
     prepare(socket);
@@ -199,6 +242,19 @@ int number(const char* name, int least, int most) {
   return value;
 }
 
+// A secret that stands in a file stays out of the list of processes and of their environments.
+std::string token_from_environment() {
+  std::string token = variable("ALLNORM_JOB_TOKEN");
+  const std::string path = variable("ALLNORM_JOB_TOKEN_FILE");
+  if (!token.empty() || path.empty()) return token;
+  std::ifstream file(path, std::ios::binary);
+  std::getline(file, token);
+  while (token.ends_with('\r') || token.ends_with(' ')) token.pop_back();
+  expect(!token.empty(), Code::invalid_argument,
+         [&] { return "ALLNORM_JOB_TOKEN_FILE is " + path + ", must be a file with the job token in its first line"; });
+  return token;
+}
+
 }  // namespace
 
 Socket::~Socket() {
@@ -220,12 +276,15 @@ Meeting meeting_from_environment() {
   if (meeting.run.empty())
     for (const char* name : {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID"})
       meeting.run += variable(name) + "/";
+  meeting.token = token_from_environment();
+  if (meeting.size > 1) check_token(meeting);
   return meeting;
 }
 
 Gathering::Gathering(const Meeting& meeting, std::vector<std::byte> bytes, const Patience& patience)
     : meeting_(meeting), bytes_(std::move(bytes)) {
   if (meeting_.size == 1) return;
+  check_token(meeting_);
   if (meeting_.rank == 0)
     host(patience);
   else
@@ -234,23 +293,26 @@ Gathering::Gathering(const Meeting& meeting, std::vector<std::byte> bytes, const
 
 void Gathering::host(const Patience& patience) {
   Deadline deadline(patience, patience.first_timeout);
-  const Socket door = listen_at(meeting_.port, meeting_.size);
+  const std::vector<Socket> doors = listen_at(meeting_.host, meeting_.port, meeting_.size);
+  const auto token = padded(meeting_.token);
   peers_.resize(static_cast<std::size_t>(meeting_.size));
   std::vector<Peer> strangers;  // connected, not yet greeted
   int missing = meeting_.size - 1;
   while (missing > 0) {
-    while (const int handle = ::accept(door.handle(), nullptr, nullptr)) {
-      if (handle < 0) break;
-      strangers.push_back({Socket(handle), {}});
-      prepare(strangers.back().socket);
-    }
+    for (const Socket& door : doors)
+      for (int handle = 0; (handle = ::accept(door.handle(), nullptr, nullptr)) >= 0;) {
+        strangers.push_back({Socket(handle), {}});
+        prepare(strangers.back().socket);
+      }
     for (auto stranger = strangers.begin(); stranger != strangers.end();) {
       bool stays = receive(stranger->socket, stranger->received);
       Greeting greeting;
       if (stays && take(stranger->received, greeting)) {
         stays = false;
         std::string refusal;
-        if (greeting.magic != Greeting{}.magic || greeting.run != hash_of_run(meeting_.run))
+        if (greeting.magic == Greeting{}.magic && !same_token(greeting.token, token))
+          refusal = "its job token is another";
+        else if (greeting.magic != Greeting{}.magic || greeting.run != hash_of_run(meeting_.run))
           refusal = "it is of another run or version";
         else if (greeting.size != static_cast<std::uint32_t>(meeting_.size))
           refusal = "its group has " + std::to_string(greeting.size) + " ranks, must have " +
@@ -290,7 +352,7 @@ void Gathering::visit(const Patience& patience) {
     if (!host.socket) {
       host = {connect_to(meeting_.host, meeting_.port, why), {}};
       const Greeting greeting{Greeting{}.magic, hash_of_run(meeting_.run), static_cast<std::uint32_t>(meeting_.rank),
-                              static_cast<std::uint32_t>(meeting_.size)};
+                              static_cast<std::uint32_t>(meeting_.size), padded(meeting_.token)};
       if (host.socket && !send_all(host.socket, &greeting, sizeof greeting)) host = {};
       if (host.socket) why = "another rank is missing, or what listens there is not allnorm";
     }

@@ -216,6 +216,14 @@ TEST_F(OverNccl, TwoRanksOnOneGpuAreExitSix) {
                              " are both on cuda:0, must each have a GPU of their own or an NCCL_HOSTID of their own\n");
 }
 
+TEST_F(OverNccl, RanksOfSeveralMachinesNeedAJobToken) {
+  const Outcome outcome = place.run_with({"RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=192.0.2.1"},
+                                         "apply sync_batch_norm --input x.npy --out o --device cuda --transport nccl");
+  EXPECT_EQ(outcome.code, 2) << outcome.err;
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("ALLNORM_JOB_TOKEN"), std::string::npos) << outcome.err;
+}
+
 #if ALLNORM_HAVE_TORCH
 
 // The mean losses of the epochs in a log.
