@@ -19,6 +19,8 @@
 #include "build_config.hpp"
 #include "launch/launcher.hpp"
 #include "launch/ranks_nccl.hpp"
+#include "launch/terminal.hpp"
+#include "src/attributes.hpp"
 
 #if ALLNORM_HAVE_MPI
 #include "allnorm/mpi.hpp"
@@ -322,8 +324,10 @@ po::options_description describe(RankOptions& options) {
   };
   const auto positive = [](const char* name) {
     return [name](double value) {
-      expect(value > 0 && value <= 1e9, Code::invalid_argument,
-             [&] { return std::string(name) + " must be more than 0 seconds and at most 1e9"; });
+      expect(value > 0 && value <= 1e9, Code::invalid_argument, [&] {
+        return std::string(name) + " is " + attributes::text_of(value) +
+               ", must be more than 0 seconds and at most 1e9";
+      });
     };
   };
   po::options_description description("Ranks");

@@ -1,0 +1,19 @@
+// What reaches the terminal. Names come from files, and a terminal obeys what is in them.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace allnorm::launch {
+
+/// `text` with every control character (C0, C1, DEL) and every byte that is not UTF-8 as \xNN. A line's end becomes a
+/// space, or stays.
+enum class Lines { join, keep };
+std::string for_terminal(std::string_view text, Lines lines = Lines::join);
+
+/// "allnorm: TEXT" on stderr, one line, after what stdout has.
+void print_line(std::string_view text);
+/// The same for what is wrong but does not end the run.
+void warn(std::string_view text);
+
+}  // namespace allnorm::launch
