@@ -8,6 +8,7 @@
 #include "allnorm/error.hpp"
 #include "launch/apply.hpp"
 #include "launch/help.hpp"
+#include "src/nearest.hpp"
 
 namespace allnorm::launch {
 
@@ -29,6 +30,8 @@ constexpr ShortForm short_forms[] = {
     {"bias", "bias", "short for --tensor bias=FILE"},
     {"grad-output", "grad_output", "short for --tensor grad_output=FILE"},
 };
+
+constexpr std::int64_t most_steps = 1'000'000;
 
 constexpr std::pair<std::string_view, Order> layouts[] = {{"channels_first", Order::channels_first},
                                                           {"channels_last", Order::channels_last}};
@@ -93,7 +96,8 @@ void add_tensor(ApplyPlan& plan, const std::string& name, const std::string& fil
     known += (known.empty() ? "" : ", ") + std::string(spec.name);
   }
   expect(found, Code::invalid_argument, [&] {
-    return "tensor of " + std::string(plan.layer.row->name) + " is '" + name + "', must be one of " + known;
+    return "tensor of " + std::string(plan.layer.row->name) + " is '" + name + "', must be one of " + known +
+           did_you_mean(name, tensors_of(*plan.layer.row), [](const TensorSpec& spec) { return spec.name; });
   });
   expect(plan.tensors.emplace(name, file).second, Code::invalid_argument,
          [&] { return "tensor " + name + " is given twice, must be given once"; });
@@ -203,8 +207,10 @@ ApplyPlan read_plan(const Arguments& words) {
   plan.order = choose("--layout", typed.layout, layouts);
   if (values.count("split") > 0) plan.split = choose("--split", typed.split, splits);
   plan.steps = typed.steps;
-  expect(plan.steps >= 1, Code::invalid_argument,
-         [&] { return "--steps is " + std::to_string(plan.steps) + ", must be at least 1"; });
+  expect(plan.steps >= 1 && plan.steps <= most_steps, Code::invalid_argument, [&] {
+    return "--steps is " + std::to_string(plan.steps) + ", must be 1 to " + std::to_string(most_steps) +
+           ": the results of all steps are kept until the end";
+  });
 
   check_tensors(plan);
   check_split(plan, typed.split);

@@ -1,4 +1,6 @@
 // `allnorm apply`: a layer's state as a safetensors file.
+#include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <utility>
 
@@ -18,6 +20,11 @@ constexpr std::pair<StateType, std::string_view> types[] = {{StateType::f64, "F6
 constexpr const char* per_rank_key = "allnorm.per_rank";
 // Ranks of the run. A layer knows those of its own group only: with sync=none every rank has a window of its own.
 constexpr const char* ranks_key = "allnorm.ranks";
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
 
 }  // namespace
 
@@ -46,8 +53,8 @@ State read_state(const std::string& path, int ranks, bool drop_window) {
         known = true;
       }
     if (!known)
-      bad_file(path, "tensor " + printable(tensor.name) + " has the dtype " + tensor.dtype +
-                         ", must have F64, F32, F16, BF16 or I64");
+      bad_file(path, "tensor " + printable(tensor.name) + " has the type " + lower(tensor.dtype) +
+                         ", must have f64, f32, f16, bf16 or i64");
     entry.per_rank = per_rank.find(" " + tensor.name + " ") != per_rank.npos;
     state.entries.push_back(std::move(entry));
   }

@@ -2,12 +2,16 @@
 #include "launch/help.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <iostream>
+#include <limits>
 
 #include <boost/program_options/errors.hpp>
 #include <boost/program_options/parsers.hpp>
+#include <boost/program_options/value_semantic.hpp>
 
 #include "allnorm/error.hpp"
+#include "src/nearest.hpp"
 
 namespace allnorm::launch {
 
@@ -50,6 +54,26 @@ std::string example_of(const Row& row) {
   return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";
 }
 
+// What a value of that option must be, where the type of what it is read into says so.
+std::string value_text(const po::option_description& option) {
+  const po::value_semantic* semantic = option.semantic().get();
+  const auto whole = [](std::int64_t most) { return "must be a whole number of at most " + std::to_string(most); };
+  if (dynamic_cast<const po::typed_value<int>*>(semantic)) return whole(std::numeric_limits<int>::max());
+  if (dynamic_cast<const po::typed_value<std::int64_t>*>(semantic))
+    return whole(std::numeric_limits<std::int64_t>::max());
+  return dynamic_cast<const po::typed_value<double>*>(semantic) ? "must be a number" : "must be another";
+}
+
+std::string unknown_option(const std::string& given, const po::options_description& description) {
+  const std::string bare = given.substr(std::min(given.find_first_not_of('-'), given.size()));
+  std::vector<std::string> names{"help"};  // every command has it
+  for (const auto& option : description.options()) names.push_back(option->long_name());
+  const std::string meant = did_you_mean(bare, names, [](const std::string& name) { return std::string_view(name); });
+  const auto at = meant.rfind(' ');
+  return "option is '" + given + "', must be one that --help names" +
+         (meant.empty() ? "" : meant.substr(0, at + 1) + "--" + meant.substr(at + 1));
+}
+
 }  // namespace
 
 po::variables_map parse_options(const Arguments& words, const po::options_description& description) {
@@ -63,9 +87,23 @@ po::variables_map parse_options(const Arguments& words, const po::options_descri
         return "argument is '" + (option.value.empty() ? "" : option.value.front()) + "', must be an option (--NAME)";
       });
     po::variables_map values;
-    po::store(parsed, values);
+    try {
+      po::store(parsed, values);
+    } catch (const po::invalid_option_value& error) {
+      const std::string name = error.get_option_name();
+      const std::string bare = name.substr(std::min(name.find_first_not_of('-'), name.size()));
+      const auto given = std::find_if(parsed.options.begin(), parsed.options.end(),
+                                      [&](const auto& option) { return option.string_key == bare; });
+      const bool known = given != parsed.options.end() && !given->value.empty();
+      fail(Code::invalid_argument,
+           name + " is '" + (known ? given->value.front() : "") + "', " + value_text(description.find(bare, false)));
+    }
     po::notify(values);
     return values;
+  } catch (const po::unknown_option& error) {
+    fail(Code::invalid_argument, unknown_option(error.get_option_name(), description));
+  } catch (const po::multiple_occurrences& error) {
+    fail(Code::invalid_argument, error.get_option_name() + " is given twice, must be given once");
   } catch (const po::error& error) {
     fail(Code::invalid_argument, error.what());
   }

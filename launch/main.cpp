@@ -1,4 +1,5 @@
 // The program: finds the command and turns every error into one line and an exit code.
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -8,6 +9,7 @@
 #include "launch/command.hpp"
 #include "launch/help.hpp"
 #include "launch/ranks.hpp"
+#include "src/nearest.hpp"
 
 namespace {
 
@@ -25,11 +27,18 @@ int run(const Arguments& words) {
   std::string known;
   for (const Command& command : commands()) known += (known.empty() ? "" : ", ") + std::string(command.name);
   expect(!words.empty(), Code::invalid_argument, [&] { return "command is missing, must be one of " + known; });
+  if (words[0] == "help" && words.size() > 1) {  // help COMMAND [LAYER] is COMMAND [LAYER] --help
+    Arguments asked(words.begin() + 1, words.end());
+    if (!asks_for_help({asked[0]})) {
+      asked.push_back("--help");
+      return run(asked);
+    }
+  }
   if (words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
     print_program_help(std::cout);
     return exit_success;
   }
-  if (words[0] == "--version") {
+  if (words[0] == "--version" || words[0] == "-V") {
     print_version();
     return exit_success;
   }
@@ -40,12 +49,14 @@ int run(const Arguments& words) {
     command.help(std::cout);
     return exit_success;
   }
-  fail(Code::invalid_argument, "command is '" + words[0] + "', must be one of " + known);
+  fail(Code::invalid_argument, "command is '" + words[0] + "', must be one of " + known +
+                                   did_you_mean(words[0], commands(), [](const Command& one) { return one.name; }));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that reaches the limit is an error with a line, as a full disk is
   try {
     const int code = run(Arguments(argv + (argc > 0 ? 1 : 0), argv + argc));
     std::cout.flush();

@@ -9,6 +9,7 @@
 #include "allnorm/sizes.hpp"
 #include "attributes.hpp"
 #include "kernels/steps.hpp"
+#include "nearest.hpp"
 
 namespace allnorm {
 
@@ -322,7 +323,8 @@ const Row& row_named(std::string_view name) {
     if (row.name == name) return row;
     known += (known.empty() ? "" : ", ") + std::string(row.name);
   }
-  fail(Code::invalid_argument, "layer is '" + std::string(name) + "', must be one of " + known);
+  fail(Code::invalid_argument, "layer is '" + std::string(name) + "', must be one of " + known +
+                                   did_you_mean(name, rows, [](const Row& row) { return row.name; }));
 }
 
 }  // namespace
@@ -340,7 +342,8 @@ Layer& Layer::set(std::string_view attribute, std::string_view value) {
   std::string known;
   for (const Attribute& listed : row->attributes) known += (known.empty() ? "" : ", ") + std::string(listed.name);
   fail(Code::invalid_argument,
-       "attribute of " + std::string(row->name) + " is '" + std::string(attribute) + "', must be one of " + known);
+       "attribute of " + std::string(row->name) + " is '" + std::string(attribute) + "', must be one of " + known +
+           did_you_mean(attribute, row->attributes, [](const Attribute& candidate) { return candidate.name; }));
 }
 
 void Layer::check() const {

@@ -33,6 +33,13 @@ constexpr const TypeRow& row_of(NpyType type) { return type_rows[static_cast<std
 
 constexpr char native_order = std::endian::native == std::endian::little ? '<' : '>';
 
+std::string known_types() {
+  std::string text;
+  for (const TypeRow& row : type_rows)
+    text += (text.empty() ? "" : &row == &type_rows.back() ? " or " : ", ") + std::string(row.name);
+  return text;
+}
+
 // A recursive-descent parser of the few Python literals that a header may hold.
 class HeaderParser {
  public:
@@ -120,7 +127,7 @@ class HeaderParser {
 
   void parse_descr() {
     if (at_ < text_.size() && (text_[at_] == '[' || text_[at_] == '('))
-      bad("describes a structured type, must be one of f8 f4 f2 i1 i2 i4 i8 u1 u2 u4 u8 b1");
+      bad("describes a structured type, must be one of " + known_types());
     const std::string_view descr = parse_string("a type in quotes");
     if (descr.size() >= 2)
       for (const TypeRow& row : type_rows) {
@@ -139,8 +146,7 @@ class HeaderParser {
                        : kind == 'U' || kind == 'S' ? " (text)"
                        : kind == 'M' || kind == 'm' ? " (dates)"
                                                     : "";
-    bad("has the type " + printable(descr) + name +
-        ", must be one of f8 f4 f2 i1 i2 i4 i8 u1 u2 u4 u8 b1 after '<' or '>'");
+    bad("has the type " + printable(descr) + name + ", must be one of " + known_types() + ", little or big endian");
   }
 
   // (), (3,), (3, 4) or (3, 4,). As in Python, (3) is a number and not a tuple.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch/files/input_file.hpp"
+#include "launch/train/difference.hpp"
 
 namespace allnorm::launch::train {
 namespace {

@@ -12,6 +12,7 @@
 
 #include "adapters/torch/streams.hpp"
 #include "launch/help.hpp"
+#include "src/attributes.hpp"
 
 namespace allnorm::launch::train {
 
@@ -65,8 +66,10 @@ po::options_description describe_all(Settings& settings, Words& words) {
 }
 
 void at_least_one(std::int64_t value, std::string_view option) {
-  expect(value >= 1, Code::invalid_argument,
-         [&] { return std::string(option) + " is " + std::to_string(value) + ", must be at least 1"; });
+  constexpr std::int64_t most = 1'000'000;  // keeps products of them in range
+  expect(value >= 1 && value <= most, Code::invalid_argument, [&] {
+    return std::string(option) + " is " + std::to_string(value) + ", must be 1 to " + std::to_string(most);
+  });
 }
 
 /// Cuts at commas that a name follows: commas within an attribute's value have a digit after them.
@@ -121,7 +124,8 @@ Settings parse(const Arguments& arguments) {
          [&] { return "--seeds is " + std::to_string(settings.seeds) + ", must be at most 1000000"; });
   if (given.count("accumulate")) at_least_one(settings.accumulate, "--accumulate");
   if (given.count("lr")) {
-    expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument, "--lr must be above 0 and below 1e6");
+    expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument,
+           [&] { return "--lr is " + attributes::text_of(words.lr) + ", must be above 0 and below 1e6"; });
     settings.lr = words.lr;
   }
   settings.scenes = {Scene{words.batch, static_cast<Split>(split - split_names.begin())}};

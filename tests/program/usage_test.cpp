@@ -31,77 +31,93 @@ TEST_P(WrongUse, HasItsCodeAndOneLine) {
   EXPECT_FALSE(place.exists("o"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Program, WrongUse,
-                         testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, info"},
-                                         Wrong{"--verson", 2, "train, apply, info"}, Wrong{"info extra", 2, "'extra'"},
-                                         Wrong{"info --jso", 2, "--jso"}, Wrong{"info --json=yes", 2, "json"}));
+INSTANTIATE_TEST_SUITE_P(
+    Program, WrongUse,
+    testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, info; did you mean apply?"},
+                    Wrong{"--verson", 2, "train, apply, info"}, Wrong{"help tain", 2, "did you mean train?"},
+                    Wrong{"info extra", 2, "'extra'"},
+                    Wrong{"info --jso", 2, "option is '--jso', must be one that --help names; did you mean --json?"},
+                    Wrong{"info --json=yes", 2, "json"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Apply, WrongUse,
-    testing::Values(Wrong{"apply", 2, "batch_norm"}, Wrong{"apply --input x.npy", 2, "layer is missing"},
-                    Wrong{"apply batchnorm --input x.npy --out o", 2, "cross_mini_batch_norm"},
-                    Wrong{"apply batch_norm --out o", 2, "tensor input is missing"},
-                    Wrong{"apply batch_norm --input x.npy", 2, "--out"},
-                    Wrong{"apply batch_norm --input x.npy --out o stray", 2, "'stray'"},
-                    Wrong{"apply batch_norm --input x.npy --out o --inpt x.npy", 2, "--inpt"},
-                    Wrong{"apply batch_norm --inp x.npy --out o", 2, "--inp"},
-                    Wrong{"apply batch_norm --input x.npy --input x.npy --out o", 2, "--input"},
-                    Wrong{"apply batch_norm --input x.npy --tensor input=x.npy --out o", 2, "given twice"},
-                    Wrong{"apply batch_norm --input x.npy --tensor wieght=g.npy --out o", 2, "running_mean"},
-                    Wrong{"apply batch_norm --input x.npy --tensor weight --out o", 2, "NAME=FILE.npy"},
-                    Wrong{"apply batch_norm --input x.npy --tensor weight= --out o", 2, "NAME=FILE.npy"},
-                    Wrong{"apply batch_norm --input x.npy --out o --tensor", 2, "--tensor"},
-                    Wrong{"apply batch_norm --input x.npy --out o --out p", 2, "--out"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set epsilon=1", 2, "momentum"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set eps", 2, "NAME=VALUE"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set eps=-1", 2, "eps"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set eps=nan", 2, "eps"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set eps=1e-5x", 2, "eps"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set eps=1 --set eps=2", 2, "set twice"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set sync=0", 2, "sync"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set training=yes", 2, "training"},
-                    Wrong{"apply batch_norm --input x.npy --out o --set momentum=2", 2, "momentum"},
-                    Wrong{"apply batch_renorm --input x.npy --out o --set r_max=0.5", 2, "r_max"},
-                    Wrong{"apply batch_renorm --input x.npy --out o --tensor running_var=g.npy", 2, "running_std"},
-                    Wrong{"apply batch_norm --input x.npy --out o --tensor running_std=g.npy", 2, "running_var"},
-                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o", 2, "conv_input"},
-                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set window=0", 2, "window"},
-                    Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set compensate=false --set "
-                          "window=2184482850834025855",
-                          2, "window"},
-                    Wrong{"apply cross_mini_batch_norm --input x.npy --out o --set minibatches=0", 2, "minibatches"},
-                    Wrong{"apply group_norm --input x.npy --out o --set groups=3", 2, "groups"},
-                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=6", 2, "normalized_shape"},
-                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9,3,4,5", 2,
-                          "normalized_shape"},
-                    Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9999999999,9999999999", 2, ""},
-                    Wrong{"apply batch_norm --input x.npy --out o --dtype f8", 2, "f8"},
-                    Wrong{"apply batch_norm --input x.npy --out o --layout nchw", 2, "channels_last"},
-                    Wrong{"apply batch_norm --input x.npy --out o --split rows", 2, "batch, space, channels"},
-                    Wrong{"apply sync_batch_norm --input x.npy --out o --split channels", 2, "--split"},
-                    Wrong{"apply layer_norm --input x.npy --out o --split channels", 2, "no channel axis"},
-                    Wrong{"apply batch_norm --input x.{rank}.npy --out o --split batch --ranks 2", 2, "{rank}"},
-                    Wrong{"apply batch_norm --input x.npy --out o --split channels --ranks 5", 2, "channel"},
-                    Wrong{"apply batch_norm --input x.npy --out o --steps 0", 2, "--steps"},
-                    Wrong{"apply batch_norm --input x.npy --out o --drop-window", 2, "--load-state"},
-                    Wrong{"apply batch_norm --input x.npy --out o --ranks 2 --save-state s.st", 2, "{rank}"},
-                    Wrong{"apply batch_norm --input x.npy --out o --save-state s.{step}.st", 2, "{step}"}));
+    testing::Values(
+        Wrong{"apply", 2, "batch_norm"}, Wrong{"apply --input x.npy", 2, "layer is missing"},
+        Wrong{"apply batchnorm --input x.npy --out o", 2, "cross_mini_batch_norm"},
+        Wrong{"apply batch_norm --out o", 2, "tensor input is missing"},
+        Wrong{"apply batch_norm --input x.npy", 2, "--out"},
+        Wrong{"apply batch_norm --input x.npy --out o stray", 2, "'stray'"},
+        Wrong{"apply batch_norm --input x.npy --out o --inpt x.npy", 2, "--inpt"},
+        Wrong{"apply batch_norm --inp x.npy --out o", 2, "--inp"},
+        Wrong{"apply batch_norm --input x.npy --input x.npy --out o", 2, "--input"},
+        Wrong{"apply batch_norm --input x.npy --tensor input=x.npy --out o", 2, "given twice"},
+        Wrong{"apply batch_norm --input x.npy --tensor wieght=g.npy --out o", 2, "running_mean"},
+        Wrong{"apply batch_norm --input x.npy --tensor weight --out o", 2, "NAME=FILE.npy"},
+        Wrong{"apply batch_norm --input x.npy --tensor weight= --out o", 2, "NAME=FILE.npy"},
+        Wrong{"apply batch_norm --input x.npy --out o --tensor", 2, "--tensor"},
+        Wrong{"apply batch_norm --input x.npy --out o --out p", 2, "--out is given twice"},
+        Wrong{"apply batch_norm --input x.npy --out o --set epsilon=1", 2, "momentum"},
+        Wrong{"apply bacth_norm --input x.npy --out o", 2, "; did you mean batch_norm?"},
+        Wrong{"apply grup_norm --input x.npy --out o", 2, "; did you mean group_norm?"},
+        Wrong{"apply batch_norm --input x.npy --out o --set momentun=1", 2, "; did you mean momentum?"},
+        Wrong{"apply batch_norm --input x.npy --out o --tensor wieght=g.npy", 2, "; did you mean weight?"},
+        Wrong{"apply batch_norm --input x.npy --out o --step 2", 2, "; did you mean --steps?"},
+        Wrong{"apply batch_norm --input x.npy --out o --set eps", 2, "NAME=VALUE"},
+        Wrong{"apply batch_norm --input x.npy --out o --set eps=-1", 2, "eps"},
+        Wrong{"apply batch_norm --input x.npy --out o --set eps=nan", 2, "eps"},
+        Wrong{"apply batch_norm --input x.npy --out o --set eps=1e-5x", 2, "eps"},
+        Wrong{"apply batch_norm --input x.npy --out o --set eps=1 --set eps=2", 2, "set twice"},
+        Wrong{"apply batch_norm --input x.npy --out o --set sync=0", 2, "sync"},
+        Wrong{"apply batch_norm --input x.npy --out o --set training=yes", 2, "training"},
+        Wrong{"apply batch_norm --input x.npy --out o --set momentum=2", 2, "momentum"},
+        Wrong{"apply batch_renorm --input x.npy --out o --set r_max=0.5", 2, "r_max"},
+        Wrong{"apply batch_renorm --input x.npy --out o --tensor running_var=g.npy", 2, "running_std"},
+        Wrong{"apply batch_norm --input x.npy --out o --tensor running_std=g.npy", 2, "running_var"},
+        Wrong{"apply cross_iteration_batch_norm --input x.npy --out o", 2, "conv_input"},
+        Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set window=0", 2, "window"},
+        Wrong{"apply cross_iteration_batch_norm --input x.npy --out o --set compensate=false --set "
+              "window=2184482850834025855",
+              2, "window"},
+        Wrong{"apply cross_mini_batch_norm --input x.npy --out o --set minibatches=0", 2, "minibatches"},
+        Wrong{"apply group_norm --input x.npy --out o --set groups=3", 2, "groups"},
+        Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=6", 2, "normalized_shape"},
+        Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9,3,4,5", 2, "normalized_shape"},
+        Wrong{"apply layer_norm --input x.npy --out o --set normalized_shape=9999999999,9999999999", 2, ""},
+        Wrong{"apply batch_norm --input x.npy --out o --dtype f8", 2, "f8"},
+        Wrong{"apply batch_norm --input x.npy --out o --layout nchw", 2, "channels_last"},
+        Wrong{"apply batch_norm --input x.npy --out o --split rows", 2, "batch, space, channels"},
+        Wrong{"apply sync_batch_norm --input x.npy --out o --split channels", 2, "--split"},
+        Wrong{"apply layer_norm --input x.npy --out o --split channels", 2, "no channel axis"},
+        Wrong{"apply batch_norm --input x.{rank}.npy --out o --split batch --ranks 2", 2, "{rank}"},
+        Wrong{"apply batch_norm --input x.npy --out o --split channels --ranks 5", 2, "channel"},
+        Wrong{"apply batch_norm --input x.npy --out o --steps 0", 2, "--steps is 0, must be 1 to 1000000"},
+        Wrong{"apply batch_norm --input x.npy --out o --steps 99999999999", 2,
+              "--steps is 99999999999, must be 1 to 1000000"},
+        Wrong{"apply batch_norm --input x.npy --out o --steps 1.5", 2, "--steps is '1.5', must be a whole number"},
+        Wrong{"apply batch_norm --input x.npy --out o --steps 99999999999999999999", 2,
+              "must be a whole number of at most 9223372036854775807"},
+        Wrong{"apply batch_norm --input x.npy --out o --drop-window", 2, "--load-state"},
+        Wrong{"apply batch_norm --input x.npy --out o --ranks 2 --save-state s.st", 2, "{rank}"},
+        Wrong{"apply batch_norm --input x.npy --out o --save-state s.{step}.st", 2, "{step}"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Ranks, WrongUse,
-    testing::Values(Wrong{"apply batch_norm --input x.npy --out o --ranks 0", 2, "--ranks"},
-                    Wrong{"apply batch_norm --input x.npy --out o --ranks -1", 2, "--ranks"},
-                    Wrong{"apply batch_norm --input x.npy --out o --ranks 2x", 2, "--ranks"},
-                    Wrong{"apply batch_norm --input x.npy --out o --ranks 99999999999", 2, "--ranks"},
-                    Wrong{"apply batch_norm --input x.npy --out o --threads 0", 2, "--threads"},
-                    Wrong{"apply batch_norm --input x.npy --out o --timeout 0", 2, "--timeout"},
-                    Wrong{"apply batch_norm --input x.npy --out o --timeout nan", 2, "--timeout"},
-                    Wrong{"apply batch_norm --input x.npy --out o --first-timeout=-1", 2, "--first-timeout"},
-                    Wrong{"apply batch_norm --input x.npy --out o --transport udp", 2, "self, threads, mpi, nccl"},
-                    Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
-                    Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
-                    Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 2, "--device cpu"},
-                    Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
+    testing::Values(
+        Wrong{"apply batch_norm --input x.npy --out o --ranks 0", 2, "--ranks"},
+        Wrong{"apply batch_norm --input x.npy --out o --ranks -1", 2, "--ranks is -1, must be"},
+        Wrong{"apply batch_norm --input x.npy --out o --ranks two", 2, "--ranks is 'two', must be a whole number"},
+        Wrong{"apply batch_norm --input x.npy --out o --ranks 2x", 2, "--ranks"},
+        Wrong{"apply batch_norm --input x.npy --out o --ranks 99999999999", 2, "--ranks"},
+        Wrong{"apply batch_norm --input x.npy --out o --threads 0", 2, "--threads"},
+        Wrong{"apply batch_norm --input x.npy --out o --timeout 0", 2, "--timeout is 0, must be more than 0"},
+        Wrong{"apply batch_norm --input x.npy --out o --timeout soon", 2, "--timeout is 'soon', must be a number"},
+        Wrong{"apply batch_norm --input x.npy --out o --timeout nan", 2, "--timeout"},
+        Wrong{"apply batch_norm --input x.npy --out o --first-timeout=-1", 2, "--first-timeout"},
+        Wrong{"apply batch_norm --input x.npy --out o --transport udp", 2, "self, threads, mpi, nccl"},
+        Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
+        Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
+        Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 2, "--device cpu"},
+        Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
 
 TEST(Device, CudaThatIsNotThereIsExitSixWithTheReason) {
   if (cuda_devices() > 0) GTEST_SKIP() << "there is a GPU: " << cuda_summary();
@@ -242,6 +258,24 @@ TEST(Help, OfALayerNamesEveryTensorAttributeAndOutput) {
     EXPECT_NE(outcome.out.find(row.source), std::string::npos);
   }
   EXPECT_EQ(place.run("apply nonsense --help").code, 2);
+}
+
+TEST(Help, OfACommandHasTwoSpellings) {
+  Workplace place;
+  for (const char* command : {"apply", "info", "apply batch_norm"})
+    EXPECT_EQ(place.run("help " + std::string(command)).out, place.run(std::string(command) + " --help").out);
+  EXPECT_EQ(place.run("help").out, place.run("--help").out);
+  EXPECT_EQ(place.run("-V").out, place.run("--version").out);
+}
+
+TEST(DidYouMean, IsSilentWhereNothingIsNear) {
+  Workplace place;
+  for (const char* words :
+       {"frobnicate", "apply nonsense --out o", "info --frobnicate", "apply batch_norm --set zz=1"}) {
+    const Outcome outcome = place.run(words);
+    EXPECT_EQ(outcome.code, 2);
+    EXPECT_EQ(outcome.err.find("did you mean"), std::string::npos) << outcome.err;
+  }
 }
 
 TEST(Version, NamesVersionAndParts) {
