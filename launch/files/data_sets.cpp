@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "launch/files/input_file.hpp"
 
@@ -86,10 +87,15 @@ DataSet load_digits(const std::string& folder) {
 
 // ---- IDX ------------------------------------------------------------------------------------------------------------
 
-// The file of that name, or of that name and .gz; the plain name when there is neither, for the message.
-std::string plain_or_gzip(const std::string& path) {
-  return !exists(path) && exists(path + ".gz") ? path + ".gz" : path;
+// The file "train-images-idx3-ubyte" of a folder (part "train-images", kind "idx3-ubyte") under any name that it
+// usually has; that name where it has none, for the message.
+std::string idx_path(const std::string& folder, const std::string& part, const std::string& kind) {
+  for (const char* mark : {"-", "."})
+    for (const char* end : {"", ".gz"})
+      if (std::string path = folder + "/" + part + mark + kind + end; exists(path)) return path;
+  return folder + "/" + part + "-" + kind;
 }
+constexpr const char *image_kind = "idx3-ubyte", *label_kind = "idx1-ubyte";
 
 struct Idx {
   std::string path;
@@ -100,8 +106,8 @@ struct Idx {
 };
 
 // A file of unsigned bytes with `axes` axes: 0, 0, 8 (the type), axes, then each extent as a big-endian 32-bit number.
-Idx read_idx(const std::string& stem, std::size_t axes) {
-  Idx idx{plain_or_gzip(stem), {}, {}};
+Idx read_idx(std::string path, std::size_t axes) {
+  Idx idx{std::move(path), {}, {}};
   idx.bytes = read_gzip_file(idx.path, largest_file);
   const auto number = [&](std::size_t i) {
     std::uint32_t value = 0;
@@ -129,9 +135,9 @@ Idx read_idx(const std::string& stem, std::size_t axes) {
   return idx;
 }
 
-ImageSet load_idx_part(const std::string& stem) {
-  const Idx images = read_idx(stem + "-images-idx3-ubyte", 3);
-  const Idx labels = read_idx(stem + "-labels-idx1-ubyte", 1);
+ImageSet load_idx_part(const std::string& folder, const std::string& part) {
+  const Idx images = read_idx(idx_path(folder, part + "-images", image_kind), 3);
+  const Idx labels = read_idx(idx_path(folder, part + "-labels", label_kind), 1);
   if (labels.extent[0] != images.extent[0])
     bad_file(labels.path, "has " + std::to_string(labels.extent[0]) + " labels, must have " +
                               std::to_string(images.extent[0]) + ", one per image");
@@ -145,10 +151,10 @@ ImageSet load_idx_part(const std::string& stem) {
 }
 
 DataSet load_idx(const std::string& folder) {
-  DataSet data{load_idx_part(folder + "/train"), std::nullopt};
-  const std::string test_images = plain_or_gzip(folder + "/t10k-images-idx3-ubyte");
-  if (!exists(test_images) && !exists(plain_or_gzip(folder + "/t10k-labels-idx1-ubyte"))) return data;
-  data.test = load_idx_part(folder + "/t10k");
+  DataSet data{load_idx_part(folder, "train"), std::nullopt};
+  const std::string test_images = idx_path(folder, "t10k-images", image_kind);
+  if (!exists(test_images) && !exists(idx_path(folder, "t10k-labels", label_kind))) return data;
+  data.test = load_idx_part(folder, "t10k");
   if (data.test->height != data.train.height || data.test->width != data.train.width)
     bad_file(test_images, "has images of " + std::to_string(data.test->height) + "x" +
                               std::to_string(data.test->width) + ", must have " + std::to_string(data.train.height) +
@@ -161,7 +167,7 @@ DataSet load_idx(const std::string& folder) {
 // Each record is a label and then 32x32 red, green and blue bytes.
 void append_cifar(ImageSet& set, const std::string& path) {
   constexpr std::size_t record = 1 + 3 * 32 * 32;
-  const std::vector<std::byte> bytes = read_file(path, largest_file);
+  const std::vector<std::byte> bytes = read_gzip_file(path, largest_file);
   if (bytes.empty() || bytes.size() % record != 0)
     bad_file(path, "has " + std::to_string(bytes.size()) + " bytes, must have a multiple of " + std::to_string(record) +
                        " that is not 0");
@@ -186,12 +192,14 @@ DataSet load_cifar(const std::string& folder) {
 
 struct Format {
   const char* sign;  // the file that tells this format from the others
-  bool or_gzip;      // the sign may also end in .gz
+  bool (*found)(const std::string& folder);
   DataSet (*load)(const std::string& folder);
 };
-constexpr std::array<Format, 3> formats{{{"digits.csv.gz", false, load_digits},
-                                         {"train-images-idx3-ubyte", true, load_idx},
-                                         {"data_batch_1.bin", false, load_cifar}}};
+constexpr std::array<Format, 3> formats{
+    {{"digits.csv.gz", [](const std::string& folder) { return exists(folder + "/digits.csv.gz"); }, load_digits},
+     {"train-images-idx3-ubyte",
+      [](const std::string& folder) { return exists(idx_path(folder, "train-images", image_kind)); }, load_idx},
+     {"data_batch_1.bin", [](const std::string& folder) { return exists(folder + "/data_batch_1.bin"); }, load_cifar}}};
 
 }  // namespace
 
@@ -200,8 +208,7 @@ DataSet load_data_set(const std::string& folder) {
   if (!std::filesystem::is_directory(folder, error)) bad_file(folder, "is not a folder, must be one");
   const Format* found = nullptr;
   for (const Format& format : formats) {
-    const std::string sign = folder + "/" + format.sign;
-    if (!exists(sign) && !(format.or_gzip && exists(sign + ".gz"))) continue;
+    if (!format.found(folder)) continue;
     if (found != nullptr)
       bad_file(folder, std::string("holds both ") + found->sign + " and " + format.sign + ", must hold one data set");
     found = &format;

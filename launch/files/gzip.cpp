@@ -24,12 +24,16 @@ struct Inflater {
 }  // namespace
 
 std::vector<std::byte> read_gzip_file(const std::string& path, std::uint64_t max_bytes) {
-  if (!path.ends_with(".gz")) return read_file(path, max_bytes);
-
   InputFile file(path);
+  std::array<std::byte, 1 << 16> input{};  // bytes, compressed
+  const auto first = static_cast<std::size_t>(std::min<std::uint64_t>(2, file.remaining()));
+  file.read(std::span(input).first(first));
+  if (first < 2 || input[0] != std::byte{0x1f} || input[1] != std::byte{0x8b}) return read_file(path, max_bytes);
+
   Inflater inflater(path);
   z_stream& stream = inflater.stream;
-  std::array<std::byte, 1 << 16> input{};   // bytes, compressed
+  stream.next_in = reinterpret_cast<Bytef*>(input.data());
+  stream.avail_in = static_cast<uInt>(first);
   std::array<std::byte, 1 << 16> output{};  // bytes, decompressed
   std::vector<std::byte> content;
   bool at_member_end = false;

@@ -51,8 +51,8 @@ class InputFile {
 /// The whole content of a regular file of at most `max_bytes`.
 std::vector<std::byte> read_file(const std::string& path, std::uint64_t max_bytes);
 
-/// As read_file; a path that ends in ".gz" is decompressed, and `max_bytes` then bounds what comes out of it. Refused:
-/// a truncated stream, a wrong checksum, bytes after the last member.
+/// As read_file; a file that begins as gzip files do is decompressed, whatever its name, and `max_bytes` then bounds
+/// what comes out of it. Refused: a truncated stream, a wrong checksum, bytes after the last member.
 std::vector<std::byte> read_gzip_file(const std::string& path, std::uint64_t max_bytes);
 
 }  // namespace allnorm::launch

@@ -111,9 +111,8 @@ TEST(DataSets, RefusesDamagedGzip) {
     folder.put("digits.csv.gz", bytes);
     load_data_set(folder.path());
   };
-  for (std::size_t length = 0; length < good.size(); ++length)
-    expect_refused([&] { load(good.substr(0, length)); }, path, "truncated gzip");
-  expect_refused([&] { load(digits_line(1, 2)); }, path, "not a valid gzip file");
+  for (std::size_t length = 0; length < good.size(); ++length)  // two bytes tell that it is gzip
+    expect_refused([&] { load(good.substr(0, length)); }, path, length < 2 ? "must have" : "truncated gzip");
   expect_refused([&] { load(good + "more"); }, path, "not a valid gzip file");
   std::string wrong_sum = good;
   wrong_sum[good.size() - 8] = static_cast<char>(wrong_sum[good.size() - 8] ^ 1);
@@ -121,9 +120,29 @@ TEST(DataSets, RefusesDamagedGzip) {
   expect_refused([&] { load(gzip(std::string(std::size_t{1} << 25, '1'))); }, path, "decompresses to more than");
 }
 
+TEST(DataSets, KnowsGzipByItsContent) {
+  const TemporaryFolder folder;
+  folder.put("digits.csv.gz", digits_line(1, 2));
+  EXPECT_EQ(load_data_set(folder.path()).train.labels, (std::vector<int>{2}));
+}
+
 // ---- IDX ------------------------------------------------------------------------------------------------------------
 
 const std::string images_name = "train-images-idx3-ubyte", labels_name = "train-labels-idx1-ubyte";
+
+TEST(DataSets, LoadsIdxUnderItsUsualNames) {
+  for (const char* names :
+       {"train-images-idx3-ubyte train-labels-idx1-ubyte", "train-images.idx3-ubyte train-labels.idx1-ubyte",
+        "train-images.idx3-ubyte.gz train-labels-idx1-ubyte.gz"})
+    for (const bool compressed : {false, true}) {
+      const TemporaryFolder folder;
+      const std::string both = names, images = both.substr(0, both.find(' ')), labels = both.substr(both.find(' ') + 1);
+      const std::string bytes = idx_images(std::string(6, '\x01'), 1, 2, 3);
+      folder.put(images, compressed ? gzip(bytes) : bytes);
+      folder.put(labels, idx_labels("\x07", 1));
+      EXPECT_EQ(load_data_set(folder.path()).train.labels, (std::vector<int>{7})) << names;
+    }
+}
 
 TEST(DataSets, LoadsIdxPlainAndCompressed) {
   const std::string pixels = std::string("\x00\xff\x33\x66\x99\xcc", 6) + std::string(6, '\x01');
