@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "launch/files/input_file.hpp"
-#include "launch/train/difference.hpp"
 
 namespace allnorm::launch::train {
 namespace {

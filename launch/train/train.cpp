@@ -1,15 +1,22 @@
 // `allnorm train`: runs the trainings one after another and says what came out.
-#include <fstream>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
+#include <utility>
 
 #include "launch/files/atomic_file.hpp"
 #include "launch/files/data_sets.hpp"
 #include "launch/files/input_file.hpp"
+#include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
+#include "launch/terminal.hpp"
 #include "launch/train/checkpoint.hpp"
 #include "launch/train/events.hpp"
 #include "launch/train/progress.hpp"
@@ -37,24 +44,55 @@ class SharedData {
   std::unique_ptr<DataSet> data_;
 };
 
-/// The log of rank 0. Events are on disk as soon as they are there.
+/// The log of rank 0. Events are on disk as soon as they are there, and where the disk is full as soon as it is not.
 class Log {
  public:
   Log(const std::string& path, bool wanted) : path_(path) {
     if (!wanted || path.empty()) return;
-    file_.open(path, std::ios::trunc);
-    if (!file_) bad_file(path, "cannot be written, must be in a directory that can");
+    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) bad_file(path, "cannot be written: " + system_reason(errno));
   }
+  ~Log() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  Log(const Log&) = delete;
+  Log& operator=(const Log&) = delete;
+
   void write(const Json& event) {
-    if (!file_.is_open()) return;
-    file_ << event.dump() << '\n' << std::flush;
-    if (!file_) bad_file(path_, "cannot be written to any more");
+    if (descriptor_ < 0) return;
+    waiting_ += event.dump() + '\n';
+    const bool waited = waited_;
+    const off_t end = ::lseek(descriptor_, 0, SEEK_CUR);
+    const int error = write_all(descriptor_, std::as_bytes(std::span(waiting_)));
+    waited_ = error != 0;
+    if (error == 0) {
+      waiting_.clear();
+    } else if (end >= 0 && ::ftruncate(descriptor_, end) == 0) {  // no part of a line stays
+      ::lseek(descriptor_, end, SEEK_SET);
+    }
+    if (waited_ && !waited)
+      warn(path_ + ": cannot be written: " + system_reason(error) + "; its lines wait until it can be");
   }
 
  private:
-  std::string path_;
-  std::ofstream file_;
+  std::string path_, waiting_;
+  int descriptor_ = -1;
+  bool waited_ = false;
 };
+
+/// Rank 0 finds out before the training whether it will be able to write what it is to write at its end.
+void expect_writable(const Settings& settings) {
+  for (const std::string& path : {settings.report, settings.checkpoint})
+    if (!path.empty()) AtomicFile probe(path);
+}
+
+/// Texts of a file as they may be shown: they go to the terminal, into the report and into scripts for plots.
+Json readable(Json json) {
+  if (json.is_string()) return for_terminal(json.get<std::string>());
+  if (json.is_structured())
+    for (Json& element : json) element = readable(std::move(element));
+  return json;
+}
 
 /// Every rank must be here with the same text.
 void agree_on(const std::string& text, Rank& rank) {
@@ -83,13 +121,14 @@ class Training {
 
   void run() {
     use_one_thread();
+    if (rank_.rank == 0) expect_writable(settings_);
     agree_on_settings(config_, rank_);
     std::optional<Checkpoint> resumed;
     if (!settings_.resume.empty()) resumed.emplace(settings_.resume, settings_, config_);
     agree_on(resumed ? "a resume from the checkpoint #" + hex(resumed->digest()) : "a start without a checkpoint",
              rank_);
     const Position start = resumed ? resumed->position() : Position{};
-    const Events past = resumed ? resumed->events() : Events{config_};
+    const Events past = resumed ? readable(resumed->events()).get<Events>() : Events{config_};
     Log log(settings_.log, rank_.rank == 0);
     const auto add = [&](Json event) {
       log.write(event);
@@ -129,12 +168,21 @@ class Training {
     return total;
   }
 
+  /// Where the checkpoint cannot be written, or must not be, the one before stays and the training goes on.
   void save(const Position& next, Trainer& trainer, Progress& progress) {
-    const std::string wrong = write_checkpoint(settings_.checkpoint, events_, next, trainer, rank_);
-    if (wrong.empty()) return;
+    std::string why;
+    try {
+      const std::string wrong = write_checkpoint(settings_.checkpoint, events_, next, trainer, rank_);
+      if (!wrong.empty())
+        why = settings_.checkpoint + ": is not written after this epoch (" + progress.what() +
+              "), an older one stays: " + wrong + ", must be finite";
+    } catch (const Error& error) {
+      if (error.code() != Code::invalid_input) throw;
+      why = error.message() + "; the training goes on, and tries again after the next epoch";
+    }
+    if (why.empty()) return;
     progress.clear();
-    print_line(settings_.checkpoint + ": is not written after this epoch (" + progress.what() +
-               "), an older one stays: " + wrong + ", must be finite");
+    warn(why);
   }
 
   void finish() const {
