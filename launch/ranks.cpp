@@ -286,14 +286,6 @@ void expect_meeting() {}
 
 }  // namespace
 
-void print_line(const std::string& text) {
-  std::string line = "allnorm: " + text;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line += '\n';
-  std::cout.flush();
-  std::cerr << line << std::flush;
-}
-
 int exit_code(Code code) noexcept {
   switch (code) {
     case Code::invalid_argument:

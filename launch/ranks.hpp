@@ -60,9 +60,6 @@ int expected_ranks(const RankOptions& options) noexcept;
 /// becomes the exit code of all: a rank's own bad usage or file first, then a mismatch, then a missing rank.
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body);
 
-/// Prints one line on stderr, after what is buffered for stdout: "allnorm: " and the text.
-void print_line(const std::string& text);
-
 /// Prints an error that was found before any rank ran, on one line, and returns its exit code. Under a launcher every
 /// process finds the same one: rank 0 prints it at once, the others only if they are still there a moment later.
 int report(const std::exception& error);

@@ -128,9 +128,17 @@ void check(const Layer& layer, const Extents& shape, Order order, const Given& g
     };
     const backend::Array<T> tx = typed(part(x)), tdy = typed(part(dy)), added = typed(part(residual));
     backend::Array<T> ty(tx.size()), tdx(tx.size()), tdresidual(tx.size());
-    const backend::Array<double> weight(gamma.begin(), gamma.end()), bias(beta.begin(), beta.end());
-    backend::Array<double> dweight(gamma.size()), dbias(beta.size());
     const Shape parameter = spec ? layer.shape_of(spec->axes, own_shape) : Shape{};
+    // A parameter over channel and space lies in memory as the input does.
+    const Order parameter_order =
+        spec && spec->axes.has(Axis::channel) && spec->axes.has(Axis::space) ? order : Order::channels_first;
+    const Extents of_parameter(parameter.begin(), parameter.end());
+    const auto laid = [&](const Doubles& values) {
+      const Doubles made = values.empty() ? values : norm_cases::to_order({of_parameter, values}, parameter_order);
+      return backend::Array<double>(made.begin(), made.end());
+    };
+    const backend::Array<double> weight = laid(gamma), bias = laid(beta);
+    backend::Array<double> dweight(gamma.size()), dbias(beta.size());
     Norm norm(layer, extents[1], world, queue);
     ForwardInputs in;
     in.input = backend::view(tx.data(), own_shape, order);
@@ -148,8 +156,11 @@ void check(const Layer& layer, const Extents& shape, Order order, const Given& g
     y[rank] = plain(ty);
     dx[rank] = plain(tdx);
     if (given.residual) dresidual[rank] = plain(tdresidual);
-    dgamma[rank] = Doubles(dweight.begin(), dweight.end());
-    dbeta[rank] = Doubles(dbias.begin(), dbias.end());
+    const auto of_order = [&](const backend::Array<double>& values) {
+      return norm_cases::from_order(Doubles(values.begin(), values.end()), of_parameter, parameter_order).v;
+    };
+    if (given.weight) dgamma[rank] = of_order(dweight);
+    if (given.bias) dbeta[rank] = of_order(dbias);
   });
 
   // Values are rounded once to T after a few roundings of its compute type; dx of a set with few values cancels, and is
@@ -226,7 +237,7 @@ Layer prepared(const Row& row) {
   if (row.attribute("groups") != nullptr) layer.set("groups", std::to_string(group_count));
   if (row.attribute("renorm") != nullptr) layer.set("renorm", "false");  // what a first call alone does
   if (row.attribute("compensate") != nullptr) layer.set("compensate", "false");
-  if (row.attribute("activation") != nullptr) layer.set("activation", "leaky_relu");
+  if (row.attribute("activation") != nullptr) layer.set("activation", "relu");
   return layer;
 }
 

@@ -160,7 +160,7 @@ std::vector<State> saved_states(int ranks,
 std::string loading(const State& state, std::string_view text = "cross_iteration_batch_norm:minibatches=2:window=3",
                     std::int64_t channels = 3, const LoadOptions& options = {}) {
   Queue queue = Queue::cpu();
-  Norm norm(parse_layer(text), channels, nullptr, queue);
+  Norm norm(parse_layer(text), channels, self(), queue);
   const std::string error = error_of([&] { norm.load(state, queue, options); });
   if (!error.empty()) {  // nothing changed
     EXPECT_EQ(norm.running(queue).tracked, 0);

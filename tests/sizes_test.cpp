@@ -45,7 +45,7 @@ std::string calling(const Layer& layer) {
   in.conv_weight = view(weight.data(), Shape{2, 2, 1});
   return error_of([&] {
     Queue queue = Queue::cpu();
-    Norm norm(layer, 2, nullptr, queue);
+    Norm norm(layer, 2, self(), queue);
     for (int i = 0; i < 3; ++i) norm.forward(in, view(y.data(), Shape{2, 2, 2}), queue);
   });
 }

@@ -149,10 +149,12 @@ void recover(const std::string& folder, double seconds) {
     if (parts.kind == Leftover::decision) remove_decision(folder, parts.run);
     if (parts.kind != Leftover::temporary || kept.contains(parts.stem)) continue;
     const std::string path = folder + "/" + name;
-    if (const int descriptor = take_over(path); descriptor >= 0) {
+    const int descriptor = take_over(path);
+    if (descriptor < 0) continue;
+    // A writer lets go of its temporary only once its journal is there; that may have been after the look above.
+    if (::access((folder + "/" + leftover_name(parts.stem, Leftover::journal)).c_str(), F_OK) != 0)
       ::unlink(path.c_str());
-      ::close(descriptor);
-    }
+    ::close(descriptor);
   }
 }
 
