@@ -11,6 +11,7 @@
 #include "launch/files/leftovers.hpp"
 #include "launch/files/npy_convert.hpp"
 #include "launch/files/staged_files.hpp"
+#include "launch/terminal.hpp"
 
 namespace allnorm::launch {
 
