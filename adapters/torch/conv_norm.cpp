@@ -22,8 +22,9 @@ std::vector<std::int64_t> weight_extents(const ConvolutionShape& shape) {
   return extents;
 }
 
+// Where the layer may read what the convolution reads.
 Layer with_geometry(Layer layer, const Convolution& geometry) {
-  layer.options.convolution = geometry;
+  if (layer.row->attribute("conv_stride") != nullptr) layer.options.convolution = geometry;
   return layer;
 }
 
