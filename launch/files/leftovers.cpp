@@ -132,22 +132,16 @@ void sync_folder(const std::string& folder) noexcept {
 void recover(const std::string& folder, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  std::set<std::string> kept;  // stems of journals that are still there
   for (bool busy = true; busy;) {
-    kept.clear();
     busy = false;
-    for (const auto& [name, parts] : leftovers_in(folder)) {
-      if (parts.kind != Leftover::journal) continue;
-      const Mended mended = mend_journal(folder, name);
-      if (mended != Mended::done) kept.insert(parts.stem);
-      busy |= mended == Mended::busy;
-    }
+    for (const auto& [name, parts] : leftovers_in(folder))
+      if (parts.kind == Leftover::journal) busy |= mend_journal(folder, name) == Mended::busy;
     if (busy && Clock::now() >= end) break;
     if (busy) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   for (const auto& [name, parts] : leftovers_in(folder)) {
     if (parts.kind == Leftover::decision) remove_decision(folder, parts.run);
-    if (parts.kind != Leftover::temporary || kept.contains(parts.stem)) continue;
+    if (parts.kind != Leftover::temporary) continue;
     const std::string path = folder + "/" + name;
     const int descriptor = take_over(path);
     if (descriptor < 0) continue;

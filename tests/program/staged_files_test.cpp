@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <functional>
@@ -225,6 +226,23 @@ TEST(Recover, WaitsForARunThatIsCommitting) {
   late.join();
   EXPECT_EQ(bytes_of(folder / "a"), "new");
   EXPECT_EQ(folder.entries(), 1u);
+}
+
+// As a rank does that comes to a folder which another has just made.
+TEST(Recover, LeavesRunsThatBeginMeanwhile) {
+  const TemporaryFolder folder;
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done) recover(folder.path(), 0);
+  });
+  for (int i = 0; i < 40; ++i) {
+    StagedFiles staged(folder.path(), stem_of(new_number()), 0);
+    EXPECT_NO_THROW(go(staged, {folder / "a", folder / "b", folder / "c"}, renamed));
+    EXPECT_TRUE(staged.settle(true));
+  }
+  done = true;
+  other.join();
+  EXPECT_EQ(folder.entries(), 3u);
 }
 
 // ---- the program ----------------------------------------------------------------------------------------------------
