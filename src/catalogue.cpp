@@ -257,11 +257,12 @@ constexpr Row rows[] = {
      instance_norm_outputs},
 };
 
-static_assert(std::all_of(std::begin(rows), std::end(rows), [](const Row& row) {
+constexpr bool fits_a_header(const Row& row) {
   return std::count_if(row.attributes.begin(), row.attributes.end(), [](const Attribute& attribute) {
            return attribute.agreement == Agreement::same;
          }) <= std::ptrdiff_t{Header::attributes_size};
-}));
+}
+static_assert(std::all_of(std::begin(rows), std::end(rows), fits_a_header));
 
 }  // namespace
 
@@ -347,6 +348,10 @@ Layer& Layer::set(std::string_view attribute, std::string_view value) {
 }
 
 void Layer::check() const {
+  expect(fits_a_header(*row), Code::invalid_argument, [&] {
+    return std::string(row->name) + " has too many attributes that ranks must agree on, must have at most " +
+           std::to_string(Header::attributes_size);
+  });
   // Options that were set as values, not through `set`, meet the same ranges.
   NormOptions copy = options;
   for (const Attribute& attribute : row->attributes)

@@ -88,8 +88,9 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
            [&] { return "state " + std::string(layer_prefix) + std::string(layer_.row->name) + " is missing"; });
     const std::string of = ours->name.substr(layer_prefix.size());
     const auto rows = catalogue();
-    expect(std::any_of(rows.begin(), rows.end(),
-                       [&](const Row& row) { return row.name == of && family_of(row) == family_of(*layer_.row); }),
+    expect(of == layer_.row->name ||
+               std::any_of(rows.begin(), rows.end(),
+                           [&](const Row& row) { return row.name == of && family_of(row) == family_of(*layer_.row); }),
            Code::invalid_input, [&] {
              return "state is of layer " + of + ", must be of " + std::string(layer_.row->name) + " or its family";
            });

@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "allnorm/catalogue.hpp"
 #include "allnorm/message.hpp"
@@ -68,6 +69,16 @@ TEST(Attributes, ThatTheRowDoesNotListAreNotSet) {
   Layer rows("layer_norm");
   rows.options.eps_place = EpsPlace::outside;
   EXPECT_EQ(error_of([&] { rows.check(); }), "invalid argument: eps_place is set, must not be for layer_norm");
+}
+
+TEST(Attributes, ThatDoNotFitIntoAMessageAreRefused) {
+  const Row& batch_norm = *Layer("batch_norm").row;
+  const std::vector<Attribute> many(Header::attributes_size + 1, *batch_norm.attribute("eps"));
+  Row row = batch_norm;
+  row.name = "a row of a test";
+  row.attributes = many;
+  EXPECT_EQ(error_of([&] { Layer(row).check(); }),
+            "invalid argument: a row of a test has too many attributes that ranks must agree on, must have at most 24");
 }
 
 }  // namespace

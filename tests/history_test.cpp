@@ -239,6 +239,14 @@ TEST(State, OfRunningStatisticsAloneLoadsAnywhere) {
   EXPECT_EQ(loading(saved_states(2, "batch_renorm")[0], "batch_norm"), "invalid input: state running_var is missing");
 }
 
+TEST(State, OfARowThatTheCatalogueLacksLoads) {
+  Row row = *Layer("batch_norm").row;
+  row.name = "a row of a test";
+  Queue queue = Queue::cpu();
+  Norm norm(Layer(row), 3, nullptr, queue);
+  EXPECT_EQ(error_of([&] { norm.load(norm.save(queue), queue); }), "");
+}
+
 TEST(State, DamagedIsRefusedWhole) {
   const State state = saved_states(1)[0];
   int needed = 0;

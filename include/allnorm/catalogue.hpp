@@ -101,6 +101,7 @@ struct Layer {
 
   /// A row with its defaults, borrowed: it may be one that the catalogue lacks.
   explicit Layer(const Row& row);
+  explicit Layer(const Row&&) = delete;
   /// The row of that name with its defaults. Throws invalid_argument with the known names.
   explicit Layer(std::string_view name);
   /// Sets one attribute from text. Throws invalid_argument for an unknown attribute or a value out of its range.
