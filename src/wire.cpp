@@ -1,6 +1,8 @@
 #include "src/wire.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -63,12 +65,18 @@ struct Arrival {
 Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
   Arrival arrival{std::move(bytes), {}};
   const std::size_t size = arrival.bytes->size();
-  bool ours = size >= sizeof(Prefix);
-  if (ours) {
-    std::memcpy(&arrival.prefix, arrival.bytes->data(), sizeof(Prefix));
+  std::memcpy(&arrival.prefix, arrival.bytes->data(), std::min(size, sizeof(Prefix)));
+  const Header& header = arrival.prefix.header;
+  bool ours = header.get(Field::magic) == Header::magic_value;
+  // These two fields are where they always were; the rest is another length in another version.
+  const std::uint64_t version = header.get(Field::wire_version);
+  expect(!ours || version == Header::version_value, Code::mismatch, [&] {
+    return "rank " + std::to_string(from) + ": another version of allnorm, whose messages are of wire version " +
+           std::to_string(version) + ", must be of " + std::to_string(Header::version_value);
+  });
+  if ((ours = ours && size >= sizeof(Prefix))) {
     const std::size_t rest = size - sizeof(Prefix);
-    ours = arrival.prefix.header.get(Field::magic) == Header::magic_value &&
-           arrival.prefix.count <= rest / sizeof(double) &&
+    ours = arrival.prefix.count <= rest / sizeof(double) &&
            arrival.prefix.verdict_size == rest - arrival.prefix.count * sizeof(double);
   }
   expect(ours, Code::transport, [&] {

@@ -1,8 +1,10 @@
 // The exchange among threads, gathered and along a tree, and what happens when a rank is late or fails.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <mutex>
 #include <set>
 #include <string>
@@ -11,6 +13,7 @@
 
 #include "allnorm/catalogue.hpp"
 #include "exchange_cases.hpp"
+#include "src/exchange.hpp"
 
 namespace {
 
@@ -218,6 +221,41 @@ TEST(FailedRank, ItsPeersSayWhichAndWhy) {
               worlds[0]->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
             }),
             "aborted: rank 1 failed: file x is broken");
+}
+
+// Rank 0 of 2, whose peer sends `bytes`.
+class OnePeer final : public Links {
+ public:
+  explicit OnePeer(Bytes bytes) : bytes_(std::make_shared<const Bytes>(std::move(bytes))) {}
+  int rank() const noexcept override { return 0; }
+  int size() const noexcept override { return 2; }
+  std::string_view transport() const noexcept override { return "a test"; }
+  void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
+  std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return bytes_; }
+  bool flushed(std::uint64_t) override { return true; }
+  void relax(int) override {}
+  void abort(const Error&) noexcept override {}
+
+ private:
+  std::shared_ptr<const Bytes> bytes_;
+};
+
+TEST(ForeignMessages, AreTold) {
+  Queue queue = Queue::cpu();
+  const auto told = [&](const Header& header, std::size_t size) {
+    Bytes bytes(size);
+    std::memcpy(bytes.data(), &header, std::min(size, sizeof header));
+    const auto world = communicate(std::make_shared<OnePeer>(std::move(bytes)), Patience{});
+    return error_of([&] { world->exchange({Header("x", Direction::agreement, 0), {}, 0, {}}, queue); });
+  };
+  Header older("x", Direction::agreement, 0);
+  older.set(Field::wire_version, std::uint64_t{1});
+  for (const std::size_t size : {100, 392, 1000})  // of that version they may be shorter than ours, and longer
+    EXPECT_EQ(told(older, size),
+              "mismatch: rank 1: another version of allnorm, whose messages are of wire version 1, must be of 2");
+  EXPECT_EQ(told(Header("x", Direction::agreement, 0), 100),
+            "transport: a message from rank 1 has 100 bytes and is not one of allnorm's");
+  EXPECT_EQ(told(Header(), 0), "transport: a message from rank 1 has 0 bytes and is not one of allnorm's");
 }
 
 TEST(Threads, NeedAtLeastOneRank) {
