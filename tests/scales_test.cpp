@@ -51,17 +51,22 @@ const Subject subjects[] = {
     {"layer_norm", {5, 64}},
     {"layer_norm", {70, 4, 8}},
     {"layer_norm", {3, 7, 11}},
+    {"rms_norm", {5, 64}},
+    {"rms_norm", {3, 7, 11}},
     {"group_norm", {3, 6, 4, 8}, {{"groups", "3"}}},
     {"group_norm", {2, 6, 5, 5}, {{"groups", "2"}}, Order::channels_last},
+    {"instance_norm", {3, 5, 4, 8}},
+    {"instance_norm", {2, 6, 7, 5}, {}, Order::channels_last},
 };
 
 class Scales : public testing::TestWithParam<Range> {};
 
 reference::Sets sets_of(const Subject& s) {
-  if (s.layer == std::string("layer_norm"))
+  if (Layer(s.layer).row->by_trailing())
     return reference::layer_norm_sets(s.shape, static_cast<int>(s.shape.size()) - 1);
   if (s.layer == std::string("group_norm"))
     return reference::group_norm_sets(s.shape, std::stoll(s.attributes.front().second));
+  if (s.layer == std::string("instance_norm")) return reference::instance_norm_sets(s.shape);
   auto channels = reference::instance_norm_sets(s.shape);
   channels.set = channels.affine;
   channels.sets = channels.affines;
@@ -90,9 +95,10 @@ TEST_P(Scales, EqualTheOracle) {
             }
             x = rounded(x), dy = rounded(dy);
             const auto sets = sets_of(s);
-            const Doubles gamma = cases::gammas(random, sets.affines), beta = cases::betas(random, sets.affines);
-
             Layer layer(s.layer);
+            const bool centred = layer.row->centred, has_bias = layer.row->tensor("bias") != nullptr;
+            const Doubles gamma = cases::gammas(random, sets.affines),
+                          beta = has_bias ? cases::betas(random, sets.affines) : Doubles{};
             layer.set("eps", eps);
             for (const auto& [name, value] : s.attributes) layer.set(name, value);
             const auto typed = [&](const Array& a) {
@@ -112,31 +118,32 @@ TEST_P(Scales, EqualTheOracle) {
             backend::Array<double> dgamma(gamma.size()), dbeta(beta.size());
             Queue queue = backend::queue();
             const Shape shape{std::span<const std::int64_t>(s.shape)};
-            const Shape parameter =
-                s.layer == std::string("layer_norm") ? Shape(std::span(s.shape).subspan(1)) : Shape{s.shape[1]};
+            const Shape parameter = layer.row->by_trailing() ? Shape(std::span(s.shape).subspan(1)) : Shape{s.shape[1]};
             Norm norm(layer, s.shape[1], nullptr, queue);
             ForwardInputs in;
             in.input = backend::view(tx.data(), shape, s.order);
             in.weight = backend::view(weight.data(), parameter);
-            in.bias = backend::view(bias.data(), parameter);
+            if (has_bias) in.bias = backend::view(bias.data(), parameter);
             const Saved saved = norm.forward(in, backend::view(y.data(), shape, s.order), queue);
             BackwardOutputs out;
             out.input = backend::view(dx.data(), shape, s.order);
             out.weight = backend::view(dgamma.data(), parameter);
-            out.bias = backend::view(dbeta.data(), parameter);
+            if (has_bias) out.bias = backend::view(dbeta.data(), parameter);
             norm.backward(saved, backend::view(tdy.data(), shape, s.order), out, queue);
             queue.wait();
 
             // Backward must open the gate where forward did: the oracle's gate is y's.
             const bool gated = layer.options.activation.kind == ActivationKind::relu;
-            auto expected = reference::rows_forward(x, sets, gamma, beta, layer.options.eps);
+            auto expected = centred ? reference::rows_forward(x, sets, gamma, beta, layer.options.eps)
+                                    : reference::rms_forward(x, sets, gamma, layer.options.eps);
             const Doubles got_y = plain(y);
             Array g = dy;
             for (std::size_t i = 0; i < g.v.size(); ++i) {
               if (gated && got_y[i] <= 0) g.v[i] = 0;
               if (gated) expected.y.v[i] = std::max(0.0, expected.y.v[i]);
             }
-            const auto gradients = reference::rows_backward(x, sets, gamma, g, layer.options.eps);
+            const auto gradients = centred ? reference::rows_backward(x, sets, gamma, g, layer.options.eps)
+                                           : reference::rms_backward(x, sets, gamma, g, layer.options.eps);
 
             // x and dy are as the oracle reads them. Maps round a few times in the compute type, relative to the terms
             // of their sums: x / sigma (at most sqrt(count), and the mean is half of sigma), gamma and beta; and dx's
@@ -164,7 +171,8 @@ TEST_P(Scales, EqualTheOracle) {
             const double summed = largest_g * static_cast<double>(x.v.size());
             near("grad_weight", {dgamma.begin(), dgamma.end()}, gradients.dgamma,
                  (8 * compute + 2 * statistics) * terms * summed, 0, 0);
-            near("grad_bias", {dbeta.begin(), dbeta.end()}, gradients.dbeta, (compute + statistics) * summed, 0, 0);
+            if (has_bias)
+              near("grad_bias", {dbeta.begin(), dbeta.end()}, gradients.dbeta, (compute + statistics) * summed, 0, 0);
             double size = 0;
             for (const double v : x.v) size = std::max(size, std::abs(v));
             near("mean", to_host(saved.frame().mean, queue), expected.mean, statistics * size, 0, 0);
