@@ -41,7 +41,7 @@ constexpr Attribute momentum_attribute{
 constexpr Attribute sync_attribute{
     "sync",
     "none, world or a number of ranks",
-    "over which ranks the statistics are added",
+    "over which ranks the statistics are merged",
     [](O& options, std::string_view name, std::string_view value) {
       std::int64_t ranks = 0;
       if (value == "none")
