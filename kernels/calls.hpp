@@ -80,8 +80,8 @@ ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered&
 }
 
 /// The frame of group g in such a call; `commits`: and its next state.
-ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
-                                               std::int64_t g, bool commits) {
+ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
+                                      std::int64_t g, bool commits) {
   const Layout layout{args.norm.groups()};
   const auto current =
       args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g]) : moments_of(gathered, layout, g);

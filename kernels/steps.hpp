@@ -242,8 +242,8 @@ ALLNORM_HOST_DEVICE inline formulas::Moments moments_of(const Gathered& gathered
 struct RunningValues {
   double mean = 0, var = 0, biased = 0;
 };
-ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t c,
-                                           formulas::Moments batch, RunningValues running) {
+ALLNORM_PER_GROUP void write_next(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t c,
+                                  formulas::Moments batch, RunningValues running) {
   using S = LayerState;
   const auto keep = [&](S::Field f) { state.next(f)[c] = state.now(f)[c]; };
   const bool usable = formulas::usable({running.mean, running.var}) && std::isfinite(running.biased);
@@ -278,9 +278,8 @@ ALLNORM_HOST_DEVICE inline void write_next(const Rules& rules, const LayerState&
 /// History and correction of group g with this call's moments. lane(entry, of_variance): the summed products of the
 /// window, 0 without compensation. `commits`: writes the group's next state too (one thread per group does).
 template <class Lane>
-ALLNORM_HOST_DEVICE inline GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t,
-                                               std::int64_t g, formulas::Moments current, const Lane& lane,
-                                               bool commits) {
+ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t g,
+                                      formulas::Moments current, const Lane& lane, bool commits) {
   using S = LayerState;
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists) {
