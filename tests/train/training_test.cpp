@@ -370,7 +370,9 @@ TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
   testing::internal::CaptureStderr();
   EXPECT_EQ(train(diverging), 0);
   const std::string line = testing::internal::GetCapturedStderr();
-  EXPECT_EQ(line.find("allnorm: " + path("c") + ": is not written after this epoch (group_norm, seed 0, epoch 1)"), 0u)
+  EXPECT_EQ(
+      line.find("allnorm: warning: " + path("c") + ": is not written after this epoch (group_norm, seed 0, epoch 1)"),
+      0u)
       << line;
   std::ifstream after(path("c"));
   EXPECT_EQ(good, (std::string{std::istreambuf_iterator<char>(after), {}}));
