@@ -6,12 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <mutex>
 #include <random>
-#include <regex>
 #include <set>
 #include <thread>
 
@@ -67,18 +67,27 @@ std::string leftover_name(const std::string& stem, Leftover kind, unsigned long 
   return name + ".decision";
 }
 
+// HHHHHHHHHHHH[.RANK] and then -NUMBER.tmp, -NUMBER.old, .journal or .decision; H: a hexadecimal digit.
 std::optional<LeftoverName> parse_leftover(std::string_view name) {
+  constexpr std::string_view decimal = "0123456789", hexadecimal = "0123456789abcdef";
+  constexpr std::size_t run_size = 12;
   if (!name.starts_with(prefix)) return std::nullopt;
   name.remove_prefix(prefix.size());
-  static const std::regex pattern("(([0-9a-f]{12})(?:\\.[0-9]+)?)(?:-[0-9]+\\.(tmp|old)|\\.(journal|decision))");
-  std::match_results<std::string_view::const_iterator> parts;
-  if (!std::regex_match(name.begin(), name.end(), parts, pattern)) return std::nullopt;
-  const std::string kind = parts[3].matched ? parts[3].str() : parts[4].str();
-  return LeftoverName{kind == "tmp"       ? Leftover::temporary
-                      : kind == "old"     ? Leftover::backup
-                      : kind == "journal" ? Leftover::journal
-                                          : Leftover::decision,
-                      parts[1].str(), parts[2].str()};
+  const auto digits_from = [&](std::size_t at) { return std::min(name.find_first_not_of(decimal, at), name.size()); };
+  if (name.size() <= run_size || name.find_first_not_of(hexadecimal) != run_size) return std::nullopt;
+  std::size_t stem = run_size;
+  if (name[stem] == '.' && digits_from(stem + 1) > stem + 1) stem = digits_from(stem + 1);
+  std::string_view rest = name.substr(stem);
+  const bool numbered = rest.starts_with('-') && digits_from(stem + 1) > stem + 1;
+  if (numbered) rest = name.substr(digits_from(stem + 1));
+  constexpr std::pair<std::string_view, Leftover> kinds[] = {{".tmp", Leftover::temporary},
+                                                             {".old", Leftover::backup},
+                                                             {".journal", Leftover::journal},
+                                                             {".decision", Leftover::decision}};
+  for (const auto& [suffix, kind] : kinds)
+    if (rest == suffix && numbered == (kind == Leftover::temporary || kind == Leftover::backup))
+      return LeftoverName{kind, std::string(name.substr(0, stem)), std::string(name.substr(0, run_size))};
+  return std::nullopt;
 }
 
 std::vector<std::pair<std::string, LeftoverName>> leftovers_in(const std::string& folder) {
