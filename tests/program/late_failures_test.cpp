@@ -107,10 +107,10 @@ TEST(Resume, WithAnotherSettingNamesItAndItsTwoValues) {
   };
   EXPECT_NE(resume("--epochs 2 --norm batch_norm --batch-per-rank 64").find(R"("group_norm", must be "batch_norm")"),
             std::string::npos);
-  EXPECT_NE(resume("--epochs 3 --norm group_norm --batch-per-rank 64").find("setting epochs is 2, must be 3 as now"),
+  EXPECT_NE(resume("--epochs 3 --norm group_norm --batch-per-rank 64").find("settings.epochs is 2, must be 3"),
             std::string::npos);
   EXPECT_NE(resume("--epochs 2 --norm group_norm:eps=0.5 --batch-per-rank 64")
-                .find(R"(setting norms[0].norm is "group_norm", must be "group_norm:eps=0.5" as now)"),
+                .find(R"(settings.norms[0].norm is "group_norm", must be "group_norm:eps=0.5")"),
             std::string::npos);
 }
 
