@@ -244,7 +244,7 @@ TEST(ForeignMessages, AreTold) {
   Queue queue = Queue::cpu();
   const auto told = [&](const Header& header, std::size_t size) {
     Bytes bytes(size);
-    std::memcpy(bytes.data(), &header, std::min(size, sizeof header));
+    if (size > 0) std::memcpy(bytes.data(), &header, std::min(size, sizeof header));
     const auto world = communicate(std::make_shared<OnePeer>(std::move(bytes)), Patience{});
     return error_of([&] { world->exchange({Header("x", Direction::agreement, 0), {}, 0, {}}, queue); });
   };
