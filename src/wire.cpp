@@ -65,7 +65,7 @@ struct Arrival {
 Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
   Arrival arrival{std::move(bytes), {}};
   const std::size_t size = arrival.bytes->size();
-  std::memcpy(&arrival.prefix, arrival.bytes->data(), std::min(size, sizeof(Prefix)));
+  if (size > 0) std::memcpy(&arrival.prefix, arrival.bytes->data(), std::min(size, sizeof(Prefix)));
   const Header& header = arrival.prefix.header;
   bool ours = header.get(Field::magic) == Header::magic_value;
   // These two fields are where they always were; the rest is another length in another version.
