@@ -15,7 +15,7 @@ namespace {
 
 const std::string train = "train --data " ALLNORM_SOURCE_DIR "/data/digits --norm group_norm --batch-per-rank 64 ";
 
-// Help is there without libtorch too; what no train takes is then still the second thing that is wrong.
+// Without libtorch everything but the help is exit code 6.
 bool can_train(const Workplace& place) { return place.run("train --epochs none").code != 6; }
 
 TEST(FilesThatCannotBeWritten, AreFoundBeforeTraining) {
