@@ -319,6 +319,7 @@ void Declined::drain() {
 }
 
 void merge_payload(const Header& header, std::vector<double>& sum, const std::byte* payload) {
+  if (sum.empty()) return;  // heads alone: what they say of moments is about records that go another way
   const auto part = [payload](std::size_t i) {
     double value;
     std::memcpy(&value, payload + i * sizeof value, sizeof value);
