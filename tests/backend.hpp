@@ -17,6 +17,9 @@ allnorm::Device device();
 /// differences from a pivot, or their squares, in f32.
 extern const double statistics_unit;
 
+/// An emulated GPU is a thousand times slower than either: a test of many cases that are alike on it takes some.
+extern const bool takes_some;
+
 /// Memory that the device and the host both read and write (the host once the queue was waited for).
 void* allocate(std::size_t bytes);
 void release(void* data) noexcept;

@@ -211,11 +211,13 @@ void check_all(const Layer& layer, const std::string& name) {
     for (const Order order : {Order::channels_first, Order::channels_last}) {
       if (row.by_trailing() && order == Order::channels_last) continue;
       if (row.statistics.has(Axis::space) && shape.size() == 2) continue;
+      if (backend::takes_some && shape.size() != 4) continue;
       const bool has_weight = row.tensor("weight") != nullptr, has_bias = row.tensor("bias") != nullptr && row.centred,
                  has_residual = row.tensor("residual") != nullptr;
       for (const bool affine : {false, true})
         for (const bool with_residual : {false, true}) {
           if ((affine && !has_weight) || (with_residual && !has_residual)) continue;
+          if (backend::takes_some && (affine != has_weight || with_residual != has_residual)) continue;
           const Given given{affine, affine && has_bias, with_residual};
           SCOPED_TRACE(name + ", " + std::to_string(shape.size()) + "-D, " +
                        (order == Order::channels_first ? "channels first" : "channels last") +
@@ -252,6 +254,8 @@ TYPED_TEST(Catalogue, EveryRowEqualsTheOracle) {
 
 // Any statistics with any affine, centred or not, where gamma is folded into the coefficients of a group.
 TYPED_TEST(Catalogue, SoDoRowsThatItLacks) {
+  if (backend::takes_some && !std::is_same_v<TypeParam, float>)
+    GTEST_SKIP() << "what a type changes is in the kernels, which the rows of the catalogue run in every type";
   const Axis axes[] = {Axis::sample, Axis::channel, Axis::space};
   const auto subset = [&](unsigned bits) {
     Axes made;

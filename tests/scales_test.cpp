@@ -84,6 +84,7 @@ TEST_P(Scales, EqualTheOracle) {
       for (const double scale : scales)
         for (const bool correlated : {false, true})
           for (const char* eps : {"1e-5", "0"}) {
+            if (backend::takes_some && correlated == (eps == std::string("0"))) continue;
             SCOPED_TRACE(std::string(s.layer) + " of " + std::to_string(s.shape[1]) + " channels, scale " +
                          std::to_string(std::log10(scale)) + ", eps " + eps + (correlated ? ", correlated" : ""));
             Random random(7);

@@ -20,6 +20,7 @@ namespace {
 // may wait there for this one.
 struct Pool {
   std::mutex mutex;
+  const bool takes_some = true;
   std::map<void*, std::size_t> sizes;                // of every block
   std::map<std::size_t, std::vector<void*>> unused;  // by size
 };
