@@ -13,6 +13,7 @@ namespace backend {
 allnorm::Queue queue(int) { return allnorm::Queue::cuda(0); }
 allnorm::Device device() { return {allnorm::DeviceKind::cuda, 0}; }
 const double statistics_unit = 16 * 0x1p-24;  // a rounding of each difference, of its square, and of the eight sums
+const bool takes_some = true;
 
 namespace {
 
@@ -20,7 +21,6 @@ namespace {
 // may wait there for this one.
 struct Pool {
   std::mutex mutex;
-  const bool takes_some = true;
   std::map<void*, std::size_t> sizes;                // of every block
   std::map<std::size_t, std::vector<void*>> unused;  // by size
 };
