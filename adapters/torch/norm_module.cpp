@@ -32,16 +32,17 @@ struct Plan {
 
 struct NormFunction : torch::autograd::Function<NormFunction> {
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
-                               const torch::Tensor& bias, const torch::optional<torch::Tensor>& residual,
-                               const Plan& plan) {
+                               const torch::optional<torch::Tensor>& bias,
+                               const torch::optional<torch::Tensor>& residual, const Plan& plan) {
     NormModule& module = *plan.module;
     Queue& queue = module.queue();
+    const torch::Tensor beta = bias ? *bias : torch::Tensor();
     module.expect_tensors(input, residual ? *residual : torch::Tensor(), plan.convolution);
     const Dense x = dense(input, module.by_rows());
     ForwardInputs inputs;
     inputs.input = view_of(x.tensor, x.order);
     inputs.weight = view_of(weight);
-    inputs.bias = view_of(bias);
+    inputs.bias = view_of(beta);
     torch::Tensor added;
     if (residual) {
       added = in_order(*residual, x.order);
@@ -59,7 +60,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     plan.call->saved = plan.earlier ? module.norm().replay(plan.earlier->saved, inputs, y, queue)
                                     : module.norm().forward(inputs, y, queue);
     // The library's record borrows the tensors; torch keeps them, and notices when they are changed in between.
-    variable_list kept{x.tensor, weight, bias};
+    variable_list kept{x.tensor, weight, beta};
     if (residual) kept.push_back(added);
     context->save_for_backward(std::move(kept));
     context->saved_data["call"] = c10::IValue::make_capsule(plan.call);
@@ -87,7 +88,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     };
     outputs.input = want(0, kept[0], order);
     outputs.weight = want(1, kept[1], Order::channels_first);
-    outputs.bias = want(2, kept[2], Order::channels_first);
+    if (kept[2].defined()) outputs.bias = want(2, kept[2], Order::channels_first);  // rows without one have no residual
     if (has_residual) outputs.residual = want(3, kept[3], order);
     module.norm().backward(call->saved, view_of(grad_output, order), outputs, queue);
     return results;
@@ -143,7 +144,7 @@ torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tenso
   }
   const Plan plan{this, c10::make_intrusive<Call>(), {}, convolution};
   torch::Tensor output = NormFunction::apply(
-      input, weight, bias,
+      input, weight, bias.defined() ? torch::optional<torch::Tensor>(bias) : torch::optional<torch::Tensor>(),
       residual.defined() ? torch::optional<torch::Tensor>(residual) : torch::optional<torch::Tensor>(), plan);
   if (is_training()) last_ = plan.call;
   return output;
@@ -154,7 +155,7 @@ torch::Tensor NormModule::replay(const CallHandle& earlier, const torch::Tensor&
          "call to replay is null, must be one that last_call() returned");
   const Plan plan{this, c10::make_intrusive<Call>(), earlier, {}};
   return NormFunction::apply(
-      input, weight, bias,
+      input, weight, bias.defined() ? torch::optional<torch::Tensor>(bias) : torch::optional<torch::Tensor>(),
       residual.defined() ? torch::optional<torch::Tensor>(residual) : torch::optional<torch::Tensor>(), plan);
 }
 
