@@ -18,7 +18,7 @@
 #include "allnorm/device.hpp"
 #include "allnorm/partition.hpp"
 #include "kernels/ops.hpp"
-#include "parallel.hpp"
+#include "src/runtime/parallel.hpp"
 
 namespace {
 

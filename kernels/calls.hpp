@@ -5,11 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "allnorm/communicator.hpp"
 #include "allnorm/dtype.hpp"
 #include "allnorm/message.hpp"
 #include "allnorm/options.hpp"
 #include "allnorm/partition.hpp"
+#include "allnorm/record.hpp"
 #include "kernels/layer_state.hpp"
 #include "kernels/steps.hpp"
 

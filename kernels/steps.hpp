@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include "allnorm/communicator.hpp"
 #include "allnorm/message.hpp"
 #include "allnorm/partition.hpp"
+#include "allnorm/record.hpp"
 #include "kernels/layer_state.hpp"
 
 namespace allnorm::steps {

@@ -7,9 +7,9 @@
 #include <string>
 
 #include "allnorm/sizes.hpp"
-#include "attributes.hpp"
 #include "kernels/steps.hpp"
-#include "nearest.hpp"
+#include "src/attributes.hpp"
+#include "src/nearest.hpp"
 
 namespace allnorm {
 

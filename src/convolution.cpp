@@ -1,10 +1,10 @@
-#include "convolution.hpp"
+#include "src/convolution.hpp"
 
 #include <algorithm>
 #include <string>
 
 #include "kernels/ops.hpp"
-#include "parameters.hpp"
+#include "src/parameters.hpp"
 
 namespace allnorm {
 

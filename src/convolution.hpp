@@ -3,7 +3,7 @@
 
 #include "allnorm/norm.hpp"
 #include "kernels/ops.hpp"
-#include "layer_memory.hpp"
+#include "src/layer_memory.hpp"
 
 namespace allnorm {
 

@@ -1,4 +1,4 @@
-#include "exchange.hpp"
+#include "src/exchange.hpp"
 
 #include <algorithm>
 #include <cstring>

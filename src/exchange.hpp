@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "allnorm/communicator.hpp"
-#include "transport/device_threads.hpp"
+#include "src/transport/device_threads.hpp"
 
 namespace allnorm {
 

@@ -1,4 +1,4 @@
-#include "layer_memory.hpp"
+#include "src/layer_memory.hpp"
 
 #include <algorithm>
 #include <string>

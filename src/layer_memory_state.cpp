@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "layer_memory.hpp"
-#include "state_reader.hpp"
+#include "src/layer_memory.hpp"
+#include "src/state_reader.hpp"
 
 namespace allnorm {
 

@@ -1,7 +1,7 @@
 // The public face of a layer.
 #include "allnorm/norm.hpp"
 
-#include "norm_impl.hpp"
+#include "src/norm_impl.hpp"
 
 namespace allnorm {
 

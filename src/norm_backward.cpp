@@ -1,8 +1,8 @@
 // Backward: moments_grad -> exchange -> apply_grad, in two halves with the exchange between them.
 #include <utility>
 
-#include "norm_impl.hpp"
-#include "parameters.hpp"
+#include "src/norm_impl.hpp"
+#include "src/parameters.hpp"
 
 namespace allnorm {
 

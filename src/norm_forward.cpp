@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "allnorm/sizes.hpp"
-#include "norm_impl.hpp"
-#include "parameters.hpp"
+#include "src/norm_impl.hpp"
+#include "src/parameters.hpp"
 
 namespace allnorm {
 

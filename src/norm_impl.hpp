@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "allnorm/norm.hpp"
-#include "convolution.hpp"
 #include "kernels/ops.hpp"
-#include "layer_memory.hpp"
-#include "plan.hpp"
+#include "src/convolution.hpp"
+#include "src/layer_memory.hpp"
+#include "src/plan.hpp"
 
 namespace allnorm {
 

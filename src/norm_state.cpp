@@ -4,8 +4,8 @@
 #include <string_view>
 #include <utility>
 
-#include "norm_impl.hpp"
-#include "state_reader.hpp"
+#include "src/norm_impl.hpp"
+#include "src/state_reader.hpp"
 
 namespace allnorm {
 

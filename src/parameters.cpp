@@ -1,4 +1,4 @@
-#include "parameters.hpp"
+#include "src/parameters.hpp"
 
 #include <string>
 

@@ -1,4 +1,4 @@
-#include "plan.hpp"
+#include "src/plan.hpp"
 
 #include <algorithm>
 #include <string>

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "src/gpu.hpp"
-#include "src/queue.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm {
 

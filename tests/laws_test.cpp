@@ -10,7 +10,7 @@
 #include "allnorm/dtype.hpp"
 #include "allnorm/partition.hpp"
 #include "kernels/formulas.hpp"
-#include "plan.hpp"
+#include "src/plan.hpp"
 
 namespace {
 

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "harness.hpp"
-#include "transport/rendezvous.hpp"
+#include "src/transport/rendezvous.hpp"
 
 namespace {
 

@@ -11,6 +11,8 @@
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
 #include "allnorm/message.hpp"
+#include "allnorm/record.hpp"
+#include "allnorm/sync.hpp"
 
 namespace allnorm {
 
@@ -47,45 +49,6 @@ class Pending {
 
  private:
   std::unique_ptr<Impl> impl_;
-};
-
-/// This rank's message in memory of the queue's device (RecordHead and `count` doubles at `data`), and room for those
-/// of the group where the transport asks for it (Communicator::room). `moments`: what its header says of them, for a
-/// host that cannot look.
-struct Record {
-  std::byte* data = nullptr;
-  std::size_t count = 0;
-  std::byte* room = nullptr;
-  std::uint64_t moments = 0;
-};
-
-/// What an exchange of records leaves in memory of the queue's device, for kernels to check and merge. Either the
-/// records of all ranks in rank order, `stride` bytes apart: their headers must be equal, their doubles are merged in
-/// rank order (see Message); or, where `sums` is given, the result, with `records` holding heads alone to be checked
-/// (ranks of them; none where the host has checked).
-struct Gathered {
-  const std::byte* records = nullptr;
-  std::size_t stride = 0;
-  int ranks = 0;
-  const double* sums = nullptr;
-};
-
-/// What kernels found in an exchange that the host does not wait for, in memory that host and device share. Kernels of
-/// one stream write it; a status other than 0 stays until the host has read it.
-struct ExchangeReport {
-  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2, declined = 3 };
-  std::uint64_t started = 0;   ///< exchanges that kernels have made records for
-  std::uint64_t finished = 0;  ///< exchanges whose results kernels have read: the deadline looks at the difference
-  std::uint64_t status = fine;
-  std::uint64_t rank = 0;       ///< the first rank that declined, differs from rank 0, or whose weights changed
-  RecordHead first{}, other{};  ///< the heads of rank 0 and of that rank
-};
-
-/// Where kernels report: `report` in shared memory, and in device memory the counts that they advance (started,
-/// finished). Null where the host checks.
-struct Reporter {
-  ExchangeReport* report = nullptr;
-  std::uint64_t* counts = nullptr;  ///< (2)
 };
 
 /// A group of ranks, each its own process or thread. All members make the same exchanges in the same order; every
@@ -137,13 +100,6 @@ std::shared_ptr<Communicator> self();
 /// `ranks` communicators for as many threads of this process, [r] for rank r. Throws invalid_argument for ranks < 1.
 std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Patience& patience = {});
 
-/// The ranks over which a layer adds its statistics: none, all, or groups of `ranks` consecutive ranks (the last may be
-/// smaller).
-struct Sync {
-  static constexpr std::int64_t none = 0, world = -1;
-  std::int64_t ranks = none;
-  friend bool operator==(const Sync&, const Sync&) = default;
-};
 /// The communicator of this rank's group within `world`. Collective over `world` unless sync is none or world.
 std::shared_ptr<Communicator> sync_group(const std::shared_ptr<Communicator>& world, Sync sync, Queue& queue);
 

@@ -60,7 +60,7 @@ class Queue {
   int multiprocessors_left() const noexcept;
   const Ops& ops() const noexcept { return *ops_; }
 
-  /// The backend's own part: the thread pool of a CPU queue (src/parallel.hpp), the stream of a CUDA one.
+  /// The backend's own part: the thread pool of a CPU queue (src/runtime/parallel.hpp), the stream of a CUDA one.
   class Impl;
   Impl& impl() const noexcept { return *impl_; }
   const std::shared_ptr<Impl>& shared_impl() const noexcept { return impl_; }

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "allnorm/communicator.hpp"
+#include "allnorm/sync.hpp"
 
 namespace allnorm {
 

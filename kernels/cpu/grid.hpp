@@ -8,7 +8,7 @@
 
 #include "allnorm/partition.hpp"
 #include "kernels/ops.hpp"
-#include "src/parallel.hpp"
+#include "src/runtime/parallel.hpp"
 
 namespace allnorm::cpu {
 

@@ -12,7 +12,7 @@
 
 #include "allnorm/dtype.hpp"
 #include "kernels/cpu/kernels.hpp"
-#include "src/parallel.hpp"
+#include "src/runtime/parallel.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace allnorm::cpu::HWY_NAMESPACE {

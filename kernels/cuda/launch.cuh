@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "src/cuda/errors.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::cuda {
 

@@ -9,8 +9,8 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/maps.cuh"
-#include "src/cuda/errors.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::cuda {
 

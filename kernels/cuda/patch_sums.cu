@@ -13,7 +13,7 @@
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vectors.cuh"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::cuda {
 namespace {

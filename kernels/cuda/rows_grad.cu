@@ -10,7 +10,7 @@
 #include "kernels/cuda/row_steps.cuh"
 #include "kernels/cuda/team.cuh"
 #include "kernels/cuda/vectors.cuh"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::cuda {
 namespace {

@@ -8,8 +8,8 @@
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/team.cuh"
-#include "src/cuda/errors.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::cuda {
 namespace {

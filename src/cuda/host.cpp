@@ -1,11 +1,11 @@
 // Page-locked memory, the identity of a GPU, and reports of kernels, for host code without CUDA headers.
 #include <cstdio>
 
-#include "src/cuda/errors.hpp"
-#include "src/cuda/memory.hpp"
-#include "src/cuda/queue.hpp"
 #include "src/cuda/watcher.hpp"
 #include "src/gpu.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/memory.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm {
 

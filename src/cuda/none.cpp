@@ -3,8 +3,8 @@
 
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
-#include "gpu.hpp"
-#include "queue.hpp"
+#include "src/gpu.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm {
 

@@ -5,8 +5,8 @@
 #include <atomic>
 #include <chrono>
 
-#include "src/cuda/errors.hpp"
 #include "src/exchange.hpp"
+#include "src/runtime/cuda/errors.hpp"
 #include "src/transport/deadline.hpp"
 
 namespace allnorm::cuda {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "allnorm/communicator.hpp"
-#include "src/cuda/memory.hpp"
+#include "src/runtime/cuda/memory.hpp"
 
 namespace allnorm::cuda {
 

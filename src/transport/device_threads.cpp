@@ -21,8 +21,8 @@
 #include <mutex>
 #include <vector>
 
-#include "src/cuda/queue.hpp"
 #include "src/cuda/watcher.hpp"
+#include "src/runtime/cuda/queue.hpp"
 #include "src/transport/deadline.hpp"
 
 namespace allnorm {

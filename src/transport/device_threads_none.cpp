@@ -1,5 +1,5 @@
 // In builds without CUDA there are no ranks on GPUs.
-#include "transport/device_threads.hpp"
+#include "src/transport/device_threads.hpp"
 
 namespace allnorm {
 

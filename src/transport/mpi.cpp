@@ -9,7 +9,7 @@
 #include <string>
 #include <thread>
 
-#include "exchange.hpp"
+#include "src/exchange.hpp"
 
 #if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>

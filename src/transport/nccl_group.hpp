@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "allnorm/nccl.hpp"
-#include "src/cuda/queue.hpp"
 #include "src/cuda/watcher.hpp"
+#include "src/runtime/cuda/queue.hpp"
 #include "src/transport/deadline.hpp"
 #include "src/transport/rendezvous.hpp"
 

@@ -1,5 +1,5 @@
 // Ranks meet over TCP: one greeting each, rank 0's answer when all are there, and later at most one bad piece of news.
-#include "transport/rendezvous.hpp"
+#include "src/transport/rendezvous.hpp"
 
 #include <fcntl.h>
 #include <netdb.h>

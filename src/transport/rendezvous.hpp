@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "allnorm/nccl.hpp"
-#include "transport/deadline.hpp"
+#include "src/transport/deadline.hpp"
 
 namespace allnorm {
 

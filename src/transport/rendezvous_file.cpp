@@ -5,7 +5,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "transport/rendezvous.hpp"
+#include "src/transport/rendezvous.hpp"
 
 namespace allnorm {
 

@@ -1,5 +1,5 @@
 // A group of one: nothing travels.
-#include "exchange.hpp"
+#include "src/exchange.hpp"
 
 namespace allnorm {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <thread>
 
-#include "exchange.hpp"
+#include "src/exchange.hpp"
 
 namespace allnorm {
 

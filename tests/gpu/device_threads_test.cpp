@@ -11,7 +11,7 @@
 
 #include "gpu/records.hpp"
 #include "harness.hpp"
-#include "transport/device_threads.hpp"
+#include "src/transport/device_threads.hpp"
 
 namespace allnorm::test {
 namespace {

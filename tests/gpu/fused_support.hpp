@@ -12,7 +12,7 @@
 #include "finish_support.hpp"
 #include "kernels/cuda/fused.hpp"
 #include "kernels/cuda/kernels.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
 

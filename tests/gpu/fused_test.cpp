@@ -4,7 +4,7 @@
 #include "cuda_emulation.hpp"
 #endif
 #include "kernels/cuda/groupwise.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
 namespace {

@@ -13,7 +13,7 @@
 #include "../kernels_support.hpp"
 #include "allnorm/partition.hpp"
 #include "allnorm/tensor.hpp"
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
 namespace {

@@ -13,9 +13,9 @@
 
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
-#include "cuda/memory.hpp"
-#include "cuda/queue.hpp"
 #include "harness.hpp"
+#include "src/runtime/cuda/memory.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::test {
 namespace {

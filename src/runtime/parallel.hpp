@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
-#include "queue.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm {
 

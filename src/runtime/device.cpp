@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "queue.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm {
 

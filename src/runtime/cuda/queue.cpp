@@ -1,5 +1,5 @@
 // CUDA queues: streams, memory in stream order, copies, and all of it again while a stream is being captured.
-#include "src/cuda/queue.hpp"
+#include "src/runtime/cuda/queue.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -9,35 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "kernels/cuda/kernels.hpp"
-
 namespace allnorm {
-
-namespace {
-
-void expect_device(int index) {
-  const int count = cuda_devices();
-  expect(count > 0, Code::device, [&] {
-    return "device " + to_string({DeviceKind::cuda, index}) + " is not there, must be cpu: " + cuda_summary();
-  });
-  expect(index >= 0 && index < count, Code::device, [&] {
-    return "device " + to_string({DeviceKind::cuda, index}) + " is not there, must be cuda:0" +
-           (count > 1 ? " to " + to_string({DeviceKind::cuda, count - 1}) : "");
-  });
-}
-
-}  // namespace
-
-Queue Queue::cuda(int index) {
-  expect_device(index);
-  auto impl = std::make_shared<cuda::CudaQueue>(index);
-  return Queue({DeviceKind::cuda, index}, cuda_ops(), std::move(impl));
-}
-Queue Queue::cuda(int index, void* stream) {
-  expect_device(index);
-  auto impl = std::make_shared<cuda::CudaQueue>(index, static_cast<cudaStream_t>(stream));
-  return Queue({DeviceKind::cuda, index}, cuda_ops(), std::move(impl));
-}
 
 namespace cuda {
 

@@ -1,13 +1,13 @@
 // Pinned memory, and the check that a pointer is where a queue can use it.
-#include "src/cuda/memory.hpp"
+#include "src/runtime/cuda/memory.hpp"
 
 #include <atomic>
 #include <cstring>
 #include <string>
 #include <utility>
 
-#include "src/cuda/errors.hpp"
-#include "src/queue.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm {
 

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
-#include "src/cuda/errors.hpp"
-#include "src/cuda/memory.hpp"
-#include "src/cuda/staging.hpp"
-#include "src/queue.hpp"
+#include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/memory.hpp"
+#include "src/runtime/cuda/staging.hpp"
+#include "src/runtime/queue.hpp"
 
 namespace allnorm::cuda {
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "allnorm/device.hpp"
-#include "src/cuda/errors.hpp"
+#include "src/runtime/cuda/errors.hpp"
 
 namespace allnorm {
 

@@ -1,4 +1,4 @@
-#include "parallel.hpp"
+#include "src/runtime/parallel.hpp"
 
 #include <string>
 #include <system_error>

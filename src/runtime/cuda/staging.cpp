@@ -1,11 +1,11 @@
 // The ring of pinned blocks behind copies to a GPU.
-#include "src/cuda/staging.hpp"
+#include "src/runtime/cuda/staging.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "src/cuda/errors.hpp"
+#include "src/runtime/cuda/errors.hpp"
 
 namespace allnorm::cuda {
 

@@ -1,24 +1,16 @@
 // CPU queues: the host's memory; every call is done when it returns.
 #include <cstring>
-#include <memory>
 #include <new>
 #include <string>
 
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
-#include "kernels/ops.hpp"
-#include "parallel.hpp"
+#include "src/runtime/parallel.hpp"
 
 namespace allnorm {
 
 namespace {
 constexpr std::align_val_t alignment{64};  // one cache line, and the widest vector
-}
-
-Queue Queue::cpu(int threads) {
-  expect(threads >= 1, Code::invalid_argument,
-         [&] { return "threads is " + std::to_string(threads) + ", must be at least 1"; });
-  return Queue(Device{}, cpu_ops(), std::make_shared<CpuQueue>(threads));
 }
 
 void CpuQueue::leave_multiprocessors(int) {

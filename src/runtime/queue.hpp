@@ -7,8 +7,8 @@
 
 namespace allnorm {
 
-/// One per backend: CpuQueue (src/parallel.hpp) and CudaQueue (src/cuda/queue.hpp). The functions do what the functions
-/// of the same names in allnorm/device.hpp promise; sizes are never 0 and pointers never null here.
+/// One per backend: CpuQueue (src/runtime/parallel.hpp) and CudaQueue (src/runtime/cuda/queue.hpp). The functions do
+/// what the functions of the same names in allnorm/device.hpp promise; sizes are never 0 and pointers never null here.
 class Queue::Impl {
  public:
   Impl() = default;
@@ -30,7 +30,7 @@ class Queue::Impl {
 };
 
 /// Throws device if `data` is memory of a GPU that the host cannot use. Costs nothing in a process without CUDA queues,
-/// and never makes a CUDA context. (src/cuda/memory.cpp or src/cuda/none.cpp)
+/// and never makes a CUDA context. (src/runtime/cuda/memory.cpp or src/cuda/none.cpp)
 void expect_host_memory(const void* data, const char* name);
 
 }  // namespace allnorm

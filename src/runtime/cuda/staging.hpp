@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "src/cuda/memory.hpp"
+#include "src/runtime/cuda/memory.hpp"
 
 namespace allnorm::cuda {
 

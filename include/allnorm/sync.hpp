@@ -1,0 +1,16 @@
+// The ranks over which a layer takes its statistics.
+#pragma once
+
+#include <cstdint>
+
+namespace allnorm {
+
+/// The ranks over which a layer adds its statistics: none, all, or groups of `ranks` consecutive ranks (the last may be
+/// smaller).
+struct Sync {
+  static constexpr std::int64_t none = 0, world = -1;
+  std::int64_t ranks = none;
+  friend bool operator==(const Sync&, const Sync&) = default;
+};
+
+}  // namespace allnorm
