@@ -17,11 +17,12 @@ namespace allnorm {
 
 /// What both directions of a call have.
 struct LayerCall {
-  const void* x = nullptr;  ///< [fine], or [rows][columns]
+  const void* x = nullptr;  ///< [norm]
   DType dtype{};
-  Partition norm{}, fine{};           ///< fine: the common refinement of norm's and gamma's partitions
+  Partition norm{}, affine{};         ///< what shares a mean and a variance; what shares a gamma
+  Partition fine{};                   ///< the common refinement of both, where gamma is folded; norm where it is along
   Coarsening to_norm{}, to_affine{};  ///< of fine groups
-  bool rows = false;                  ///< one gamma per column of a row instead (fine unused): no residual, identity
+  bool along = false;                 ///< every value reads its own gamma and beta: to_affine is not used
   Rules rules{};
   Activation activation{};
   Parameter weight{.otherwise = 1}, bias{};
@@ -59,17 +60,13 @@ struct BackwardArgs : LayerCall {
   void* dx = nullptr;                  ///< optional
   void* dresidual = nullptr;           ///< optional
   const std::uint8_t* mask = nullptr;  ///< the gate where a residual was added
-  std::int64_t parameters = 0;         ///< gammas
   ParameterGrad dweight{}, dbias{};    ///< this rank's share
   bool wants_weight = false;           ///< one of the two is asked for
   double* sums = nullptr;     ///< s1 (G), s2 (G): written by the first half; where there is a record, its payload
   double* scratch = nullptr;  ///< backward_scratch() doubles, contents lost
 };
-/// (4, max(fine groups, G) + parameters)
-inline std::int64_t backward_scratch(const Partition& norm, const Partition& fine, std::int64_t parameters) {
-  const std::int64_t most = norm.groups() < fine.groups() ? fine.groups() : norm.groups();
-  return 4 * (most + parameters);
-}
+/// (4, fine groups + parameters)
+inline std::int64_t backward_scratch(const LayerCall& call) { return 4 * (call.fine.groups() + call.affine.groups()); }
 
 namespace steps {
 
@@ -92,15 +89,20 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& g
   return frame_of(args.rules, args.state, turn, g, current, lane, commits);
 }
 
+/// Gamma of fine group f, as far as it is folded.
+ALLNORM_HOST_DEVICE inline double gamma_of(const LayerCall& call, std::int64_t f) {
+  return call.along ? 1 : call.weight[call.to_affine(f)];
+}
+
 /// Scale and shift of fine group f, whose norm's group has this frame.
 ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall& call, const GroupFrame& frame,
                                                                  std::int64_t f) {
-  const std::int64_t p = call.to_affine(f);
-  return formulas::apply(frame.rstd, frame.correction, call.weight[p], call.bias[p]);
+  const double beta = call.along ? 0 : call.bias[call.to_affine(f)];
+  return formulas::apply(frame.rstd, frame.correction, gamma_of(call, f), beta);
 }
 
-/// Coefficients of dx of a group with this frame and `count` values, from its sums over the ranks; `weight`: its gamma,
-/// 1 for rows.
+/// Coefficients of dx of a group with this frame and `count` values, from its sums over the ranks; `weight`: its gamma
+/// as far as it is folded.
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& call, const GroupFrame& frame,
                                                               double weight, double count, double s1, double s2) {
   return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1,

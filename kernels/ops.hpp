@@ -25,9 +25,18 @@ struct MomentsArgs {
   double* m2 = nullptr;    ///< (G) sum of (x-mean)^2; 0 for an empty group
 };
 
-/// y = activation((x - center) * scale + shift + residual). With T = compute_t of the dtype the kernel computes
-/// (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so that the rounding of the mean costs
-/// nothing; and T(scale) in two steps (formulas::split), so that it need not be in T's range.
+/// Gamma and beta that vary within a group, so that they cannot be folded into its scale and shift (LN): the value at
+/// memory offset i has those of its group of `affine`. Kernels use them in the compute type.
+struct Along {
+  Parameter weight{.otherwise = 1}, bias{};
+  Partition affine{};  ///< of the same elements
+  bool given = false;  ///< false: 1 and 0 everywhere, and nothing of this is read
+};
+
+/// y = activation(((x - center) * scale + shift) * weight + bias + residual), with weight and bias of `along`. With T =
+/// compute_t of the dtype the kernel computes (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so
+/// that the rounding of the mean costs nothing; and T(scale) in two steps (formulas::split), so that it need not be in
+/// T's range.
 struct ApplyArgs {
   const void* x = nullptr;         ///< [partition]
   const void* residual = nullptr;  ///< [partition], optional
@@ -38,6 +47,7 @@ struct ApplyArgs {
   const double* scale = nullptr;   ///< (G)
   const double* shift = nullptr;   ///< (G)
   Activation activation{};
+  Along along{};
 };
 
 /// Bit i%8 of byte i/8 of `mask` = !(y[i] <= 0), so that NaN passes as in PyTorch, for i < elements: what backward
@@ -50,8 +60,8 @@ struct SignMaskArgs {
 };
 
 /// How backward finds the activation's gradient: from `mask` where given, otherwise from the sign of
-/// z = (x - center) * scale + shift, recomputed exactly as apply computed it. g = dy where z > 0 (or identity), else
-/// slope * dy (relu: 0).
+/// z = ((x - center) * scale + shift) * weight + bias, recomputed exactly as apply computed it. g = dy where z > 0 (or
+/// identity), else slope * dy (relu: 0).
 struct Gate {
   Activation activation{};
   const std::uint8_t* mask = nullptr;
@@ -59,7 +69,7 @@ struct Gate {
   const double* shift = nullptr;  ///< (G)
 };
 
-/// sum_g = sum of g, sum_gx = sum of g * (x - center), per group, with g = the gated dy.
+/// sum_g = sum of weight * g, sum_gx = sum of weight * g * (x - center), per group, with g = the gated dy.
 struct MomentsGradArgs {
   const void* x = nullptr;   ///< [partition]
   const void* dy = nullptr;  ///< [partition]
@@ -69,9 +79,24 @@ struct MomentsGradArgs {
   Gate gate{};
   double* sum_g = nullptr;   ///< (G)
   double* sum_gx = nullptr;  ///< (G)
+  Along along{};
 };
 
-/// dx = g * gain + (x - center) * power * slope + offset; dresidual = g (optional).
+/// The gradients of gamma and beta along groups: dweight = sum of g * ((x - center) * scale + shift), dbias = sum of g,
+/// over the values of each group of along.affine, whose center, scale and shift are those of their groups of `norm`.
+struct AffineGradArgs {
+  const void* x = nullptr;   ///< [norm]
+  const void* dy = nullptr;  ///< [norm]
+  DType dtype{};
+  Partition norm{};
+  const double* center = nullptr;  ///< (G) of norm
+  Gate gate{};                     ///< (G) of norm; scale and shift are always given
+  Along along{};                   ///< with its affine also where nothing is given
+  double* dweight = nullptr;       ///< (G) of affine
+  double* dbias = nullptr;         ///< (G) of affine
+};
+
+/// dx = weight * g * gain + (x - center) * power * slope + offset; dresidual = g (optional).
 struct ApplyGradArgs {
   const void* x = nullptr;    ///< [partition]
   const void* dy = nullptr;   ///< [partition]
@@ -85,33 +110,7 @@ struct ApplyGradArgs {
   const double* slope = nullptr;   ///< (G)
   const double* offset = nullptr;  ///< (G)
   const double* power = nullptr;   ///< (G) powers of two, 1 when not given
-};
-
-/// The row-wise twins, for norms over contiguous rows with one weight and bias per column (LN):
-///   apply_rows         y = (x - center[r]) * scale[r] * weight[j] + bias[j]
-///   moments_grad_rows  sum_g[r] = sum_j weight[j]*dy, sum_gx[r] = sum_j weight[j]*dy*(x - center[r])
-///   affine_grad_rows   dweight[j] = sum_r dy * (x - center[r]) * scale[r], dbias[j] = sum_r dy
-///   apply_grad_rows    dx = weight[j]*dy*gain[r] + (x - center[r])*power[r]*slope[r] + offset[r]
-/// Each reads and writes only the members that its formula names.
-struct RowsArgs {
-  const void* x = nullptr;   ///< [rows][columns]
-  const void* dy = nullptr;  ///< [rows][columns]
-  void* y = nullptr;         ///< [rows][columns]
-  void* dx = nullptr;        ///< [rows][columns]
-  DType dtype{};
-  std::int64_t rows = 0, columns = 0;
-  const double* weight = nullptr;  ///< (columns), 1 when not given
-  const double* bias = nullptr;    ///< (columns), 0 when not given
-  const double* center = nullptr;  ///< (rows)
-  const double* scale = nullptr;   ///< (rows)
-  const double* gain = nullptr;    ///< (rows)
-  const double* slope = nullptr;   ///< (rows)
-  const double* offset = nullptr;  ///< (rows)
-  double* sum_g = nullptr;         ///< (rows)
-  double* sum_gx = nullptr;        ///< (rows)
-  double* dweight = nullptr;       ///< (columns)
-  double* dbias = nullptr;         ///< (columns)
-  const double* power = nullptr;   ///< (rows) powers of two, 1 when not given
+  Along along{};
 };
 
 /// Sums over the positions of a convolution's output, for the derivatives of its statistics by its weights (docs/
@@ -167,11 +166,8 @@ struct Ops {
   void (*apply)(const ApplyArgs&, Queue&);
   void (*sign_mask)(const SignMaskArgs&, Queue&);
   void (*moments_grad)(const MomentsGradArgs&, Queue&);
+  void (*affine_grad)(const AffineGradArgs&, Queue&);
   void (*apply_grad)(const ApplyGradArgs&, Queue&);
-  void (*apply_rows)(const RowsArgs&, Queue&);
-  void (*moments_grad_rows)(const RowsArgs&, Queue&);
-  void (*affine_grad_rows)(const RowsArgs&, Queue&);
-  void (*apply_grad_rows)(const RowsArgs&, Queue&);
   void (*patch_sums)(const PatchSumsArgs&, Queue&);
 
   void (*forward_local)(const ForwardArgs&, Queue&);

@@ -35,13 +35,13 @@ void NormImpl::backward(const Saved& saved, const ConstTensorView& dy, const Bac
     args.dx = out.input.data;
     args.dresidual = out.residual.data;
     args.mask = saved.mask_.data();
-    args.parameters = plan.parameters;
     args.dweight = parameter_grad(out.weight);
     args.dbias = parameter_grad(out.bias);
     args.wants_weight = out.weight.given() || out.bias.given();
+    args.along = args.along || (plan.along && args.wants_weight);
     args.frame = frame_view(saved);
     args.header = header(x.dtype, groups, Direction::backward);
-    work = make_work(backward_scratch(plan.norm, plan.fine, plan.parameters), 2 * groups, args.header, queue);
+    work = make_work(backward_scratch(args), 2 * groups, args.header, queue);
     args.sums = steps::payload_of(work.record.data);
     args.scratch = work.scratch;
     if (exchanges) {

@@ -155,10 +155,11 @@ void NormImpl::describe(const ForwardInputs& in, const Plan& plan, LayerCall& ca
   call.x = in.input.data;
   call.dtype = in.input.dtype;
   call.norm = plan.norm;
+  call.affine = plan.affine;
   call.fine = plan.fine;
   call.to_norm = plan.to_norm;
   call.to_affine = plan.to_affine;
-  call.rows = plan.rows;
+  call.along = plan.along && (in.weight.given() || in.bias.given());
   call.rules = memory_.rules();
   call.activation = layer_.options.activation;
   call.weight = parameter(in.weight, 1);

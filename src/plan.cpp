@@ -58,15 +58,19 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   const Cut cut = cut_of(layer, shape);
   Plan plan;
   plan.norm = partition(statistics, shape, order, cut);
-  plan.parameters = partition(affine, shape, order, cut).groups();
-  plan.rows = row.by_trailing();
-  if (!plan.rows) {
-    plan.fine = partition(statistics | affine, shape, order, cut);
-    plan.to_norm = coarsening(statistics | affine, statistics, shape, order, cut);
-    plan.to_affine = coarsening(statistics | affine, affine, shape, order, cut);
+  plan.affine = partition(affine, shape, order, cut);
+  const Axes refined = statistics | affine;
+  const Axes every =
+      row.by_trailing() ? Axes{Axis::leading, Axis::trailing} : Axes{Axis::sample, Axis::channel, Axis::space};
+  plan.along = refined.has(every) && !statistics.has(affine);
+  plan.fine = plan.along ? plan.norm : partition(refined, shape, order, cut);
+  plan.to_norm = {1, std::max<std::int64_t>(1, plan.norm.groups())};
+  if (!plan.along) {
+    plan.to_norm = coarsening(refined, statistics, shape, order, cut);
+    plan.to_affine = coarsening(refined, affine, shape, order, cut);
   }
   // Frames, sums and scratch are at most 16 doubles for each.
-  const std::int64_t most = std::max({plan.norm.groups(), plan.fine.groups(), plan.parameters});
+  const std::int64_t most = std::max({plan.norm.groups(), plan.fine.groups(), plan.affine.groups()});
   expect(product({most, 16, sizeof(double)}).has_value(), Code::invalid_input,
          [&] { return "input has shape " + to_string(shape) + ", must have at most 2^56 groups and parameters"; });
   return plan;

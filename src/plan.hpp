@@ -10,12 +10,12 @@
 namespace allnorm {
 
 struct Plan {
-  Partition norm{};             // groups that share a mean and a variance
-  Partition fine{};             // common refinement of `norm` and the affine's partition
-  Coarsening to_norm{};         // fine group -> group of norm
-  Coarsening to_affine{};       // fine group -> parameter
-  std::int64_t parameters = 0;  // gammas
-  bool rows = false;            // one gamma per column of a row instead: `fine` is unused
+  Partition norm{};        // groups that share a mean and a variance
+  Partition affine{};      // groups that share a gamma
+  Partition fine{};        // their common refinement, into whose coefficients gamma is folded; or norm
+  Coarsening to_norm{};    // fine group -> group of norm
+  Coarsening to_affine{};  // fine group -> gamma
+  bool along = false;      // the refinement has groups of one value: gamma is read by each instead of folded
 };
 
 /// Throws invalid_argument where an attribute does not fit the shape, invalid_input where the shape has too few axes.

@@ -19,6 +19,7 @@ struct Axes {
     for (const Axis axis : axes) bits = static_cast<std::uint8_t>(bits | 1u << static_cast<unsigned>(axis));
   }
   constexpr bool has(Axis axis) const noexcept { return (bits >> static_cast<unsigned>(axis) & 1u) != 0; }
+  constexpr bool has(Axes axes) const noexcept { return (axes.bits & ~bits) == 0; }
   friend constexpr bool operator==(const Axes&, const Axes&) noexcept = default;
   friend constexpr Axes operator|(Axes a, Axes b) noexcept {
     a.bits = static_cast<std::uint8_t>(a.bits | b.bits);
