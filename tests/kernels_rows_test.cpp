@@ -1,4 +1,5 @@
-// The row-wise kernels against a plain loop in double, and all kernels on different numbers of threads.
+// Kernels with gamma and beta along rows against a plain loop in double, and all kernels on different numbers of
+// threads.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -31,32 +32,41 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
       SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(columns) + (affine ? " affine" : ""));
       const std::int64_t n = rows * columns;
       const auto x = normal<T>(n, 2), dy = normal<T>(n, 3);
-      const auto weight = normal<double>(columns, 21), bias = normal<double>(columns, 22);
+      const auto weight = normal<compute_t<T>>(columns, 21), bias = normal<compute_t<T>>(columns, 22);
       const Coefficients k(rows);
       Walled<T> y(n), dx(n);
-      Walled<double> sum_g(rows), sum_gx(rows), dweight(columns), dbias(columns);
-      const RowsArgs args{.x = x.data(),
-                          .dy = dy.data(),
-                          .y = y.data(),
-                          .dx = dx.data(),
-                          .dtype = dtype_of<T>(),
-                          .rows = rows,
-                          .columns = columns,
-                          .weight = affine ? weight.data() : nullptr,
-                          .bias = affine ? bias.data() : nullptr,
-                          .center = k.center.data(),
-                          .scale = k.scale.data(),
-                          .gain = k.gain.data(),
-                          .slope = k.slope.data(),
-                          .offset = k.offset.data(),
-                          .sum_g = sum_g.data(),
-                          .sum_gx = sum_gx.data(),
-                          .dweight = dweight.data(),
-                          .dbias = dbias.data()};
-      this->ops.apply_rows(args, this->queue);
-      this->ops.moments_grad_rows(args, this->queue);
-      this->ops.affine_grad_rows(args, this->queue);
-      this->ops.apply_grad_rows(args, this->queue);
+      Walled<double> sum_g(rows), sum_gx(rows), dweight(columns), dbias(columns), zeros(rows);
+      for (std::int64_t r = 0; r < rows; ++r) zeros.set(r, 0);
+      const Partition of_rows{1, 1, rows, columns};
+      constexpr bool wide = std::is_same_v<T, double>;
+      const Along along{{weight.data(), wide, 1}, {bias.data(), wide, 0}, {1, rows, columns, 1}, affine};
+      const Gate gate{{}, nullptr, k.scale.data(), zeros.data()};
+      this->ops.apply({.x = x.data(),
+                       .y = y.data(),
+                       .dtype = dtype_of<T>(),
+                       .partition = of_rows,
+                       .center = k.center.data(),
+                       .scale = k.scale.data(),
+                       .shift = zeros.data(),
+                       .along = along},
+                      this->queue);
+      this->ops.moments_grad(
+          {x.data(), dy.data(), dtype_of<T>(), of_rows, k.center.data(), gate, sum_g.data(), sum_gx.data(), along},
+          this->queue);
+      this->ops.affine_grad(
+          {x.data(), dy.data(), dtype_of<T>(), of_rows, k.center.data(), gate, along, dweight.data(), dbias.data()},
+          this->queue);
+      this->ops.apply_grad({.x = x.data(),
+                            .dy = dy.data(),
+                            .dx = dx.data(),
+                            .dtype = dtype_of<T>(),
+                            .partition = of_rows,
+                            .center = k.center.data(),
+                            .gain = k.gain.data(),
+                            .slope = k.slope.data(),
+                            .offset = k.offset.data(),
+                            .along = along},
+                           this->queue);
       EXPECT_TRUE(y.intact() && dx.intact() && sum_g.intact() && sum_gx.intact() && dweight.intact() && dbias.intact());
       std::vector<double> weight_sum(static_cast<std::size_t>(columns)), bias_sum(weight_sum), weight_size(weight_sum),
           bias_size(weight_sum);
@@ -114,40 +124,30 @@ TYPED_TEST(KernelsRows, FactorsBeyondTheRangeOfTheType) {
     Walled<double> powers(rows), zeros(rows);
     for (std::int64_t r = 0; r < rows; ++r) powers.set(r, power), zeros.set(r, 0);
     Walled<T> y(n), dx(n), y_of_rows(n), dx_of_rows(n);
-    RowsArgs of_rows{.x = x.data(),
-                     .dy = dy.data(),
-                     .y = y_of_rows.data(),
-                     .dx = dx_of_rows.data(),
-                     .dtype = dtype_of<T>(),
-                     .rows = rows,
-                     .columns = columns,
-                     .center = center.data(),
-                     .scale = scale.data(),
-                     .gain = gain.data(),
-                     .slope = slope.data(),
-                     .offset = offset.data(),
-                     .power = powers.data()};
-    this->ops.apply_rows(of_rows, this->queue);
-    this->ops.apply_grad_rows(of_rows, this->queue);
-    this->ops.apply({.x = x.data(),
-                     .y = y.data(),
-                     .dtype = dtype_of<T>(),
-                     .partition = p,
-                     .center = center.data(),
-                     .scale = scale.data(),
-                     .shift = zeros.data()},
-                    this->queue);
-    this->ops.apply_grad({.x = x.data(),
-                          .dy = dy.data(),
-                          .dx = dx.data(),
-                          .dtype = dtype_of<T>(),
-                          .partition = p,
-                          .center = center.data(),
-                          .gain = gain.data(),
-                          .slope = slope.data(),
-                          .offset = offset.data(),
-                          .power = powers.data()},
-                         this->queue);
+    for (const bool given : {false, true}) {
+      const Along along{{nullptr, false, 1}, {}, {1, rows, columns, 1}, given};  // 1 and 0 for each
+      this->ops.apply({.x = x.data(),
+                       .y = given ? y_of_rows.data() : y.data(),
+                       .dtype = dtype_of<T>(),
+                       .partition = p,
+                       .center = center.data(),
+                       .scale = scale.data(),
+                       .shift = zeros.data(),
+                       .along = along},
+                      this->queue);
+      this->ops.apply_grad({.x = x.data(),
+                            .dy = dy.data(),
+                            .dx = given ? dx_of_rows.data() : dx.data(),
+                            .dtype = dtype_of<T>(),
+                            .partition = p,
+                            .center = center.data(),
+                            .gain = gain.data(),
+                            .slope = slope.data(),
+                            .offset = offset.data(),
+                            .power = powers.data(),
+                            .along = along},
+                           this->queue);
+    }
     for (std::int64_t i = 0; i < n; ++i) {
       const std::int64_t r = i / columns;
       const double centred = x[i] - center[r], parts = std::abs(x[i]) + std::abs(center[r]);
@@ -207,16 +207,16 @@ TYPED_TEST(KernelsRows, BitsDoNotDependOnTheNumberOfThreads) {
                         .slope = k.slope.data(),
                         .offset = k.offset.data()},
                        some);
-      calls.affine_grad_rows({.x = x.data(),
-                              .dy = dy.data(),
-                              .dtype = dtype_of<T>(),
-                              .rows = p.reduce0,
-                              .columns = columns,
-                              .center = rows.center.data(),
-                              .scale = rows.scale.data(),
-                              .dweight = r.dweight.data(),
-                              .dbias = r.dbias.data()},
-                             some);
+      calls.affine_grad({x.data(),
+                         dy.data(),
+                         dtype_of<T>(),
+                         {1, 1, p.reduce0, columns},
+                         rows.center.data(),
+                         {{}, nullptr, rows.scale.data(), rows.shift.data()},
+                         {.affine = {1, p.reduce0, columns, 1}},
+                         r.dweight.data(),
+                         r.dbias.data()},
+                        some);
     }
     for (std::size_t i = 1; i < results.size(); ++i) {
       EXPECT_TRUE(results[i].mean.same_bits(results[0].mean) && results[i].m2.same_bits(results[0].m2));

@@ -111,15 +111,14 @@ struct Calls {
   Call<ApplyArgs> apply;
   Call<SignMaskArgs> sign_mask;
   Call<MomentsGradArgs> moments_grad;
+  Call<AffineGradArgs> affine_grad;
   Call<ApplyGradArgs> apply_grad;
-  Call<RowsArgs> apply_rows, moments_grad_rows, affine_grad_rows, apply_grad_rows;
   Call<PatchSumsArgs> patch_sums;
 };
 inline Calls calls_of(const Queue& queue) {
   const Ops& ops = queue.ops();
-  return {{ops.moments},         {ops.apply},      {ops.sign_mask},         {ops.moments_grad},
-          {ops.apply_grad},      {ops.apply_rows}, {ops.moments_grad_rows}, {ops.affine_grad_rows},
-          {ops.apply_grad_rows}, {ops.patch_sums}};
+  return {{ops.moments},     {ops.apply},      {ops.sign_mask}, {ops.moments_grad},
+          {ops.affine_grad}, {ops.apply_grad}, {ops.patch_sums}};
 }
 
 /// A test of every element type, with a queue of the program's device (on the CPU: of two threads).

@@ -32,45 +32,57 @@ struct ApplyTensors {
   const T* streamed(std::int64_t offset) const { return streams ? y + offset : nullptr; }
 };
 
-/// One vector at memory offset i, or its first n values.
-template <class T, bool active, bool with_residual, Access access, class V, class... Power>
-HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, V center, V scale, V shift,
-                             Power... power) {
+/// One vector at memory offset i, or its first n values; with `along`, its gamma and beta are those at `j` of `own`.
+template <class T, bool active, bool with_residual, bool along, Access access, class Own, class V, class... Power>
+HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, const Own& own, std::int64_t j,
+                             V center, V scale, V shift, Power... power) {
   const WideTag<T> d;
   auto z = affine_of(centred_of(get<access>(d, t.x + i, n), center, power...), scale, shift);
-  if constexpr (with_residual) z = hn::Add(z, get<access>(d, t.residual + i, n));
+  if constexpr (along) z = affine_of(z, get<access>(d, own.weight + j, n), get<access>(d, own.bias + j, n));
+  if constexpr (with_residual)
+    if (!along || t.residual != nullptr) z = hn::Add(z, get<access>(d, t.residual + i, n));
   if constexpr (active) z = activate(d, z, t.low);
   put<access>(d, z, t.y + i, n);
 }
 
-template <class T, bool active, bool with_residual>
+template <class T, bool active, bool with_residual, bool along>
 void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
+  using Values = AlongValues<compute_t<T>>;
   const WideTag<T> d;
   const ApplyTensors<T> t(args);
-  const auto piece = [&](std::int64_t group, std::int64_t offset, std::int64_t length) {
+  const Values values(args.along);
+  const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t offset, std::int64_t length) {
     const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], args.shift[group]);
     const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
-    if (a.power == 1)
-      return for_vectors(d, length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-        apply_vector<T, active, with_residual, access()>(t, offset + i, n, center, scale, shift);
-      });
-    for_scaled_vectors(d, length, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      apply_vector<T, active, with_residual, Access::some>(t, offset + i, n, center, scale, shift, hn::Set(d, a.power));
-    });
+    typename Values::Room room;
+    for_stretches<along>(
+        values, walk, offset, length, room, [&](const auto& own, std::int64_t first, std::int64_t some) HWY_ATTR {
+          if (a.power == 1)
+            return for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+              apply_vector<T, active, with_residual, along, access()>(t, first + i, n, own, i, center, scale, shift);
+            });
+          for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+            apply_vector<T, active, with_residual, along, Access::some>(t, first + i, n, own, i, center, scale, shift,
+                                                                        hn::Set(d, a.power));
+          });
+        });
   };
-  grid.for_pieces(queue, piece, [&] {
+  grid.for_pieces(queue, values.walk(), piece, [&] {
     if (t.streams) flush_streams();
   });
 }
 
-template <class T, bool active, bool with_residual>
+template <class T, bool active, bool with_residual, bool along>
 void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
   const ApplyTensors<T> t(args);
+  const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
+    typename AlongValues<C>::Room room;
+    auto walk = values.walk();
     bool scaled = false;
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const std::int64_t group = grid.group(unit.matrix, unit.column + j);
@@ -80,41 +92,48 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t offset = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      typename AlongValues<C>::Stretch own;
+      if constexpr (along) own = values.at(walk, offset, unit.columns, room);
       if (scaled) {
         for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
-          const auto at = [&](const C* values) HWY_ATTR { return read_n(d, values + j, n); };
-          apply_vector<T, active, with_residual, Access::some>(t, offset + j, n, at(center), at(scale), at(shift),
-                                                               at(power));
+          const auto at = [&](const C* array) HWY_ATTR { return read_n(d, array + j, n); };
+          apply_vector<T, active, with_residual, along, Access::some>(t, offset + j, n, own, j, at(center), at(scale),
+                                                                      at(shift), at(power));
         });
         continue;
       }
       for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
-        const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
-        apply_vector<T, active, with_residual, access()>(t, offset + j, n, at(center), at(scale), at(shift));
+        const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
+        apply_vector<T, active, with_residual, along, access()>(t, offset + j, n, own, j, at(center), at(scale),
+                                                                at(shift));
       });
     }
     if (t.streams) flush_streams();
   });
 }
 
-template <class T, bool active, bool with_residual>
+template <class T, bool active, bool with_residual, bool along>
 void apply_partition(const ApplyArgs& args, Queue& queue) {
   const Partition p = canonical(args.partition);
   if (by_columns(p))
-    apply_by_columns<T, active, with_residual>(args, ColumnGrid(p), queue);
+    apply_by_columns<T, active, with_residual, along>(args, ColumnGrid(p), queue);
   else
-    apply_by_runs<T, active, with_residual>(args, MapGrid(p), queue);
+    apply_by_runs<T, active, with_residual, along>(args, MapGrid(p), queue);
 }
 
 void apply_target(const ApplyArgs& args, Queue& queue) {
   if (args.partition.elements() == 0) return;
-  const bool active = args.activation.kind != ActivationKind::identity;
+  const bool active = args.activation.kind != ActivationKind::identity, adds = args.residual != nullptr;
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (args.residual != nullptr)
-      active ? apply_partition<T, true, true>(args, queue) : apply_partition<T, false, true>(args, queue);
+    if (args.along.given)  // with either, both: fewer translations of what is rarer
+      active || adds ? apply_partition<T, true, true, true>(args, queue)
+                     : apply_partition<T, false, false, true>(args, queue);
+    else if (adds)
+      active ? apply_partition<T, true, true, false>(args, queue) : apply_partition<T, false, true, false>(args, queue);
     else
-      active ? apply_partition<T, true, false>(args, queue) : apply_partition<T, false, false>(args, queue);
+      active ? apply_partition<T, true, false, false>(args, queue)
+             : apply_partition<T, false, false, false>(args, queue);
   });
 }
 

@@ -1,4 +1,5 @@
-// dx = g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the activation's gate.
+// dx = weight * g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the activation's
+// gate.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -52,50 +53,70 @@ struct GradTensors {
   const T* streamed(std::int64_t offset) const { return streams ? (dx != nullptr ? dx : dresidual) + offset : nullptr; }
 };
 
-/// One vector at memory offset i, or its first n values.
-template <class T, GateKind kind, Access access, class V, class... Power>
-HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, V center, V gate_scale,
-                            V gate_shift, V gain, V slope, V offset, Power... power) {
+/// One vector at memory offset i, or its first n values; with `along`, its gamma and beta are those at `j` of `own`.
+template <class T, GateKind kind, bool along, Access access, class Own, class V, class... Power>
+HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, const Own& own, std::int64_t j,
+                            V center, V gate_scale, V gate_shift, V gain, V slope, V offset, Power... power) {
   const WideTag<T> d;
   const auto centred = centred_of(get<access>(d, t.x + i, n), center, power...);
-  const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), centred, gate_scale, gate_shift, t.low, t.mask, i, n);
-  if (t.dx != nullptr) put<access>(d, hn::MulAdd(g, gain, hn::MulAdd(centred, slope, offset)), t.dx + i, n);
+  const auto z = [&]() HWY_ATTR {
+    const auto folded = affine_of(centred, gate_scale, gate_shift);
+    if constexpr (along)
+      return affine_of(folded, get<access>(d, own.weight + j, n), get<access>(d, own.bias + j, n));
+    else
+      return folded;
+  };
+  const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), z, t.low, t.mask, i, n);
+  if (t.dx != nullptr) {
+    auto weighted = g;
+    if constexpr (along) weighted = hn::Mul(g, get<access>(d, own.weight + j, n));
+    put<access>(d, hn::MulAdd(weighted, gain, hn::MulAdd(centred, slope, offset)), t.dx + i, n);
+  }
   if (t.dresidual != nullptr) put<access>(d, g, t.dresidual + i, n);
 }
 
-template <class T, GateKind kind>
+template <class T, GateKind kind, bool along>
 void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
   const GradTensors<T> t(args);
-  const auto piece = [&](std::int64_t group, std::int64_t first, std::int64_t length) {
+  const AlongValues<C> values(args.along);
+  const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t from, std::int64_t length) {
     const auto k = coefficients<kind, C>(args, group);
     const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
     const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
     const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
-    if (k.power == 1)
-      return for_vectors(d, length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-        grad_vector<T, kind, access()>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset);
-      });
-    for_scaled_vectors(d, length, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      grad_vector<T, kind, Access::some>(t, first + i, n, center, gate_scale, gate_shift, gain, slope, offset,
-                                         hn::Set(d, k.power));
-    });
+    typename AlongValues<C>::Room room;
+    for_stretches<along>(
+        values, walk, from, length, room, [&](const auto& own, std::int64_t first, std::int64_t some) HWY_ATTR {
+          if (k.power == 1)
+            return for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+              grad_vector<T, kind, along, access()>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
+                                                    slope, offset);
+            });
+          for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+            grad_vector<T, kind, along, Access::some>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
+                                                      slope, offset, hn::Set(d, k.power));
+          });
+        });
   };
-  grid.for_pieces(queue, piece, [&] {
+  grid.for_pieces(queue, values.walk(), piece, [&] {
     if (t.streams) flush_streams();
   });
 }
 
-template <class T, GateKind kind>
+template <class T, GateKind kind, bool along>
 void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
   const GradTensors<T> t(args);
+  const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
     alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
+    typename AlongValues<C>::Room room;
+    auto walk = values.walk();
     bool scaled = false;
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const auto k = coefficients<kind, C>(args, grid.group(unit.matrix, unit.column + j));
@@ -105,34 +126,42 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
       const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+      typename AlongValues<C>::Stretch own;
+      if constexpr (along) own = values.at(walk, first, unit.columns, room);
       if (scaled) {
         for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
-          const auto at = [&](const C* values) HWY_ATTR { return read_n(d, values + j, n); };
-          grad_vector<T, kind, Access::some>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain),
-                                             at(slope), at(offset), at(power));
+          const auto at = [&](const C* array) HWY_ATTR { return read_n(d, array + j, n); };
+          grad_vector<T, kind, along, Access::some>(t, first + j, n, own, j, at(center), at(gate_scale), at(gate_shift),
+                                                    at(gain), at(slope), at(offset), at(power));
         });
         continue;
       }
       for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
-        const auto at = [&](const C* values) HWY_ATTR { return get<access()>(d, values + j, n); };
-        grad_vector<T, kind, access()>(t, first + j, n, at(center), at(gate_scale), at(gate_shift), at(gain), at(slope),
-                                       at(offset));
+        const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
+        grad_vector<T, kind, along, access()>(t, first + j, n, own, j, at(center), at(gate_scale), at(gate_shift),
+                                              at(gain), at(slope), at(offset));
       });
     }
     if (t.streams) flush_streams();
   });
 }
 
-void apply_grad_target(const ApplyGradArgs& args, Queue& queue) {
+template <class T, GateKind kind, bool along>
+void apply_grad_partition(const ApplyGradArgs& args, Queue& queue) {
   const Partition p = canonical(args.partition);
-  if (p.elements() == 0) return;
+  if (by_columns(p))
+    apply_grad_by_columns<T, kind, along>(args, ColumnGrid(p), queue);
+  else
+    apply_grad_by_runs<T, kind, along>(args, MapGrid(p), queue);
+}
+
+void apply_grad_target(const ApplyGradArgs& args, Queue& queue) {
+  if (args.partition.elements() == 0) return;
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     visit_gate(kind_of(args.gate), [&](auto kind) {
-      if (by_columns(p))
-        apply_grad_by_columns<T, kind()>(args, ColumnGrid(p), queue);
-      else
-        apply_grad_by_runs<T, kind()>(args, MapGrid(p), queue);
+      args.along.given ? apply_grad_partition<T, kind(), true>(args, queue)
+                       : apply_grad_partition<T, kind(), false>(args, queue);
     });
   });
 }

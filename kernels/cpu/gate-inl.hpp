@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/along.hpp"
 #include "kernels/cpu/grid.hpp"
 #include "kernels/cpu/vectors-inl.hpp"
 
@@ -32,14 +33,29 @@ HWY_INLINE void for_scaled_vectors(D d, std::int64_t length, const Body& body) {
   for (std::int64_t i = 0; i < length; i += lanes(d)) body(i, min_of(lanes(d), length - i));
 }
 
-/// z from the centred x.
+/// Calls body(own, first, some) for the stretches of `length` values from memory offset `offset` on: with `along` of at
+/// most tile_columns values, whose gamma and beta are `own`; otherwise for all of them at once.
+template <bool along, class C, class Body>
+HWY_INLINE void for_stretches(const AlongValues<C>& values, GroupWalk& walk, std::int64_t offset, std::int64_t length,
+                              typename AlongValues<C>::Room& room, const Body& body) {
+  if constexpr (!along) {
+    body(typename AlongValues<C>::Stretch{}, offset, length);
+  } else {
+    for (std::int64_t begin = 0; begin < length; begin += tile_columns) {
+      const std::int64_t some = min_of(tile_columns, length - begin);
+      body(values.at(walk, offset + begin, some, room), offset + begin, some);
+    }
+  }
+}
+
+/// z from the centred x; and from the normalized one, where gamma and beta are the value's own.
 template <class V>
 HWY_INLINE V affine_of(V centred, V scale, V shift) {
   return hn::MulAdd(centred, scale, shift);
 }
 
 /// What an activation does to z <= 0, and its gradient to dy there: times slope for leaky_relu, exactly 0 for relu,
-/// even where the factor is infinite. NaN counts as above 0, so it passes.
+/// even where the factor is infinite; nothing for identity. NaN counts as above 0, so it passes.
 template <class D>
 struct Below {
   hn::TFromD<D> slope;
@@ -48,8 +64,9 @@ struct Below {
 template <class D>
 HWY_INLINE Below<D> below(D, const Activation& activation) {
   using Bits = hwy::MakeUnsigned<hn::TFromD<D>>;
-  if (activation.kind != ActivationKind::leaky_relu) return {0, 0};
-  return {static_cast<hn::TFromD<D>>(activation.slope), static_cast<Bits>(~Bits{0})};
+  if (activation.kind == ActivationKind::relu) return {0, 0};
+  const double slope = activation.kind == ActivationKind::leaky_relu ? activation.slope : 1;
+  return {static_cast<hn::TFromD<D>>(slope), static_cast<Bits>(~Bits{0})};
 }
 template <class D>
 HWY_INLINE Vec<D> times_slope(D d, Vec<D> value, const Below<D>& low) {
@@ -84,14 +101,14 @@ HWY_INLINE hn::Mask<D> mask_at(D d, const MaskBits& mask, std::int64_t i, std::i
   return hn::LoadMaskBits(d, bits);
 }
 
-/// g: dy behind the gate of `n` elements from memory offset i on.
-template <GateKind kind, class D>
-HWY_INLINE Vec<D> gated(D d, Vec<D> dy, Vec<D> centred, Vec<D> scale, Vec<D> shift, const Below<D>& low,
-                        const MaskBits& mask, std::int64_t i, std::int64_t n) {
+/// g: dy behind the gate of `n` elements from memory offset i on. z() is asked for only where its sign is the gate.
+template <GateKind kind, class D, class Z>
+HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<D>& low, const MaskBits& mask, std::int64_t i,
+                        std::int64_t n) {
   if constexpr (kind == GateKind::open)
     return dy;
   else if constexpr (kind == GateKind::sign)
-    return hn::IfThenElse(hn::Le(affine_of(centred, scale, shift), hn::Zero(d)), times_slope(d, dy, low), dy);
+    return hn::IfThenElse(hn::Le(z(), hn::Zero(d)), times_slope(d, dy, low), dy);
   else
     return hn::IfThenElse(mask_at(d, mask, i, n), dy, times_slope(d, dy, low));
 }

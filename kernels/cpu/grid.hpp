@@ -148,17 +148,19 @@ struct MapGrid {
     grain = max_of(1, task_values / piece);
   }
 
-  /// Calls body(group, offset, length) for every piece, `grain` of them per task; after() at the end of each task.
-  template <class Body, class After>
-  void for_pieces(Queue& queue, const Body& body, const After& after) const {
+  /// Calls body(context, group, offset, length) for every piece, `grain` of them per task, in memory order and with the
+  /// task's own copy of `context`; after() at the end of each task.
+  template <class Context, class Body, class After>
+  void for_pieces(Queue& queue, const Context& context, const Body& body, const After& after) const {
     for_tasks(queue, ceil_div(units, grain), [&](std::int64_t task) {
+      Context own = context;
       const std::int64_t end = min_of(units, (task + 1) * grain), first = task * grain;
       std::int64_t run = first / pieces,
                    i = first % pieces;  // and by steps from here: divisions cost as much as short runs
       std::int64_t kept = run % p.keep1, outer = run / p.keep1, reduced = outer % p.reduce0,
                    base = outer / p.reduce0 * p.keep1;
       for (std::int64_t unit = first; unit < end; ++unit) {
-        body(base + kept, run * p.reduce1 + i * piece, min_of(piece, p.reduce1 - i * piece));
+        body(own, base + kept, run * p.reduce1 + i * piece, min_of(piece, p.reduce1 - i * piece));
         if (++i < pieces) continue;
         i = 0, ++run;
         if (++kept < p.keep1) continue;

@@ -13,25 +13,6 @@ using Values = std::vector<double>;
 
 std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
-Values values_of(const Parameter& parameter, std::int64_t size) {
-  Values values(index(size));
-  for (std::int64_t i = 0; i < size; ++i) values[index(i)] = parameter[i];
-  return values;
-}
-
-/// The rows' description that both directions share.
-RowsArgs rows_of(const LayerCall& call, const Values& weight) {
-  RowsArgs rows{};
-  rows.x = call.x;
-  rows.dtype = call.dtype;
-  rows.rows = call.norm.groups();
-  rows.columns = call.norm.group_size();
-  rows.weight = call.weight.data != nullptr ? weight.data() : nullptr;
-  rows.center = call.frame.mean;
-  rows.scale = call.frame.rstd;
-  return rows;
-}
-
 /// Per fine group F: y = (x - center) * scale + shift.
 struct FineCoefficients {
   Values center{}, scale{}, shift{};  // (F)
@@ -48,6 +29,9 @@ struct FineCoefficients {
   }
 };
 
+/// A call's gamma and beta, where they are not folded.
+Along along_of(const LayerCall& call) { return {call.weight, call.bias, call.affine, call.along}; }
+
 void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
   for (std::int64_t g = 0; g < args.norm.groups(); ++g)
     args.frame.set(g, steps::frame_of(args, gathered, turn, g, true));
@@ -55,18 +39,9 @@ void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn&
 }
 
 void apply_frames(const ForwardArgs& args, Queue& queue) {
-  if (args.rows) {
-    const Values weight = values_of(args.weight, args.norm.group_size()),
-                 bias = values_of(args.bias, args.norm.group_size());
-    RowsArgs rows = rows_of(args, weight);
-    rows.bias = args.bias.data != nullptr ? bias.data() : nullptr;
-    rows.y = args.y;
-    apply_rows(rows, queue);
-    return;
-  }
   const FineCoefficients fine(args);
   apply({args.x, args.residual, args.y, args.dtype, args.fine, fine.center.data(), fine.scale.data(), fine.shift.data(),
-         args.activation},
+         args.activation, along_of(args)},
         queue);
   if (args.mask != nullptr) sign_mask({args.y, args.dtype, args.fine.elements(), args.mask}, queue);
 }
@@ -119,45 +94,36 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
 }
 
 void backward_local(const BackwardArgs& args, Queue& queue) {
-  const std::int64_t groups = args.norm.groups();
+  const std::int64_t groups = args.norm.groups(), size = args.fine.groups();
   double *s1 = args.sums, *s2 = args.sums + groups;
-  Values dweight(index(args.parameters)), dbias(dweight.size());
   std::fill_n(args.sums, 2 * groups, 0.0);
-  if (args.rows) {
-    const Values weight = values_of(args.weight, args.parameters);
-    RowsArgs rows = rows_of(args, weight);
-    rows.dy = args.dy;
-    rows.sum_g = s1;
-    rows.sum_gx = s2;
-    rows.dweight = dweight.data();
-    rows.dbias = dbias.data();
-    moments_grad_rows(rows, queue);
-    if (args.wants_weight) affine_grad_rows(rows, queue);
-  } else {
-    const FineCoefficients fine(args);
-    const std::int64_t size = args.fine.groups();
-    Values sum_g(index(size)), sum_gx(sum_g.size());
-    moments_grad({args.x,
-                  args.dy,
-                  args.dtype,
-                  args.fine,
-                  fine.center.data(),
-                  {args.activation, args.mask, fine.scale.data(), fine.shift.data()},
-                  sum_g.data(),
-                  sum_gx.data()},
-                 queue);
-    for (std::int64_t f = 0; f < size; ++f) {
-      const std::int64_t g = args.to_norm(f), p = args.to_affine(f);
-      const auto terms = steps::grad_terms(args.frame.get(g), args.weight[p], sum_g[index(f)], sum_gx[index(f)]);
-      s1[g] += terms.s1;
-      s2[g] += terms.s2;
-      dweight[index(p)] += terms.dgamma;
-      dbias[index(p)] += terms.dbeta;
-    }
+  const FineCoefficients fine(args);
+  const Gate gate{args.activation, args.mask, fine.scale.data(), fine.shift.data()};
+  const Along along = along_of(args);
+  Values sum_g(index(size)), sum_gx(sum_g.size());
+  moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center.data(), gate, sum_g.data(), sum_gx.data(), along},
+               queue);
+  Values dweight(index(args.affine.groups())), dbias(dweight.size());
+  for (std::int64_t f = 0; f < size; ++f) {
+    const std::int64_t g = args.to_norm(f);
+    const auto terms =
+        steps::grad_terms(args.frame.get(g), steps::gamma_of(args, f), sum_g[index(f)], sum_gx[index(f)]);
+    s1[g] += terms.s1;
+    s2[g] += terms.s2;
+    if (args.along) continue;
+    const std::size_t p = index(args.to_affine(f));
+    dweight[p] += terms.dgamma;
+    dbias[p] += terms.dbeta;
   }
-  for (std::int64_t p = 0; p < args.parameters; ++p) {
-    args.dweight.set(p, dweight[index(p)]);
-    args.dbias.set(p, dbias[index(p)]);
+  if (args.wants_weight) {
+    if (args.along)
+      affine_grad(
+          {args.x, args.dy, args.dtype, args.norm, fine.center.data(), gate, along, dweight.data(), dbias.data()},
+          queue);
+    for (std::int64_t p = 0; p < args.affine.groups(); ++p) {
+      args.dweight.set(p, dweight[index(p)]);
+      args.dbias.set(p, dbias[index(p)]);
+    }
   }
   if (args.record == nullptr) return;
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * groups)};
@@ -167,28 +133,15 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
 
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.dx == nullptr && args.dresidual == nullptr) return;
-  const std::int64_t groups = args.norm.groups(), size = args.rows ? groups : args.fine.groups();
+  const std::int64_t size = args.fine.groups();
   Values gain(index(size)), slope(gain.size()), offset(gain.size()), power(gain.size());
   for (std::int64_t f = 0; f < size; ++f) {
-    const std::int64_t g = args.rows ? f : args.to_norm(f);
-    const double weight = args.rows ? 1 : args.weight[args.to_affine(f)];
-    const auto k = steps::grad_of(args, gathered, args.frame.get(g), weight, g);
+    const std::int64_t g = args.to_norm(f);
+    const auto k = steps::grad_of(args, gathered, args.frame.get(g), steps::gamma_of(args, f), g);
     gain[index(f)] = k.gain;
     slope[index(f)] = k.slope;
     offset[index(f)] = k.offset;
     power[index(f)] = k.power;
-  }
-  if (args.rows) {
-    const Values weight = values_of(args.weight, args.parameters);
-    RowsArgs rows = rows_of(args, weight);
-    rows.dy = args.dy;
-    rows.dx = args.dx;
-    rows.gain = gain.data();
-    rows.slope = slope.data();
-    rows.offset = offset.data();
-    rows.power = power.data();
-    apply_grad_rows(rows, queue);
-    return;
   }
   const FineCoefficients fine(args);
   apply_grad({args.x,
@@ -202,7 +155,8 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
               gain.data(),
               slope.data(),
               offset.data(),
-              power.data()},
+              power.data(),
+              along_of(args)},
              queue);
 }
 

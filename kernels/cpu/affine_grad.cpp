@@ -1,0 +1,139 @@
+// The gradients of gamma and beta that lie along groups: sum of g * normalized x and of g, over the values that share
+// them, g being dy behind the activation's gate.
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/affine_grad.cpp"
+#include <hwy/foreach_target.h>
+
+#include <algorithm>
+
+#include "kernels/cpu/grad_sums-inl.hpp"
+#include "kernels/cpu/grid.hpp"
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/vectors-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace allnorm::cpu::HWY_NAMESPACE {
+
+/// Coefficients of the norm: of rows that lie in one of its groups each, or of the values of one row.
+template <class C, std::int64_t size>
+struct NormCoefficients {
+  alignas(64) double center[size], scale[size], shift[size];
+  alignas(64) C gate_center[size], gate_power[size], gate_scale[size], gate_shift[size];
+
+  template <GateKind kind>
+  void set(std::int64_t at, const AffineGradArgs& args, std::int64_t group) {
+    const auto gate = gate_affine<kind, C>(args.center[group], args.gate, group);
+    center[at] = args.center[group], scale[at] = args.gate.scale[group], shift[at] = args.gate.shift[group];
+    gate_center[at] = gate.center, gate_power[at] = gate.power, gate_scale[at] = gate.scale,
+    gate_shift[at] = gate.shift;
+  }
+  template <class D>
+  HWY_INLINE static Vec<D> get(D d, const hn::TFromD<D>* values, std::int64_t row, std::int64_t j) {
+    if constexpr (size == rows_per_pass)
+      return hn::Set(d, values[row]);
+    else
+      return hn::Load(d, values + j);
+  }
+};
+
+/// Adds rows of `columns` values, `width` apart, the first at memory offset `first`.
+template <GateKind kind, bool along, class T, class Coefficients, class Own>
+HWY_INLINE void add_rows(const GradInput<T>& in, const Coefficients& k, const Own* own, std::int64_t first,
+                         std::int64_t rows, std::int64_t columns, std::int64_t width, double* dweight, double* dbias) {
+  const SumTag<T> d;
+  const DoubleTag dd;
+  const std::int64_t n = lanes(d);
+  for (std::int64_t j = 0; j < columns; j += n) {
+    const std::int64_t some = columns - j;
+    auto w = hn::Load(dd, dweight + j), b = hn::Load(dd, dbias + j);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t i = first + r * width + j;
+      const auto x = read_some(d, in.x + i, some), dy = read_some(d, in.dy + i, some);
+      const auto centred = centred_of(x, k.get(d, k.gate_center, r, j), k.get(d, k.gate_power, r, j));
+      const auto g = gradient_of<kind, along>(d, dy, centred, k.get(d, k.gate_scale, r, j),
+                                              k.get(d, k.gate_shift, r, j), in, i, own[r], j, min_of(n, some));
+      const auto normalized = affine_of(hn::Sub(to_double(x), k.get(dd, k.center, r, j)), k.get(dd, k.scale, r, j),
+                                        k.get(dd, k.shift, r, j));
+      w = hn::MulAdd(g, normalized, w), b = hn::Add(b, g);
+    }
+    hn::Store(w, dd, dweight + j), hn::Store(b, dd, dbias + j);
+  }
+}
+
+/// One unit of the columns of gamma: dweight and dbias (unit.columns) over its rows.
+template <class T, GateKind kind, bool along>
+void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const ColumnGrid& grid,
+                      const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
+  using C = compute_t<T>;
+  using Values = AlongValues<C>;
+  alignas(64) double acc_weight[tile_columns] = {}, acc_bias[tile_columns] = {};
+  GroupWalk groups(args.norm);
+  auto walk = in.values.walk();
+  typename Values::Room rooms[along ? rows_per_pass : 1];
+  typename Values::Stretch own[rows_per_pass];
+  NormCoefficients<C, rows_per_pass> of_rows;
+  NormCoefficients<C, tile_columns> of_values;
+  const std::int64_t columns = unit.columns;
+  for (std::int64_t row = 0; row < unit.rows;) {
+    const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+    std::int64_t count = 0;  // rows that lie in one group each
+    for (; count < min_of(rows_per_pass, unit.rows - row); ++count) {
+      groups.seek(first + count * grid.width);
+      if (columns > 1 && (groups.groups_follow() || groups.left() < columns)) break;
+      of_rows.template set<kind>(count, args, groups.group());
+      groups.advance(columns);
+    }
+    const std::int64_t rows = max_of(1, count);
+    if constexpr (along)
+      for (std::int64_t r = 0; r < rows; ++r) own[r] = in.values.at(walk, first + r * grid.width, columns, rooms[r]);
+    if (count > 0) {
+      add_rows<kind, along>(in, of_rows, own, first, rows, columns, grid.width, acc_weight, acc_bias);
+    } else {
+      for (std::int64_t j = 0; j < columns; ++j) of_values.template set<kind>(j, args, args.norm.group_of(first + j));
+      add_rows<kind, along>(in, of_values, own, first, rows, columns, grid.width, acc_weight, acc_bias);
+    }
+    row += rows;
+  }
+  std::copy_n(acc_weight, columns, dweight);
+  std::copy_n(acc_bias, columns, dbias);
+}
+
+template <class T, GateKind kind, bool along>
+void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue) {
+  const GradInput<T> in(args, p);
+  const ColumnGrid grid(p);
+  sum_columns(grid, args.dweight, args.dbias, queue, [&](const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
+    affine_grad_tile<T, kind, along>(args, in, grid, unit, dweight, dbias);
+  });
+}
+
+void affine_grad_target(const AffineGradArgs& args, Queue& queue) {
+  const Partition p = canonical(args.along.affine);
+  if (p.elements() == 0) {
+    std::fill_n(args.dweight, args.along.affine.groups(), 0.0);
+    std::fill_n(args.dbias, args.along.affine.groups(), 0.0);
+    return;
+  }
+  visit(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    visit_gate(kind_of(args.gate), [&](auto kind) {
+      // gamma and beta matter to the sign alone
+      if constexpr (kind() == GateKind::sign)
+        if (args.along.given) return affine_grad_of<T, kind(), true>(args, p, queue);
+      affine_grad_of<T, kind(), false>(args, p, queue);
+    });
+  });
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace allnorm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace allnorm::cpu {
+HWY_EXPORT(affine_grad_target);
+void affine_grad(const AffineGradArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(affine_grad_target)(args, queue); }
+}  // namespace allnorm::cpu
+#endif

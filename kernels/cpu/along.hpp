@@ -1,0 +1,109 @@
+// Gamma and beta where every value has its own: which of them a stretch of memory has.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/cpu/grid.hpp"
+
+namespace allnorm::cpu {
+
+/// A place in memory and the group of a partition that it lies in. Stretches that follow each other cost no division.
+class GroupWalk {
+ public:
+  explicit GroupWalk(const Partition& partition) noexcept : p_(canonical(partition)) {}
+
+  /// Values from here on whose groups follow each other, or are the same.
+  std::int64_t left() const noexcept { return left_; }
+  std::int64_t group() const noexcept { return group_; }
+  bool groups_follow() const noexcept { return p_.reduce1 == 1; }
+
+  void seek(std::int64_t offset) noexcept {
+    if (offset != at_ || left_ == 0) find(offset);
+  }
+  /// At most left() values.
+  void advance(std::int64_t values) noexcept {
+    at_ += values;
+    left_ -= values;
+    if (groups_follow()) group_ += values;
+    if (left_ > 0 || p_.keep0 > 1) return;
+    if (groups_follow() || ++group_ == p_.keep1) group_ = 0;
+    left_ = groups_follow() ? p_.keep1 : p_.reduce1;
+  }
+
+ private:
+  void find(std::int64_t offset) noexcept {
+    at_ = offset;
+    group_ = p_.group_of(offset);
+    left_ = groups_follow() ? p_.keep1 - offset % p_.keep1 : p_.reduce1 - offset % p_.reduce1;
+  }
+
+  Partition p_;
+  std::int64_t at_ = 0, group_ = 0, left_ = 0;
+};
+
+/// `count` values of an array over a partition's groups, those of the values from memory offset `first` on: where they
+/// lie in the array, or gathered in `room` where they do not lie side by side.
+template <class V>
+const V* stretch_of(const V* values, GroupWalk walk, std::int64_t first, std::int64_t count, V* room) noexcept {
+  walk.seek(first);
+  if (walk.groups_follow() && walk.left() >= count) return values + walk.group();
+  for (std::int64_t i = 0; i < count;) {
+    walk.seek(first + i);
+    const std::int64_t some = min_of(walk.left(), count - i);
+    if (walk.groups_follow())
+      std::copy_n(values + walk.group(), some, room + i);
+    else
+      std::fill_n(room + i, some, values[walk.group()]);
+    walk.advance(some);
+    i += some;
+  }
+  return room;
+}
+
+/// Gamma and beta in the compute type C.
+template <class C>
+class AlongValues {
+ public:
+  /// At most tile_columns values each.
+  struct Stretch {
+    const C *weight = nullptr, *bias = nullptr;
+  };
+  struct Room {
+    alignas(64) C weight[tile_columns], bias[tile_columns];
+  };
+
+  explicit AlongValues(const Along& along) : walk_(along.affine) {
+    if (!along.given) return;
+    weight_ = values_of(along.weight, along.affine.groups(), own_weight_);
+    bias_ = values_of(along.bias, along.affine.groups(), own_bias_);
+  }
+  /// A walk to give to at(), by the thread that owns it.
+  GroupWalk walk() const noexcept { return walk_; }
+
+  /// Those of `count` values from memory offset `first` on.
+  Stretch at(GroupWalk& walk, std::int64_t first, std::int64_t count, Room& room) const noexcept {
+    const Stretch s{stretch_of(weight_, walk, first, count, room.weight),
+                    stretch_of(bias_, walk, first, count, room.bias)};
+    walk.seek(first);
+    if (walk.left() >= count) walk.advance(count);
+    return s;
+  }
+
+ private:
+  static const C* values_of(const Parameter& parameter, std::int64_t size, std::vector<C>& own) {
+    if (parameter.data != nullptr && parameter.wide == std::is_same_v<C, double>)
+      return static_cast<const C*>(parameter.data);
+    own.resize(static_cast<std::size_t>(size));
+    for (std::int64_t i = 0; i < size; ++i) own[static_cast<std::size_t>(i)] = static_cast<C>(parameter[i]);
+    return own.data();
+  }
+
+  GroupWalk walk_;
+  std::vector<C> own_weight_, own_bias_;  // where the given ones are of another type, or none are
+  const C *weight_ = nullptr, *bias_ = nullptr;
+};
+
+}  // namespace allnorm::cpu
