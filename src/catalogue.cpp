@@ -118,6 +118,8 @@ constexpr Attribute layer_norm_attributes[] = {
                                                        "the trailing axes that share statistics; all but the first "
                                                        "when not given")),
     eps_attribute,
+    activation_attribute,
+    slope_attribute,
 };
 
 constexpr Attribute group_norm_attributes[] = {
@@ -161,20 +163,24 @@ constexpr OutputSpec batch_outputs[] = {
 constexpr TensorSpec layer_norm_tensors[] = {
     {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
     {"bias", TensorRole::parameter, each_column, "beta; 0 when not given"},
+    {"residual", TensorRole::activation, every_axis, "added before the activation"},
 };
 constexpr OutputSpec layer_norm_outputs[] = {
     {"mean", each_row, ""},
     {"rstd", each_row, "1 / sqrt(var + eps)"},
     {"grad_weight", each_column, ""},
     {"grad_bias", each_column, ""},
+    {"grad_residual", every_axis, ""},
 };
 
 constexpr TensorSpec rms_norm_tensors[] = {
     {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
+    {"residual", TensorRole::activation, every_axis, "added before the activation"},
 };
 constexpr OutputSpec rms_norm_outputs[] = {
     {"rstd", each_row, "1 / sqrt(mean of squares + eps)"},
     {"grad_weight", each_column, ""},
+    {"grad_residual", every_axis, ""},
 };
 
 constexpr TensorSpec group_norm_tensors[] = {

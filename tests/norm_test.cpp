@@ -295,15 +295,21 @@ TEST(BadInput, WhatTheRowDoesNotListIsRefused) {
       call.norm.backward(saved, view(call.dy.v.data(), call.shape()), out, call.queue);
     });
   };
+  const auto bias = [](Call& call, ForwardInputs& in, BackwardOutputs&) {
+    in.bias = view(call.dy.v.data(), call.shape());
+  };
+  EXPECT_EQ(told("rms_norm", bias), "invalid argument: bias is given, must not be for rms_norm");
   const auto residual = [](Call& call, ForwardInputs& in, BackwardOutputs&) {
     in.residual = view(call.dy.v.data(), call.shape());
   };
-  EXPECT_EQ(told("layer_norm", residual), "invalid argument: residual is given, must not be for layer_norm");
-  EXPECT_EQ(told("group_norm:groups=2", residual), "");
+  for (const auto* layer : {"layer_norm", "rms_norm", "group_norm:groups=2"}) EXPECT_EQ(told(layer, residual), "");
   const auto grad_residual = [](Call& call, ForwardInputs&, BackwardOutputs& out) {
     out.residual = view(call.dx.data(), call.shape());
   };
-  EXPECT_EQ(told("layer_norm", grad_residual), "invalid argument: grad_residual is given, must not be for layer_norm");
+  const auto grad_bias = [](Call& call, ForwardInputs&, BackwardOutputs& out) {
+    out.bias = view(call.dx.data(), call.shape());
+  };
+  EXPECT_EQ(told("rms_norm", grad_bias), "invalid argument: grad_bias is given, must not be for rms_norm");
   EXPECT_EQ(told("group_norm:groups=2", grad_residual),
             "invalid argument: grad_residual is asked for, must not be where forward had no residual");
   for (const auto& [member, name] : {std::pair{&ForwardInputs::conv_input, "conv_input"},

@@ -120,7 +120,7 @@ TEST(Outputs, OfGroupNormWithActivationAndResidual) {
   }
   expect_near(place.values("fused/output.npy"), y);
   expect_near(place.values("fused/grad_residual.npy"), dresidual);
-  EXPECT_EQ(place.run("apply layer_norm --input x.npy --tensor residual=r.npy --out o").code, 2);
+  EXPECT_EQ(place.run("apply rms_norm --input x.npy --tensor bias=r.npy --out o").code, 2);
 }
 
 TEST(Names, CarryRankAndStep) {
