@@ -62,7 +62,7 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   const Axes refined = statistics | affine;
   const Axes every =
       row.by_trailing() ? Axes{Axis::leading, Axis::trailing} : Axes{Axis::sample, Axis::channel, Axis::space};
-  plan.along = refined.has(every) && !statistics.has(affine);
+  plan.along = refined.has(every);
   plan.fine = plan.along ? plan.norm : partition(refined, shape, order, cut);
   plan.to_norm = {1, std::max<std::int64_t>(1, plan.norm.groups())};
   if (!plan.along) {
