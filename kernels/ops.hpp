@@ -45,7 +45,7 @@ struct ApplyArgs {
   Partition partition{};
   const double* center = nullptr;  ///< (G)
   const double* scale = nullptr;   ///< (G)
-  const double* shift = nullptr;   ///< (G)
+  const double* shift = nullptr;   ///< (G), 0 when not given
   Activation activation{};
   Along along{};
 };
@@ -66,7 +66,7 @@ struct Gate {
   Activation activation{};
   const std::uint8_t* mask = nullptr;
   const double* scale = nullptr;  ///< (G)
-  const double* shift = nullptr;  ///< (G)
+  const double* shift = nullptr;  ///< (G), 0 when not given
 };
 
 /// sum_g = sum of weight * g, sum_gx = sum of weight * g * (x - center), per group, with g = the gated dy.
@@ -90,7 +90,7 @@ struct AffineGradArgs {
   DType dtype{};
   Partition norm{};
   const double* center = nullptr;  ///< (G) of norm
-  Gate gate{};                     ///< (G) of norm; scale and shift are always given
+  Gate gate{};                     ///< (G) of norm; scale is always given
   Along along{};                   ///< with its affine also where nothing is given
   double* dweight = nullptr;       ///< (G) of affine
   double* dbias = nullptr;         ///< (G) of affine

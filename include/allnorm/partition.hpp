@@ -45,7 +45,10 @@ Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut =
 /// coarser one: fine group f lies in coarse group f / divide % modulo.
 struct Coarsening {
   std::int64_t divide = 1, modulo = 1;
-  constexpr std::int64_t operator()(std::int64_t f) const noexcept { return f / divide % modulo; }
+  constexpr std::int64_t operator()(std::int64_t f) const noexcept {
+    const std::int64_t whole = divide == 1 ? f : f / divide;  // a division costs as much as what is done with a group
+    return whole < modulo ? whole : whole % modulo;
+  }
 };
 /// From the groups of `fine` axes to those of `coarse` ones, a part of them. Throws unsupported where an axis between
 /// two coarse ones is dropped.

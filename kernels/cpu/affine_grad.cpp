@@ -25,7 +25,7 @@ struct NormCoefficients {
   template <GateKind kind>
   void set(std::int64_t at, const AffineGradArgs& args, std::int64_t group) {
     const auto gate = gate_affine<kind, C>(args.center[group], args.gate, group);
-    center[at] = args.center[group], scale[at] = args.gate.scale[group], shift[at] = args.gate.shift[group];
+    center[at] = args.center[group], scale[at] = args.gate.scale[group], shift[at] = shift_of(args.gate.shift, group);
     gate_center[at] = gate.center, gate_power[at] = gate.power, gate_scale[at] = gate.scale,
     gate_shift[at] = gate.shift;
   }
@@ -40,7 +40,7 @@ struct NormCoefficients {
 
 /// Adds rows of `columns` values, `width` apart, the first at memory offset `first`.
 template <GateKind kind, bool along, class T, class Coefficients, class Own>
-HWY_INLINE void add_rows(const GradInput<T>& in, const Coefficients& k, const Own* own, std::int64_t first,
+HWY_INLINE void add_rows(const GradInput<T> in, const Coefficients& k, const Own* own, std::int64_t first,
                          std::int64_t rows, std::int64_t columns, std::int64_t width, double* dweight, double* dbias) {
   const SumTag<T> d;
   const DoubleTag dd;
@@ -64,13 +64,13 @@ HWY_INLINE void add_rows(const GradInput<T>& in, const Coefficients& k, const Ow
 
 /// One unit of the columns of gamma: dweight and dbias (unit.columns) over its rows.
 template <class T, GateKind kind, bool along>
-void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const ColumnGrid& grid,
-                      const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
+void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const AlongValues<compute_t<T>>& values,
+                      const ColumnGrid& grid, const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
   using C = compute_t<T>;
   using Values = AlongValues<C>;
   alignas(64) double acc_weight[tile_columns] = {}, acc_bias[tile_columns] = {};
   GroupWalk groups(args.norm);
-  auto walk = in.values.walk();
+  auto walk = values.walk();
   typename Values::Room rooms[along ? rows_per_pass : 1];
   typename Values::Stretch own[rows_per_pass];
   NormCoefficients<C, rows_per_pass> of_rows;
@@ -87,7 +87,7 @@ void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const 
     }
     const std::int64_t rows = max_of(1, count);
     if constexpr (along)
-      for (std::int64_t r = 0; r < rows; ++r) own[r] = in.values.at(walk, first + r * grid.width, columns, rooms[r]);
+      for (std::int64_t r = 0; r < rows; ++r) own[r] = values.at(walk, first + r * grid.width, columns, rooms[r]);
     if (count > 0) {
       add_rows<kind, along>(in, of_rows, own, first, rows, columns, grid.width, acc_weight, acc_bias);
     } else {
@@ -103,9 +103,10 @@ void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const 
 template <class T, GateKind kind, bool along>
 void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue) {
   const GradInput<T> in(args, p);
+  const AlongValues<compute_t<T>> values(args.along);
   const ColumnGrid grid(p);
   sum_columns(grid, args.dweight, args.dbias, queue, [&](const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
-    affine_grad_tile<T, kind, along>(args, in, grid, unit, dweight, dbias);
+    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, dweight, dbias);
   });
 }
 

@@ -10,7 +10,8 @@
 
 namespace allnorm::cpu {
 
-/// A place in memory and the group of a partition that it lies in. Stretches that follow each other cost no division.
+/// A place in memory and the group of a partition that it lies in. Stretches that follow each other, or of rows that do,
+/// cost no division.
 class GroupWalk {
  public:
   explicit GroupWalk(const Partition& partition) noexcept : p_(canonical(partition)) {}
@@ -21,6 +22,8 @@ class GroupWalk {
   bool groups_follow() const noexcept { return p_.reduce1 == 1; }
 
   void seek(std::int64_t offset) noexcept {
+    if (offset == at_ && left_ > 0) return;
+    if (offset > at_ && offset - at_ <= left_) advance(offset - at_);
     if (offset != at_ || left_ == 0) find(offset);
   }
   /// At most left() values.
@@ -36,32 +39,19 @@ class GroupWalk {
  private:
   void find(std::int64_t offset) noexcept {
     at_ = offset;
-    group_ = p_.group_of(offset);
-    left_ = groups_follow() ? p_.keep1 - offset % p_.keep1 : p_.reduce1 - offset % p_.reduce1;
+    const std::int64_t period = groups_follow() ? p_.keep1 : p_.reduce1, place = offset % period;
+    left_ = period - place;
+    if (groups_follow() && p_.keep0 == 1)  // few divisions: each costs as much as a few vectors of values
+      group_ = place;
+    else if (p_.keep0 == 1 && p_.reduce0 == 1)
+      group_ = offset / p_.reduce1;
+    else
+      group_ = p_.group_of(offset);
   }
 
   Partition p_;
   std::int64_t at_ = 0, group_ = 0, left_ = 0;
 };
-
-/// `count` values of an array over a partition's groups, those of the values from memory offset `first` on: where they
-/// lie in the array, or gathered in `room` where they do not lie side by side.
-template <class V>
-const V* stretch_of(const V* values, GroupWalk walk, std::int64_t first, std::int64_t count, V* room) noexcept {
-  walk.seek(first);
-  if (walk.groups_follow() && walk.left() >= count) return values + walk.group();
-  for (std::int64_t i = 0; i < count;) {
-    walk.seek(first + i);
-    const std::int64_t some = min_of(walk.left(), count - i);
-    if (walk.groups_follow())
-      std::copy_n(values + walk.group(), some, room + i);
-    else
-      std::fill_n(room + i, some, values[walk.group()]);
-    walk.advance(some);
-    i += some;
-  }
-  return room;
-}
 
 /// Gamma and beta in the compute type C.
 template <class C>
@@ -83,16 +73,33 @@ class AlongValues {
   /// A walk to give to at(), by the thread that owns it.
   GroupWalk walk() const noexcept { return walk_; }
 
-  /// Those of `count` values from memory offset `first` on.
+  /// Those of `count` values from memory offset `first` on: where they lie, or gathered in `room` where they do not lie
+  /// side by side.
   Stretch at(GroupWalk& walk, std::int64_t first, std::int64_t count, Room& room) const noexcept {
-    const Stretch s{stretch_of(weight_, walk, first, count, room.weight),
-                    stretch_of(bias_, walk, first, count, room.bias)};
     walk.seek(first);
-    if (walk.left() >= count) walk.advance(count);
-    return s;
+    if (walk.groups_follow() && walk.left() >= count) {
+      const Stretch there{weight_ + walk.group(), bias_ + walk.group()};
+      walk.advance(count);
+      return there;
+    }
+    gather(weight_, walk, first, count, room.weight);
+    gather(bias_, walk, first, count, room.bias);
+    return {room.weight, room.bias};
   }
 
  private:
+  static void gather(const C* values, GroupWalk walk, std::int64_t first, std::int64_t count, C* to) noexcept {
+    for (std::int64_t i = 0; i < count;) {
+      walk.seek(first + i);
+      const std::int64_t some = min_of(walk.left(), count - i);
+      if (walk.groups_follow())
+        std::copy_n(values + walk.group(), some, to + i);
+      else
+        std::fill_n(to + i, some, values[walk.group()]);
+      walk.advance(some);
+      i += some;
+    }
+  }
   static const C* values_of(const Parameter& parameter, std::int64_t size, std::vector<C>& own) {
     if (parameter.data != nullptr && parameter.wide == std::is_same_v<C, double>)
       return static_cast<const C*>(parameter.data);

@@ -49,26 +49,32 @@ template <class T, bool active, bool with_residual, bool along>
 void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
   using Values = AlongValues<compute_t<T>>;
   const WideTag<T> d;
-  const ApplyTensors<T> t(args);
+  const ApplyTensors<T> tensors(args);
   const Values values(args.along);
   const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t offset, std::int64_t length) {
-    const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], args.shift[group]);
+    const auto t =
+        tensors;  // a copy, whose members stay in registers: vectors that are stored might be anything in memory
+    const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], shift_of(args.shift, group));
     const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
     typename Values::Room room;
-    for_stretches<along>(
-        values, walk, offset, length, room, [&](const auto& own, std::int64_t first, std::int64_t some) HWY_ATTR {
-          if (a.power == 1)
-            return for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-              apply_vector<T, active, with_residual, along, access()>(t, first + i, n, own, i, center, scale, shift);
-            });
-          for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-            apply_vector<T, active, with_residual, along, Access::some>(t, first + i, n, own, i, center, scale, shift,
-                                                                        hn::Set(d, a.power));
-          });
+    for (std::int64_t done = 0, some = 0; done < length; done += some) {
+      const std::int64_t first = offset + done;
+      some = along ? min_of(tile_columns, length - done) : length;
+      typename Values::Stretch own;
+      if constexpr (along) own = values.at(walk, first, some, room);
+      if (a.power == 1)
+        for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+          apply_vector<T, active, with_residual, along, access()>(t, first + i, n, own, i, center, scale, shift);
         });
+      else
+        for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+          apply_vector<T, active, with_residual, along, Access::some>(t, first + i, n, own, i, center, scale, shift,
+                                                                      hn::Set(d, a.power));
+        });
+    }
   };
   grid.for_pieces(queue, values.walk(), piece, [&] {
-    if (t.streams) flush_streams();
+    if (tensors.streams) flush_streams();
   });
 }
 
@@ -76,9 +82,10 @@ template <class T, bool active, bool with_residual, bool along>
 void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const ApplyTensors<T> t(args);
+  const ApplyTensors<T> tensors(args);
   const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
+    const auto t = tensors;  // as above
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
     typename AlongValues<C>::Room room;
@@ -86,7 +93,7 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
     bool scaled = false;
     for (std::int64_t j = 0; j < unit.columns; ++j) {
       const std::int64_t group = grid.group(unit.matrix, unit.column + j);
-      const auto a = affine<C>(args.center[group], args.scale[group], args.shift[group]);
+      const auto a = affine<C>(args.center[group], args.scale[group], shift_of(args.shift, group));
       center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
       scaled = scaled || a.power != 1;
     }

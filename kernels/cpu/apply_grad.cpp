@@ -25,7 +25,7 @@ HWY_INLINE GradCoefficients<C> coefficients(const ApplyGradArgs& args, std::int6
   const auto map = affine<C>(center, {power, args.slope[group]}, args.offset[group]);
   Affine<C> gate{};
   if constexpr (kind == GateKind::sign)
-    gate = affine<C>(center, {power, args.gate.scale[group] / power}, args.gate.shift[group]);
+    gate = affine<C>(center, {power, args.gate.scale[group] / power}, shift_of(args.gate.shift, group));
   return {map.center, map.power, gate.scale, gate.shift, static_cast<C>(args.gain[group]), map.scale, map.shift};
 }
 
@@ -79,29 +79,35 @@ template <class T, GateKind kind, bool along>
 void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const GradTensors<T> t(args);
+  const GradTensors<T> tensors(args);
   const AlongValues<C> values(args.along);
   const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t from, std::int64_t length) {
+    const auto t =
+        tensors;  // a copy, whose members stay in registers: vectors that are stored might be anything in memory
     const auto k = coefficients<kind, C>(args, group);
     const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
     const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
     const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
     typename AlongValues<C>::Room room;
-    for_stretches<along>(
-        values, walk, from, length, room, [&](const auto& own, std::int64_t first, std::int64_t some) HWY_ATTR {
-          if (k.power == 1)
-            return for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-              grad_vector<T, kind, along, access()>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
-                                                    slope, offset);
-            });
-          for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-            grad_vector<T, kind, along, Access::some>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
-                                                      slope, offset, hn::Set(d, k.power));
-          });
+    for (std::int64_t done = 0, some = 0; done < length; done += some) {
+      const std::int64_t first = from + done;
+      some = along ? min_of(tile_columns, length - done) : length;
+      typename AlongValues<C>::Stretch own;
+      if constexpr (along) own = values.at(walk, first, some, room);
+      if (k.power == 1)
+        for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
+          grad_vector<T, kind, along, access()>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain, slope,
+                                                offset);
         });
+      else
+        for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+          grad_vector<T, kind, along, Access::some>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
+                                                    slope, offset, hn::Set(d, k.power));
+        });
+    }
   };
   grid.for_pieces(queue, values.walk(), piece, [&] {
-    if (t.streams) flush_streams();
+    if (tensors.streams) flush_streams();
   });
 }
 
@@ -109,9 +115,10 @@ template <class T, GateKind kind, bool along>
 void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const GradTensors<T> t(args);
+  const GradTensors<T> tensors(args);
   const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
+    const auto t = tensors;  // as above
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
     alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];

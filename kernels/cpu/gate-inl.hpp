@@ -33,21 +33,6 @@ HWY_INLINE void for_scaled_vectors(D d, std::int64_t length, const Body& body) {
   for (std::int64_t i = 0; i < length; i += lanes(d)) body(i, min_of(lanes(d), length - i));
 }
 
-/// Calls body(own, first, some) for the stretches of `length` values from memory offset `offset` on: with `along` of at
-/// most tile_columns values, whose gamma and beta are `own`; otherwise for all of them at once.
-template <bool along, class C, class Body>
-HWY_INLINE void for_stretches(const AlongValues<C>& values, GroupWalk& walk, std::int64_t offset, std::int64_t length,
-                              typename AlongValues<C>::Room& room, const Body& body) {
-  if constexpr (!along) {
-    body(typename AlongValues<C>::Stretch{}, offset, length);
-  } else {
-    for (std::int64_t begin = 0; begin < length; begin += tile_columns) {
-      const std::int64_t some = min_of(tile_columns, length - begin);
-      body(values.at(walk, offset + begin, some, room), offset + begin, some);
-    }
-  }
-}
-
 /// z from the centred x; and from the normalized one, where gamma and beta are the value's own.
 template <class V>
 HWY_INLINE V affine_of(V centred, V scale, V shift) {
@@ -117,7 +102,7 @@ HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<D>& low, const M
 template <GateKind kind, class C>
 HWY_INLINE Affine<C> gate_affine(double center, const Gate& gate, std::int64_t group) {
   if constexpr (kind == GateKind::sign)
-    return affine<C>(center, gate.scale[group], gate.shift[group]);
+    return affine<C>(center, gate.scale[group], shift_of(gate.shift, group));
   else
     return {static_cast<C>(center), C{1}, C{0}, C{0}};
 }

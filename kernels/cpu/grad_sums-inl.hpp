@@ -28,22 +28,21 @@ constexpr std::int64_t rows_per_pass = 8;  // of column sums, so that loads and 
 HWY_BEFORE_NAMESPACE();
 namespace allnorm::cpu::HWY_NAMESPACE {
 
-/// What every traversal reads.
+/// What every traversal reads. Its loops copy it: the members of a copy stay in registers, where a vector that is
+/// stored might be anything in memory.
 template <class T>
 struct GradInput {
   const T* x;
   const T* dy;
   Below<SumTag<T>> low;
   MaskBits mask;
-  AlongValues<compute_t<T>> values;
 
   template <class Args>
   GradInput(const Args& args, const Partition& partition)
       : x(static_cast<const T*>(args.x)),
         dy(static_cast<const T*>(args.dy)),
         low(below(SumTag<T>(), args.gate.activation)),
-        mask{args.gate.mask, ceil_div(partition.elements(), 8)},
-        values(args.along) {}
+        mask{args.gate.mask, ceil_div(partition.elements(), 8)} {}
 };
 
 /// g of `n` values from memory offset i on, in double; with `along` their gamma and beta are those at `j` of `own`.

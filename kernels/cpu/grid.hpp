@@ -41,6 +41,16 @@ void for_items(Queue& queue, std::int64_t items, std::int64_t grain, const Item&
   });
 }
 
+/// The same with item(context, i), in order and with the task's own copy of `context`.
+template <class Context, class Item>
+void for_items(Queue& queue, std::int64_t items, std::int64_t grain, const Context& context, const Item& item) {
+  for_tasks(queue, ceil_div(items, grain), [&](std::int64_t task) {
+    Context own = context;
+    const std::int64_t end = min_of(items, (task + 1) * grain);
+    for (std::int64_t i = task * grain; i < end; ++i) item(own, i);
+  });
+}
+
 /// The same groups in the same order with the fewest extents above 1: adjacent reduced (kept) extents become one.
 constexpr Partition canonical(Partition p) noexcept {
   if (p.keep1 == 1) p = {p.keep0, 1, 1, p.reduce0 * p.reduce1};
@@ -193,7 +203,8 @@ template <class C>
 Affine<C> affine(double center, double scale, double shift) noexcept {
   return affine<C>(center, formulas::split(scale), shift);
 }
-/// Given powers, or 1.
+/// Given shifts, or 0; given powers, or 1.
+inline double shift_of(const double* shift, std::int64_t group) noexcept { return shift != nullptr ? shift[group] : 0; }
 inline double power_of(const double* power, std::int64_t group) noexcept { return power != nullptr ? power[group] : 1; }
 
 /// Where backward's gate comes from; identity needs none.

@@ -15,18 +15,26 @@ std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i);
 
 /// Per fine group F: y = (x - center) * scale + shift.
 struct FineCoefficients {
-  Values center{}, scale{}, shift{};  // (F)
+  const double *center = nullptr, *scale = nullptr, *shift = nullptr;  // (F); shift null: 0
 
-  explicit FineCoefficients(const LayerCall& call)
-      : center(index(call.fine.groups())), scale(center.size()), shift(center.size()) {
-    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
+  explicit FineCoefficients(const LayerCall& call) {
+    if (call.along && call.frame.r == nullptr) {  // the frame as it is
+      center = call.frame.mean, scale = call.frame.rstd;
+      return;
+    }
+    const std::int64_t size = call.fine.groups();
+    own_.resize(index(3 * size));
+    double* const of = own_.data();
+    for (std::int64_t f = 0; f < size; ++f) {
       const auto frame = call.frame.get(call.to_norm(f));
       const auto k = steps::affine_of(call, frame, f);
-      center[index(f)] = frame.mean;
-      scale[index(f)] = k.scale;
-      shift[index(f)] = k.shift;
+      of[f] = frame.mean, of[size + f] = k.scale, of[2 * size + f] = k.shift;
     }
+    center = of, scale = of + size, shift = of + 2 * size;
   }
+
+ private:
+  Values own_{};
 };
 
 /// A call's gamma and beta, where they are not folded.
@@ -40,8 +48,8 @@ void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn&
 
 void apply_frames(const ForwardArgs& args, Queue& queue) {
   const FineCoefficients fine(args);
-  apply({args.x, args.residual, args.y, args.dtype, args.fine, fine.center.data(), fine.scale.data(), fine.shift.data(),
-         args.activation, along_of(args)},
+  apply({args.x, args.residual, args.y, args.dtype, args.fine, fine.center, fine.scale, fine.shift, args.activation,
+         along_of(args)},
         queue);
   if (args.mask != nullptr) sign_mask({args.y, args.dtype, args.fine.elements(), args.mask}, queue);
 }
@@ -98,11 +106,10 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
   double *s1 = args.sums, *s2 = args.sums + groups;
   std::fill_n(args.sums, 2 * groups, 0.0);
   const FineCoefficients fine(args);
-  const Gate gate{args.activation, args.mask, fine.scale.data(), fine.shift.data()};
+  const Gate gate{args.activation, args.mask, fine.scale, fine.shift};
   const Along along = along_of(args);
   Values sum_g(index(size)), sum_gx(sum_g.size());
-  moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center.data(), gate, sum_g.data(), sum_gx.data(), along},
-               queue);
+  moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center, gate, sum_g.data(), sum_gx.data(), along}, queue);
   Values dweight(index(args.affine.groups())), dbias(dweight.size());
   for (std::int64_t f = 0; f < size; ++f) {
     const std::int64_t g = args.to_norm(f);
@@ -117,9 +124,8 @@ void backward_local(const BackwardArgs& args, Queue& queue) {
   }
   if (args.wants_weight) {
     if (args.along)
-      affine_grad(
-          {args.x, args.dy, args.dtype, args.norm, fine.center.data(), gate, along, dweight.data(), dbias.data()},
-          queue);
+      affine_grad({args.x, args.dy, args.dtype, args.norm, fine.center, gate, along, dweight.data(), dbias.data()},
+                  queue);
     for (std::int64_t p = 0; p < args.affine.groups(); ++p) {
       args.dweight.set(p, dweight[index(p)]);
       args.dbias.set(p, dbias[index(p)]);
@@ -150,8 +156,8 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
               args.dresidual,
               args.dtype,
               args.fine,
-              fine.center.data(),
-              {args.activation, args.mask, fine.scale.data(), fine.shift.data()},
+              fine.center,
+              {args.activation, args.mask, fine.scale, fine.shift},
               gain.data(),
               slope.data(),
               offset.data(),

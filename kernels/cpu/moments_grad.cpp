@@ -18,8 +18,9 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 
 /// One block of one group. The gate is apply's, in the compute type; differences, products and sums are in double.
 template <class T, GateKind kind, bool along>
-GradSums block_sums(const GradInput<T>& in, GroupWalk& walk, const RunGrid::Block& block, std::int64_t stride,
-                    double exact_center, const Affine<compute_t<T>>& a) {
+GradSums block_sums(const GradInput<T> in, const AlongValues<compute_t<T>>& values, GroupWalk& walk,
+                    const RunGrid::Block& block, std::int64_t stride, double exact_center,
+                    const Affine<compute_t<T>>& a) {
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
@@ -28,30 +29,31 @@ GradSums block_sums(const GradInput<T>& in, GroupWalk& walk, const RunGrid::Bloc
   const auto exact = hn::Set(dd, exact_center);
   auto s0 = hn::Zero(dd), s1 = s0, p0 = s0, p1 = s0;
   typename AlongValues<compute_t<T>>::Room room;
-  for (std::int64_t run = 0; run < block.runs; ++run)
-    for_stretches<along>(in.values, walk, block.offset + run * stride, block.length, room,
-                         [&](const auto& own, std::int64_t first, std::int64_t length) HWY_ATTR {
-                           const T *const px = in.x + first, *const pdy = in.dy + first;
-                           const auto g_of = [&](auto x, auto dy, std::int64_t i, std::int64_t some) HWY_ATTR {
-                             const auto g = gradient_of<kind, along>(d, dy, centred_of(x, center, power), scale, shift,
-                                                                     in, first + i, own, i, some);
-                             return weighted<along>(d, g, own, i, some);
-                           };
-                           const auto add = [&](std::int64_t i, auto& s, auto& p) HWY_ATTR {
-                             const auto x = read(d, px + i);
-                             const auto g = g_of(x, read(d, pdy + i), i, n);
-                             s = hn::Add(s, g), p = hn::MulAdd(g, hn::Sub(to_double(x), exact), p);
-                           };
-                           std::int64_t i = 0;
-                           for (; i + 2 * n <= length; i += 2 * n) add(i, s0, p0), add(i + n, s1, p1);
-                           for (; i + n <= length; i += n) add(i, s0, p0);
-                           if (const std::int64_t rest = length - i; rest > 0) {
-                             const auto x = read_n(d, px + i, rest);
-                             const auto g = first_n(dd, g_of(x, read_n(d, pdy + i, rest), i, rest), rest);
-                             s1 = hn::Add(s1, g),
-                             p1 = hn::MulAdd(g, first_n(dd, hn::Sub(to_double(x), exact), rest), p1);
-                           }
-                         });
+  const auto add = [&](auto x, auto dy, std::int64_t at, const auto& own, std::int64_t i, std::int64_t some, auto& s,
+                       auto& p) HWY_ATTR {
+    auto g = gradient_of<kind, along>(d, dy, centred_of(x, center, power), scale, shift, in, at + i, own, i, some);
+    g = weighted<along>(d, g, own, i, some);
+    auto centred = hn::Sub(to_double(x), exact);
+    if (some < n) g = first_n(dd, g, some), centred = first_n(dd, centred, some);
+    s = hn::Add(s, g), p = hn::MulAdd(g, centred, p);
+  };
+  for (std::int64_t run = 0; run < block.runs; ++run) {
+    for (std::int64_t done = 0, length = 0; done < block.length; done += length) {
+      const std::int64_t first = block.offset + run * stride + done;
+      length = along ? min_of(tile_columns, block.length - done) : block.length;
+      typename AlongValues<compute_t<T>>::Stretch own;
+      if constexpr (along) own = values.at(walk, first, length, room);
+      const T *const x = in.x + first, *const dy = in.dy + first;
+      std::int64_t i = 0;
+      for (; i + 2 * n <= length; i += 2 * n) {
+        add(read(d, x + i), read(d, dy + i), first, own, i, n, s0, p0);
+        add(read(d, x + i + n), read(d, dy + i + n), first, own, i + n, n, s1, p1);
+      }
+      for (; i + n <= length; i += n) add(read(d, x + i), read(d, dy + i), first, own, i, n, s0, p0);
+      if (i < length)
+        add(read_n(d, x + i, length - i), read_n(d, dy + i, length - i), first, own, i, length - i, s1, p1);
+    }
+  }
   return {sum_of_lanes(hn::Add(s0, s1)), sum_of_lanes(hn::Add(p0, p1))};
 }
 
@@ -59,25 +61,27 @@ template <class T, GateKind kind, bool along>
 void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const GradInput<T> in(args, args.partition);
-  const auto part = [&](std::int64_t group, std::int64_t part_index) {
+  const AlongValues<C> values(args.along);
+  const auto part = [&](GroupWalk& walk, std::int64_t group, std::int64_t part_index) {
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
     const std::int64_t end = min_of(grid.blocks, (part_index + 1) * grid.blocks_per_part);
-    auto walk = in.values.walk();
     GradSums total;
     for (std::int64_t b = part_index * grid.blocks_per_part; b < end; ++b)
-      total.add(block_sums<T, kind, along>(in, walk, grid.block(group, b), grid.stride(), args.center[group], a));
+      total.add(
+          block_sums<T, kind, along>(in, values, walk, grid.block(group, b), grid.stride(), args.center[group], a));
     return total;
   };
   const auto finish = [&](std::int64_t group, const GradSums& total) {
     args.sum_g[group] = total.g, args.sum_gx[group] = total.gx;
   };
   if (grid.parts == 1) {
-    for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t group) { finish(group, part(group, 0)); });
+    for_items(queue, grid.units(), grid.units_per_task(), values.walk(),
+              [&](GroupWalk& walk, std::int64_t group) { finish(group, part(walk, group, 0)); });
     return;
   }
   std::vector<GradSums> sums(static_cast<std::size_t>(grid.units()));  // (groups, parts)
-  for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t unit) {
-    sums[static_cast<std::size_t>(unit)] = part(unit / grid.parts, unit % grid.parts);
+  for_items(queue, grid.units(), grid.units_per_task(), values.walk(), [&](GroupWalk& walk, std::int64_t unit) {
+    sums[static_cast<std::size_t>(unit)] = part(walk, unit / grid.parts, unit % grid.parts);
   });
   for (std::int64_t group = 0; group < grid.p.groups(); ++group) {
     GradSums total;
@@ -88,8 +92,8 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
 
 /// One unit: sum_g and sum_gx (grid.tile).
 template <class T, GateKind kind, bool along>
-void tile_sums(const MomentsGradArgs& args, const GradInput<T>& in, const ColumnGrid& grid,
-               const ColumnGrid::Unit& unit, double* sum_g, double* sum_gx) {
+void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongValues<compute_t<T>>& values,
+               const ColumnGrid& grid, const ColumnGrid::Unit& unit, double* sum_g, double* sum_gx) {
   using C = compute_t<T>;
   using Values = AlongValues<C>;
   const SumTag<T> d;
@@ -103,15 +107,14 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T>& in, const Column
     center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
     exact[j] = args.center[group], acc_g[j] = acc_gx[j] = 0.0;
   }
-  auto walk = in.values.walk();
+  auto walk = values.walk();
   typename Values::Room rooms[along ? rows_per_pass : 1];
   typename Values::Stretch own[rows_per_pass];
   for (std::int64_t row = 0; row < unit.rows; row += rows_per_pass) {
     const std::int64_t count = min_of(rows_per_pass, unit.rows - row);
     const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
     if constexpr (along)
-      for (std::int64_t r = 0; r < count; ++r)
-        own[r] = in.values.at(walk, first + r * grid.width, unit.columns, rooms[r]);
+      for (std::int64_t r = 0; r < count; ++r) own[r] = values.at(walk, first + r * grid.width, unit.columns, rooms[r]);
     for (std::int64_t j = 0; j < unit.columns; j += n) {
       const std::int64_t some = unit.columns - j;
       const auto c = hn::Load(d, center + j), k = hn::Load(d, power + j);
@@ -135,9 +138,10 @@ template <class T, GateKind kind, bool along>
 void moments_grad_of(const MomentsGradArgs& args, const Partition& p, Queue& queue) {
   if (!by_columns(p)) return sums_by_runs<T, kind, along>(args, RunGrid(p), queue);
   const GradInput<T> in(args, p);
+  const AlongValues<compute_t<T>> values(args.along);
   const ColumnGrid grid(p);
   sum_columns(grid, args.sum_g, args.sum_gx, queue, [&](const ColumnGrid::Unit& unit, double* sum_g, double* sum_gx) {
-    tile_sums<T, kind, along>(args, in, grid, unit, sum_g, sum_gx);
+    tile_sums<T, kind, along>(args, in, values, grid, unit, sum_g, sum_gx);
   });
 }
 
