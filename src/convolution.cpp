@@ -92,8 +92,8 @@ DerivativeSource supplied(const ForwardInputs& in, const Queue& queue) {
   }
   DerivativeSource source;
   source.shape = {want[0], want[1], want[0]};
-  source.supplied_sum = parameter(in.patch_sum, 0);
-  source.supplied_product = parameter(in.patch_product, 0);
+  source.args.supplied_sum = parameter(in.patch_sum, 0);
+  source.args.supplied_product = parameter(in.patch_product, 0);
   return source;
 }
 
@@ -108,9 +108,8 @@ DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& c
   } else {
     expect(in.conv_input.given(), Code::invalid_argument,
            "conv_input is missing, must be given where window is over 1 and compensate=true");
-    source.patch = geometry(in, convolution);
-    source.shape = {source.patch.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()),
-                    source.patch.groups};
+    const PatchSumsArgs& patch = source.args.patch = geometry(in, convolution);
+    source.shape = {patch.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()), patch.groups};
   }
   expect(in.conv_weight.shape[0] == in.input.channels(), Code::invalid_input, [&] {
     return "conv_weight has shape " + given(in.conv_weight) + ", must begin with input's " +
@@ -119,7 +118,7 @@ DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& c
   expect_floats(in.conv_weight, "conv_weight");
   expect_memory(in.conv_weight.data, queue, "conv_weight");
   expect_memory(in.conv_input.data, queue, "conv_input");
-  source.theta = parameter(in.conv_weight, 0);
+  source.args.theta = parameter(in.conv_weight, 0);
   source.wide = in.input.dtype == DType::f64 || in.conv_weight.dtype == DType::f64;
   return source;
 }

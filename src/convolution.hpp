@@ -9,10 +9,8 @@ namespace allnorm {
 
 struct DerivativeSource {
   WeightShape shape{};
-  bool wide = false;                             // keep f64
-  Parameter theta{};                             // (C, fan_in)
-  PatchSumsArgs patch{};                         // from the convolution's input, or, where conv_input is null ...
-  Parameter supplied_sum{}, supplied_product{};  // (C, fan_in) ... from a framework, about 0
+  bool wide = false;       // keep f64
+  DerivativesArgs args{};  // theta, and the convolution's input or the sums of a framework
 };
 
 /// Checks everything that belongs to it in `in`; throws invalid_argument, invalid_input and device.

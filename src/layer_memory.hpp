@@ -45,12 +45,18 @@ class LayerMemory {
   /// written: load into a fresh one. `calls`: the layer's training calls so far, which no state changes.
   void load(const State& state, bool history, std::int64_t calls, Queue& queue);
 
+  /// Whether entries of a window or an open batch are there, and are not to be dropped.
+  static bool gives_history(const State& state, const LoadOptions& options) noexcept;
+  /// How long a window and a batch are, of which such entries are a part.
+  void save_lengths(State& state) const;
+  /// Throws invalid_input unless they mean here what they meant where they were saved: to as many iterations,
+  /// mini-batches and ranks.
+  void expect_same_history(const State& state, const Communicator& group) const;
+
   /// Takes over what `other`, of the same layer, holds. Arrays stay where they are as far as they have the same shapes:
   /// a captured graph goes on with them.
   void take(LayerMemory&& other, Queue& queue);
 
-  /// Does `state` hold parts of a sum over ranks?
-  static bool has_per_rank_parts(const State& state) noexcept;
   std::size_t bytes() const noexcept;
 
  private:

@@ -3,30 +3,41 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "allnorm/norm.hpp"
 #include "kernels/ops.hpp"
-#include "src/convolution.hpp"
 #include "src/layer_memory.hpp"
 #include "src/plan.hpp"
 
 namespace allnorm {
 
-using Values = std::vector<double>;
-
 inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
-/// Throws unless `view` has the shape, dtype, order and device of the input, and data that the queue can use.
-void expect_like(const ConstTensorView& view, const ConstTensorView& input, const Queue& queue, const char* name);
-
-/// Throws invalid_argument where `name` is given, which stands for a tensor, or is its gradient, that the row does not
-/// list.
-void expect_listed(const Row& row, bool given, std::string_view name, std::string_view tensor);
+/// The names under which the tensors of a typed call stand in the catalogue and in messages; `tensor` is the one of the
+/// row that lets it be given.
+struct InputSlot {
+  const char* name;
+  ConstTensorView ForwardInputs::*view;
+  std::string_view tensor;
+};
+inline constexpr InputSlot input_slots[] = {{"residual", &ForwardInputs::residual, "residual"},
+                                            {"weight", &ForwardInputs::weight, "weight"},
+                                            {"bias", &ForwardInputs::bias, "bias"},
+                                            {"conv_input", &ForwardInputs::conv_input, "conv_input"},
+                                            {"conv_weight", &ForwardInputs::conv_weight, "conv_weight"},
+                                            {"patch_sum", &ForwardInputs::patch_sum, "conv_input"},  // in its place
+                                            {"patch_product", &ForwardInputs::patch_product, "conv_input"}};
+struct GradientSlot {
+  const char* name;
+  TensorView BackwardOutputs::*view;
+  std::string_view tensor;
+};
+inline constexpr GradientSlot gradient_slots[] = {{"grad_residual", &BackwardOutputs::residual, "residual"},
+                                                  {"grad_weight", &BackwardOutputs::weight, "weight"},
+                                                  {"grad_bias", &BackwardOutputs::bias, "bias"}};
 
 class NormImpl {
  public:
@@ -58,27 +69,25 @@ class NormImpl {
     double* scratch = nullptr;
     Record record{};  // this rank's, and room for the group's
   };
-  struct Call {
-    ForwardArgs args{};
-    std::optional<DerivativeSource> source{};
-    DerivativesArgs derivatives{};
-    Work work{};
-  };
 
-  // A call's frame as kernels see it, in saved.memory_; also told to saved.frame_.
-  static steps::FrameView lay_out(Saved& saved, std::int64_t groups, bool renorm);
-  static steps::FrameView frame_view(const Saved& saved);
-  void expect_same_history(const State& state) const;
+  // What can be wrong on this rank alone (norm_check.cpp).
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
-  /// The names are those of weight and bias in messages.
-  void expect_parameters(const ConstTensorView& weight, const ConstTensorView& bias, const Shape& input,
-                         const Queue& queue, std::pair<const char*, const char*> names) const;
+  void check(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs,
+             const Queue& queue) const;
+
+  // From a call's tensors to what its halves take (norm_call.cpp).
   Header header(DType dtype, std::int64_t groups, Direction direction) const;
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
                 ForwardArgs& args, Queue& queue) const;
-  void derive(const ForwardInputs& inputs, Call& call, Queue& queue);
+  void describe(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs,
+                BackwardArgs& args) const;
+  Work work_for(ForwardArgs& args, std::int64_t more, Queue& queue) const;
+  Work work_for(BackwardArgs& args, bool exchanges, Queue& queue) const;
   Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const;
+  /// The group's records, or what a rank that is alone has in its own.
+  Gathered gather(const Work& work, bool exchanges, Queue& queue) const;
+
   Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
             Queue& queue) const;
 };

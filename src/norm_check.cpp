@@ -1,0 +1,73 @@
+// How a layer is made, and what can be wrong with its calls on one rank alone.
+#include <utility>
+
+#include "src/norm_impl.hpp"
+#include "src/slots.hpp"
+
+namespace allnorm {
+
+namespace {
+
+// The ranks that a layer is given, or this one alone where its sync asks for no others.
+std::shared_ptr<Communicator> group_for(const Layer& layer, std::shared_ptr<Communicator> group) {
+  const std::int64_t ranks = layer.options.sync.ranks;
+  const std::string sync = ranks == Sync::world ? "world" : std::to_string(ranks);
+  expect(group || ranks == Sync::none || ranks == 1, Code::invalid_argument, [&] {
+    return "attribute sync is " + sync + ", must come with a group of ranks (self() where this rank is alone)";
+  });
+  if (!group) return self();
+  expect(ranks <= 0 || group->size() <= ranks, Code::invalid_argument, [&] {
+    return "the group has " + std::to_string(group->size()) + " ranks, must have at most " + sync +
+           ", which attribute sync asks for";
+  });
+  return group;
+}
+
+}  // namespace
+
+NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
+                   std::string name)
+    : layer_((layer.check(), layer)),
+      channels_((expect(channels >= 0, Code::invalid_argument,
+                        [&] { return "channels is " + std::to_string(channels) + ", must be at least 0"; }),
+                 channels)),
+      group_(group_for(layer, std::move(group))),
+      name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
+      device_(queue.device()),
+      memory_(layer, channels, queue) {}
+
+Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {
+  const ConstTensorView& x = in.input;
+  expect(queue.device() == device_, Code::device, [&] {
+    return "the queue is on " + to_string(queue.device()) + ", must be on the layer's " + to_string(device_);
+  });
+  expect(x.given(), Code::invalid_argument, "input is missing");
+  expect(x.device == queue.device(), Code::device, [&] {
+    return "input is on " + to_string(x.device) + ", must be on the queue's " + to_string(queue.device());
+  });
+  expect(x.data != nullptr || x.elements() == 0, Code::invalid_argument, "input has no data");
+  expect_memory(x.data, queue, "input");
+  for (const auto& [name, view, tensor] : input_slots) expect_listed(*layer_.row, (in.*view).given(), name, tensor);
+  const Plan plan = plan_for(layer_, x.shape, x.order);
+  expect(!has_running() || x.shape[1] == channels_, Code::invalid_input, [&] {
+    return "input has " + std::to_string(x.shape[1]) + " channels, must have " + std::to_string(channels_);
+  });
+  expect_like(output, x, queue, "output");
+  for (const auto& [name, view, tensor] : input_slots)
+    if ((in.*view).given()) expect_tensor(layer_, *layer_.row->tensor(tensor), in.*view, x, queue, name);
+  return plan;
+}
+
+void NormImpl::check(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& out,
+                     const Queue& queue) const {
+  const ConstTensorView& x = saved.inputs_.input;
+  expect_like(grad_output, x, queue, "grad_output");
+  for (const auto& [name, view, tensor] : gradient_slots) expect_listed(*layer_.row, (out.*view).given(), name, tensor);
+  if (out.input.given()) expect_like(out.input, x, queue, "grad_input");
+  for (const auto& [name, view, tensor] : gradient_slots)
+    if ((out.*view).given()) expect_tensor(layer_, *layer_.row->tensor(tensor), out.*view, x, queue, name);
+  expect(!out.residual.given() || saved.inputs_.residual.given(), Code::invalid_argument,
+         "grad_residual is asked for, must not be where forward had no residual");
+}
+
+}  // namespace allnorm
