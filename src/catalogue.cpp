@@ -134,17 +134,31 @@ constexpr Attribute group_norm_attributes[] = {
 constexpr Axes none{}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
     each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing};
 
+constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
+constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }
+constexpr TensorSpec residual{"residual", TensorRole::activation, every_axis, "added before the activation"};
+
+constexpr bool keeps_std(const O& options) { return options.keeps_std(); }
+constexpr bool keeps_var(const O& options) { return !options.keeps_std(); }
+constexpr bool renormalizes(const O& options) { return options.renorm; }
+constexpr bool compensates(const O& options) { return options.compensates(); }
+constexpr std::string_view compensation = "for window > 1 unless compensate=false";
+
 constexpr TensorSpec batch_tensors[] = {
-    {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
-    {"bias", TensorRole::parameter, each_channel, "beta; 0 when not given"},
+    weight(each_channel),
+    bias(each_channel),
     {"running_mean", TensorRole::state, each_channel, "0 when not given"},
-    {"running_var", TensorRole::state, each_channel, "1 when not given"},
+    {"running_var", TensorRole::state, each_channel, "1 when not given", 1, Bound::not_negative, keeps_var,
+     "running_std with renorm=true and variant=paper"},
     {"running_std", TensorRole::state, each_channel,
-     "in place of running_var when renorm=true and variant=paper; 1 when not given"},
+     "in place of running_var when renorm=true and variant=paper; 1 when not given", 1, Bound::positive, keeps_std,
+     "running_var unless renorm=true and variant=paper"},
     {"num_batches_tracked", TensorRole::counter, none, "updates of the running statistics so far"},
-    {"residual", TensorRole::activation, every_axis, "added before the activation"},
-    {"conv_input", TensorRole::conv_input, every_axis, "what the convolution before the layer read"},
-    {"conv_weight", TensorRole::conv_weight, each_channel, "the weights that made this step's input"},
+    residual,
+    {"conv_input", TensorRole::conv_input, every_axis, "what the convolution before the layer read", 0, Bound::none,
+     nullptr, "", compensates, compensation},
+    {"conv_weight", TensorRole::conv_weight, each_channel, "the weights that made this step's input", 0, Bound::none,
+     nullptr, "", compensates, compensation},
 };
 constexpr OutputSpec batch_outputs[] = {
     {"mean", each_channel, "that the layer normalized with"},
@@ -153,41 +167,27 @@ constexpr OutputSpec batch_outputs[] = {
     {"running_var", each_channel, "after the call, in training"},
     {"running_std", each_channel, "in place of running_var when renorm=true and variant=paper"},
     {"num_batches_tracked", none, "after the call, in training"},
-    {"r", each_channel, "with renorm"},
-    {"d", each_channel, "with renorm"},
+    {"r", each_channel, "with renorm", renormalizes},
+    {"d", each_channel, "with renorm", renormalizes},
     {"grad_weight", each_channel, "of this rank's values"},
     {"grad_bias", each_channel, "of this rank's values"},
     {"grad_residual", every_axis, ""},
 };
 
-constexpr TensorSpec layer_norm_tensors[] = {
-    {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
-    {"bias", TensorRole::parameter, each_column, "beta; 0 when not given"},
-    {"residual", TensorRole::activation, every_axis, "added before the activation"},
-};
+constexpr TensorSpec layer_norm_tensors[] = {weight(each_column), bias(each_column), residual};
 constexpr OutputSpec layer_norm_outputs[] = {
-    {"mean", each_row, ""},
-    {"rstd", each_row, "1 / sqrt(var + eps)"},
-    {"grad_weight", each_column, ""},
-    {"grad_bias", each_column, ""},
-    {"grad_residual", every_axis, ""},
+    {"mean", each_row, ""},         {"rstd", each_row, "1 / sqrt(var + eps)"}, {"grad_weight", each_column, ""},
+    {"grad_bias", each_column, ""}, {"grad_residual", every_axis, ""},
 };
 
-constexpr TensorSpec rms_norm_tensors[] = {
-    {"weight", TensorRole::parameter, each_column, "gamma; 1 when not given"},
-    {"residual", TensorRole::activation, every_axis, "added before the activation"},
-};
+constexpr TensorSpec rms_norm_tensors[] = {weight(each_column), residual};
 constexpr OutputSpec rms_norm_outputs[] = {
     {"rstd", each_row, "1 / sqrt(mean of squares + eps)"},
     {"grad_weight", each_column, ""},
     {"grad_residual", every_axis, ""},
 };
 
-constexpr TensorSpec group_norm_tensors[] = {
-    {"weight", TensorRole::parameter, each_channel, "gamma; 1 when not given"},
-    {"bias", TensorRole::parameter, each_channel, "beta; 0 when not given"},
-    {"residual", TensorRole::activation, every_axis, "added before the activation"},
-};
+constexpr TensorSpec group_norm_tensors[] = {weight(each_channel), bias(each_channel), residual};
 constexpr OutputSpec group_norm_outputs[] = {
     {"mean", each_group, ""},        {"rstd", each_group, "1 / sqrt(var + eps)"}, {"grad_weight", each_channel, ""},
     {"grad_bias", each_channel, ""}, {"grad_residual", every_axis, ""},
@@ -274,15 +274,28 @@ static_assert(std::all_of(std::begin(rows), std::end(rows), fits_a_header));
 
 std::span<const Row> catalogue() noexcept { return rows; }
 
-const TensorSpec* Row::tensor(std::string_view wanted) const noexcept {
-  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == wanted; });
-  return found == tensors.end() ? nullptr : &*found;
+namespace {
+
+template <class Spec>
+const Spec* named(std::span<const Spec> all, std::string_view name) noexcept {
+  const auto found = std::find_if(all.begin(), all.end(), [&](const Spec& spec) { return spec.name == name; });
+  return found == all.end() ? nullptr : &*found;
 }
 
-const Attribute* Row::attribute(std::string_view wanted) const noexcept {
-  const auto found =
-      std::find_if(attributes.begin(), attributes.end(), [&](const auto& a) { return a.name == wanted; });
-  return found == attributes.end() ? nullptr : &*found;
+}  // namespace
+
+const TensorSpec* Row::tensor(std::string_view wanted) const noexcept { return named(tensors, wanted); }
+const OutputSpec* Row::output(std::string_view wanted) const noexcept { return named(outputs, wanted); }
+const Attribute* Row::attribute(std::string_view wanted) const noexcept { return named(attributes, wanted); }
+
+const TensorSpec* Row::gradient(std::string_view output) const noexcept {
+  constexpr std::string_view prefix = "grad_";
+  return output.starts_with(prefix) ? tensor(output.substr(prefix.size())) : nullptr;
+}
+
+const TensorSpec* Row::state(std::string_view output) const noexcept {
+  const TensorSpec* found = tensor(output);
+  return found != nullptr && found->is_state() ? found : nullptr;
 }
 
 bool Row::has_state() const noexcept {
@@ -380,6 +393,11 @@ void Layer::check() const {
                       "ascend, r_max be at least 1 and d_max at least 0";
              });
   }
+}
+
+bool Layer::has(const OutputSpec& output) const {
+  const TensorSpec* state = row->state(output.name);
+  return (output.exists == nullptr || output.exists(options)) && (state == nullptr || has(*state));
 }
 
 double Layer::sigma(double var) const noexcept { return formulas::sigma(options, var); }

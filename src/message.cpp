@@ -54,7 +54,7 @@ std::string real_text(double value) {
   return {text, end};
 }
 
-// "the batch_norm family", "layer_norm"
+// "the NAME family" after its first row, or the name of the only one.
 std::string family_text(std::uint64_t family) {
   const auto rows = catalogue();
   if (family >= rows.size()) return "a layer that is not in the catalogue";

@@ -26,17 +26,35 @@ enum class TensorRole : std::uint8_t {
   conv_weight,  ///< (C, Ci/groups, k...)
 };
 
+/// Something that depends on a layer's options.
+using Condition = bool (*)(const NormOptions&);
+
+/// What a state's values must be, besides finite.
+enum class Bound : std::uint8_t { none, not_negative, positive };
+
 struct TensorSpec {
   std::string_view name;
   TensorRole role;
   Axes axes;  ///< one value for each of their indices
   std::string_view help;
+  double otherwise = 0;  ///< stands for every value of a parameter or state that is not given
+  Bound bound = Bound::none;
+  Condition exists = nullptr;       ///< null: always
+  std::string_view instead{};       ///< for people: what there is where it does not exist
+  Condition required = nullptr;     ///< null: never
+  std::string_view required_for{};  ///< for people: where it is required
+
+  /// Kept from call to call, not given with one.
+  constexpr bool is_state() const noexcept { return role == TensorRole::state || role == TensorRole::counter; }
 };
 
+/// An output is a gradient ("grad_" and the name of a tensor, shaped like that), a state after the call (the name of a
+/// tensor that is one), or a statistic: f64, over `axes`.
 struct OutputSpec {
   std::string_view name;
   Axes axes;
   std::string_view help;
+  Condition exists = nullptr;  ///< null: always
 };
 
 /// An array's shape for people: "(N,G)", "like input", "normalized_shape".
@@ -67,6 +85,9 @@ struct Default {
   std::string_view attribute, value;
 };
 
+/// What a row makes (allnorm/operation.hpp).
+enum class OperationKind : std::uint8_t { norm };
+
 struct Row {
   std::string_view name;
   std::string_view summary;             ///< one line
@@ -77,10 +98,15 @@ struct Row {
   std::span<const Default> defaults;    ///< where they differ from NormOptions{}
   std::span<const OutputSpec> outputs;  ///< besides output and grad_input
   bool centred = true;                  ///< false: moments are about 0, the mean counts as 0
+  OperationKind operation = OperationKind::norm;
 
-  /// The tensor, or attribute, of that name; null where the row has none.
+  /// The tensor, output or attribute of that name; null where the row has none.
   const TensorSpec* tensor(std::string_view name) const noexcept;
+  const OutputSpec* output(std::string_view name) const noexcept;
   const Attribute* attribute(std::string_view name) const noexcept;
+  /// The tensor whose gradient the output of that name is, or which it is after the call; null where it is none.
+  const TensorSpec* gradient(std::string_view output) const noexcept;
+  const TensorSpec* state(std::string_view output) const noexcept;
   /// Running statistics are kept from call to call: one of its tensors is a state.
   bool has_state() const noexcept;
   /// The input is (leading..., trailing...) as it lies, and not (N, C, space...).
@@ -108,6 +134,9 @@ struct Layer {
   Layer& set(std::string_view attribute, std::string_view value);
   /// Checks what no single attribute can know. Throws invalid_argument.
   void check() const;
+  /// The row's tensor, or output, exists with these options.
+  bool has(const TensorSpec& tensor) const { return tensor.exists == nullptr || tensor.exists(options); }
+  bool has(const OutputSpec& output) const;
   /// The shape of an array over `axes` of an input of that shape: their extents in its order, and where the space is
   /// among them 1 in place of N or C that is not. Throws invalid_argument where an attribute does not fit the shape,
   /// invalid_input where that has too few axes.
