@@ -47,7 +47,8 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   });
   expect(x.data != nullptr || x.elements() == 0, Code::invalid_argument, "input has no data");
   expect_memory(x.data, queue, "input");
-  for (const auto& [name, view, tensor] : input_slots) expect_listed(*layer_.row, (in.*view).given(), name, tensor);
+  for (const auto& [name, view, tensor] : input_slots)
+    expect_known(*layer_.row, !(in.*view).given() || layer_.row->tensor(tensor) != nullptr, name);
   const Plan plan = plan_for(layer_, x.shape, x.order);
   expect(!has_running() || x.shape[1] == channels_, Code::invalid_input, [&] {
     return "input has " + std::to_string(x.shape[1]) + " channels, must have " + std::to_string(channels_);
@@ -62,7 +63,8 @@ void NormImpl::check(const Saved& saved, const ConstTensorView& grad_output, con
                      const Queue& queue) const {
   const ConstTensorView& x = saved.inputs_.input;
   expect_like(grad_output, x, queue, "grad_output");
-  for (const auto& [name, view, tensor] : gradient_slots) expect_listed(*layer_.row, (out.*view).given(), name, tensor);
+  for (const auto& [name, view, tensor] : gradient_slots)
+    expect_known(*layer_.row, !(out.*view).given() || layer_.row->tensor(tensor) != nullptr, name);
   if (out.input.given()) expect_like(out.input, x, queue, "grad_input");
   for (const auto& [name, view, tensor] : gradient_slots)
     if ((out.*view).given()) expect_tensor(layer_, *layer_.row->tensor(tensor), out.*view, x, queue, name);

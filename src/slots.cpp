@@ -18,8 +18,8 @@ void expect_like(const ConstTensorView& view, const ConstTensorView& input, cons
   expect_memory(view.data, queue, name);
 }
 
-void expect_listed(const Row& row, bool given, std::string_view name, std::string_view tensor) {
-  expect(!given || row.tensor(tensor) != nullptr, Code::invalid_argument,
+void expect_known(const Row& row, bool known, std::string_view name) {
+  expect(known, Code::invalid_argument,
          [&] { return std::string(name) + " is given, must not be for " + std::string(row.name); });
 }
 

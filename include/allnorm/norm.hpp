@@ -77,10 +77,6 @@ struct RunningStatistics {
   std::int64_t tracked = 0;      ///< updates so far: PyTorch's num_batches_tracked
 };
 
-struct LoadOptions {
-  bool drop_window = false;  ///< window and open batch start anew, so that a state of another number of ranks loads
-};
-
 /// One layer object. Calls are made by one thread at a time, all with queues of the device (on CUDA: of the stream)
 /// that the layer was made with. A call that throws leaves the state as it was. On CUDA, calls return when their work
 /// is enqueued: a disagreement between ranks leaves the state as it was, fills y or the gradients with NaN, and is

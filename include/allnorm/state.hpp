@@ -36,4 +36,8 @@ struct State {
   void add(std::string name, std::int64_t value);
 };
 
+struct LoadOptions {
+  bool drop_window = false;  ///< window and open batch start anew, so that a state of another number of ranks loads
+};
+
 }  // namespace allnorm

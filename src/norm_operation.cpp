@@ -1,0 +1,114 @@
+// The operation of rows that normalize with a mean and a variance: a Norm behind slots.
+#include "allnorm/norm.hpp"
+#include "src/norm_impl.hpp"
+#include "src/operations.hpp"
+#include "src/slots.hpp"
+#include "src/state_reader.hpp"
+
+namespace allnorm {
+
+namespace {
+
+constexpr std::pair<std::string_view, std::span<const double> Frame::*> statistics[] = {
+    {"mean", &Frame::mean}, {"var", &Frame::var}, {"rstd", &Frame::rstd},
+    {"r", &Frame::r},       {"d", &Frame::d},     {"share", &Frame::share}};
+
+struct SavedNorm final : SavedCall {
+  explicit SavedNorm(Saved own) : saved(std::move(own)) {}
+  bool training() const noexcept override { return saved.training(); }
+  std::span<const double> statistic(std::string_view name) const noexcept override {
+    for (const auto& [own, values] : statistics)
+      if (own == name) return saved.frame().*values;
+    return {};
+  }
+  Saved saved;
+};
+
+const Saved& own(const SavedCall& call) {
+  const auto* found = dynamic_cast<const SavedNorm*>(&call);
+  expect(found != nullptr, Code::invalid_argument, "the saved call is another operation's, must be of one like this");
+  return found->saved;
+}
+
+ForwardInputs typed(const InputSlots& inputs) {
+  ForwardInputs made;
+  made.input = inputs["input"];
+  for (const InputSlot& slot : input_slots) made.*slot.view = inputs[slot.name];
+  return made;
+}
+
+BackwardOutputs typed(const OutputSlots& gradients) {
+  BackwardOutputs made;
+  made.input = gradients["grad_input"];
+  for (const GradientSlot& slot : gradient_slots) made.*slot.view = gradients[slot.name];
+  return made;
+}
+
+class NormOperation final : public Operation {
+ public:
+  explicit NormOperation(Norm norm) : norm_(std::move(norm)) {}
+
+  const Layer& layer() const noexcept override { return norm_.layer(); }
+  const std::string& name() const noexcept override { return norm_.name(); }
+  Communicator& group() const noexcept override { return norm_.group(); }
+  void set_training(bool training) noexcept override { norm_.set_training(training); }
+  Norm* norm() noexcept override { return &norm_; }
+
+  State state(Queue& queue) const override {
+    State made;
+    if (!norm_.has_running()) return made;
+    const RunningStatistics running = norm_.running(queue);
+    const Shape channels{norm_.channels()};
+    made.add("running_mean", running.mean.data(), channels);
+    made.add(spread(), running.spread.data(), channels);
+    made.add("num_batches_tracked", running.tracked);
+    return made;
+  }
+
+  void set_state(const State& given, Queue& queue) override {
+    for (const StateEntry& entry : given.entries) {
+      const TensorSpec* tensor = layer().row->state(entry.name);
+      expect_known(*layer().row, tensor != nullptr && layer().has(*tensor), entry.name);
+    }
+    if (given.entries.empty()) return;
+    RunningStatistics running = norm_.running(queue);
+    for (const auto& [name, values] : {std::pair{"running_mean", &running.mean}, {spread(), &running.spread}})
+      if (given.find(name)) *values = state_reader::doubles(given, name, Shape{norm_.channels()});
+    if (given.find("num_batches_tracked")) running.tracked = state_reader::integer(given, "num_batches_tracked", 0);
+    norm_.set_running(running, queue);
+  }
+
+  State save(Queue& queue) const override { return norm_.save(queue); }
+  void load(const State& state, Queue& queue, const LoadOptions& options) override {
+    norm_.load(state, queue, options);
+  }
+
+ private:
+  std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
+    return std::make_unique<SavedNorm>(norm_.forward(typed(inputs), outputs["output"], queue));
+  }
+  std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
+                                        Queue& queue) override {
+    return std::make_unique<SavedNorm>(norm_.replay(own(earlier), typed(inputs), outputs["output"], queue));
+  }
+  void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
+                    Queue& queue) override {
+    norm_.backward(own(saved), inputs["grad_output"], typed(gradients), queue);
+  }
+  void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
+    norm_.infer(typed(inputs), outputs["output"], queue);
+  }
+
+  const char* spread() const noexcept { return layer().keeps_std() ? "running_std" : "running_var"; }
+
+  Norm norm_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operation> make_norm_operation(const Layer& layer, std::int64_t channels,
+                                               std::shared_ptr<Communicator> group, Queue& queue, std::string name) {
+  return std::make_unique<NormOperation>(Norm(layer, channels, std::move(group), queue, std::move(name)));
+}
+
+}  // namespace allnorm

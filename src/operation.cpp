@@ -1,0 +1,76 @@
+// Operations: which row makes which, and that a call's slots are the row's.
+#include "allnorm/operation.hpp"
+
+#include <algorithm>
+
+#include "src/operations.hpp"
+#include "src/slots.hpp"
+
+namespace allnorm {
+
+namespace {
+
+constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
+    {OperationKind::norm, make_norm_operation},
+};
+
+// A rank whose own call is wrong tells the ranks that wait for it in the exchange.
+template <class Check>
+void tell_others(bool others_wait, Communicator& group, const Check& check) {
+  try {
+    check();
+  } catch (const Error& error) {
+    if (others_wait) group.decline(error);
+    throw;
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Operation> make_operation(const Layer& layer, std::int64_t channels,
+                                          std::shared_ptr<Communicator> group, Queue& queue, std::string name) {
+  const auto found = std::find_if(std::begin(makers), std::end(makers),
+                                  [&](const auto& maker) { return maker.first == layer.row->operation; });
+  expect(found != std::end(makers), Code::unsupported,
+         [&] { return std::string(layer.row->name) + " makes an operation that this build does not have"; });
+  return found->second(layer, channels, std::move(group), queue, std::move(name));
+}
+
+// Of every call but backward.
+void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& outputs) const {
+  const Row& row = *layer().row;
+  for (const auto& [name, view] : inputs)
+    expect_known(row, !view.given() || name == "input" || (row.tensor(name) != nullptr && row.state(name) == nullptr),
+                 name);
+  for (const auto& [name, view] : outputs) expect_known(row, !view.given() || name == "output", name);
+}
+
+std::unique_ptr<SavedCall> Operation::forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
+  const bool exchanges = layer().options.training || !layer().row->has_state();
+  tell_others(exchanges, group(), [&] { expect_slots(inputs, outputs); });
+  return run_forward(inputs, outputs, queue);
+}
+
+std::unique_ptr<SavedCall> Operation::replay(const SavedCall& earlier, const InputSlots& inputs,
+                                             const OutputSlots& outputs, Queue& queue) {
+  expect_slots(inputs, outputs);
+  return run_replay(earlier, inputs, outputs, queue);
+}
+
+void Operation::infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
+  expect_slots(inputs, outputs);
+  run_infer(inputs, outputs, queue);
+}
+
+void Operation::backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients, Queue& queue) {
+  tell_others(saved.training(), group(), [&] {
+    const Row& row = *layer().row;
+    for (const auto& [name, view] : inputs)
+      expect_known(row, !view.given() || name == "grad_output" || row.tensor(name) != nullptr, name);
+    for (const auto& [name, view] : gradients)
+      expect_known(row, !view.given() || name == "grad_input" || (row.output(name) && row.gradient(name)), name);
+  });
+  run_backward(saved, inputs, gradients, queue);
+}
+
+}  // namespace allnorm
