@@ -10,7 +10,7 @@
 #include <iostream>
 #include <optional>
 
-#include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "launch/apply_outputs.hpp"
 #include "launch/apply_tensors.hpp"
 #include "launch/files/input_file.hpp"
@@ -22,26 +22,17 @@ namespace allnorm::launch {
 namespace {
 
 // A loaded state first, then the tensors that the user gives by name.
-void set_state(const ApplyPlan& plan, Rank& rank, const StepTensors& tensors, Norm& norm) {
+void set_state(const ApplyPlan& plan, Rank& rank, const StepTensors& tensors, Operation& operation) {
   if (!plan.load_state.empty()) {
     const std::string path = expand(plan.load_state, rank.rank, 0);
     const State state = read_state(path, rank.size, plan.drop_window);
     try {
-      norm.load(state, rank.queue, {plan.drop_window});
+      operation.load(state, rank.queue, {plan.drop_window});
     } catch (const Error& error) {
       bad_file(path, error.message(), error.where());
     }
   }
-  if (!norm.has_running()) return;
-  RunningStatistics running = norm.running(rank.queue);
-  const auto take = [&](const char* name, std::vector<double>& values) {
-    const std::vector<double> given = tensors.state(name);
-    if (!given.empty()) values = given;
-  };
-  take("running_mean", running.mean);
-  take(plan.layer.keeps_std() ? "running_std" : "running_var", running.spread);
-  if (const std::int64_t count = tensors.counter("num_batches_tracked"); count >= 0) running.tracked = count;
-  norm.set_running(running, rank.queue);
+  operation.set_state(tensors.state(), rank.queue);
 }
 
 void check_state(const ApplyPlan& plan, const Rank& rank, const State& state) {
@@ -88,26 +79,32 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
   StepTensors tensors(plan, rank.rank, rank.size);
   tensors.read(0);
   const auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);
-  Norm norm(tensors.layer(), tensors.channels(), group, rank.queue, std::string(plan.layer.row->name));
-  set_state(plan, rank, tensors, norm);
+  const auto operation = make_operation(tensors.layer(), tensors.channels(), group, rank.queue);
+  set_state(plan, rank, tensors, *operation);
 
   std::vector<NamedArray> results;
   for (std::int64_t step = 0; step < plan.steps; ++step) {
     if (step > 0) tensors.read(step);
-    const StepResult result = run_step(plan, tensors, norm, rank.queue);
-    for (NamedArray& made : collect(plan, tensors, result, step)) results.push_back(std::move(made));
+    for (NamedArray& made : run_step(plan, tensors, *operation, rank.queue, step)) results.push_back(std::move(made));
   }
   SavedState saved;
   if (!plan.save_state.empty()) {
-    saved.state = norm.save(rank.queue);
+    saved.state = operation->save(rank.queue);
     check_state(plan, rank, saved.state);
     try {  // what is written can be read: the layer is not used any more
-      norm.load(saved.state, rank.queue);
+      operation->load(saved.state, rank.queue);
     } catch (const Error& error) {
       saved.wrong = error.message();
     }
   }
   write_results(plan, rank, results, saved);
+}
+
+// Of the catalogue, with the statistics of this rank alone or of all ranks.
+const Row& first_row(bool synced) {
+  const auto rows = catalogue();
+  return *std::find_if(rows.begin(), rows.end(),
+                       [synced](const Row& row) { return (Layer(row).options.sync.ranks == Sync::world) == synced; });
 }
 
 void help_apply(std::ostream& out) {
@@ -131,10 +128,14 @@ void help_apply(std::ostream& out) {
                 "input, grad_output, residual and conv_input are converted to --dtype, output and their gradients are "
                 "written as it (bf16 as f32); parameters are used in f32 (f64 with f64); statistics and gradients of "
                 "parameters are written as f64."}});
-  out << "\nExamples:\n"
-         "  allnorm apply batch_norm --input x.npy --grad-output dy.npy --set eps=1e-3 --out results\n"
-         "  allnorm apply sync_batch_norm --input x.npy --split batch --ranks 4 --out results\n"
-         "  mpirun -n 4 allnorm apply sync_batch_norm --input x.{rank}.npy --out results\n\n";
+  const auto example = [&out](std::string_view launcher, bool synced, std::string_view words) {
+    out << "  " << launcher << "allnorm apply " << first_row(synced).name << words << "\n";
+  };
+  out << "\nExamples:\n";
+  example("", false, " --input x.npy --grad-output dy.npy --set eps=1e-3 --out results");
+  example("", true, " --input x.npy --split batch --ranks 4 --out results");
+  example("mpirun -n 4 ", true, " --input x.{rank}.npy --out results");
+  out << "\n";
   print_exit_codes(out);
 }
 

@@ -1,10 +1,9 @@
 // `allnorm apply`: what is written, and how all ranks write it or none.
 #include "launch/apply_outputs.hpp"
 
-#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <optional>
-#include <span>
 #include <utility>
 
 #include "launch/files/input_file.hpp"
@@ -17,76 +16,51 @@ namespace allnorm::launch {
 
 namespace {
 
-struct Context {
-  const ApplyPlan& plan;
-  const StepTensors& tensors;
-  const StepResult& result;
+// What calls read and write, in the memory of the queue's device.
+class StepMemory {
+ public:
+  explicit StepMemory(Queue& queue) : queue_(&queue) {}
 
-  const Layer& layer() const { return plan.layer; }
-  bool training() const { return layer().options.training; }
-  bool gradient_of(std::string_view name) const { return plan.wants_gradients() && plan.gives(name); }
+  ConstTensorView upload(ConstTensorView view) {
+    view.device = queue_->device();
+    if (view.device.kind == DeviceKind::cpu || view.elements() == 0) return view;
+    const std::size_t bytes = static_cast<std::size_t>(view.elements()) * size_of(view.dtype);
+    inputs_.emplace_back(bytes, *queue_, Fill::none);
+    copy_to_device(inputs_.back().data(), view.data, bytes, *queue_);
+    view.data = inputs_.back().data();
+    return view;
+  }
+  /// Room for an output that is shaped like `tensor`.
+  TensorView room(std::string_view output, const LoadedTensor& tensor, DType dtype) {
+    const auto elements = static_cast<std::size_t>(tensor.shape.elements());
+    Made& made = outputs_.emplace_back(
+        Made{output, dtype, tensor.file_shape, Buffer<std::byte>(elements * size_of(dtype), *queue_)});
+    return {made.data.data(), dtype, queue_->device(), tensor.shape, tensor.order};
+  }
+  /// The output as a file has it; nothing where no room was made for it.
+  std::optional<NpyArray> result(std::string_view output) const {
+    for (const Made& made : outputs_)
+      if (made.name == output) return from_dtype(to_host(made.data, *queue_).data(), made.dtype, made.file_shape);
+    return {};
+  }
+
+ private:
+  struct Made {
+    std::string_view name;
+    DType dtype;
+    Shape file_shape;
+    Buffer<std::byte> data;
+  };
+  Queue* queue_;
+  std::vector<Buffer<std::byte>> inputs_;
+  std::vector<Made> outputs_;
 };
 
-NpyArray doubles(const std::vector<double>& values, const Shape& shape) { return from_doubles(values, shape); }
-
-NpyArray like_input(const Context& context, const std::vector<std::byte>& values) {
-  const LoadedTensor& x = context.tensors.input();
-  return from_dtype(values.data(), x.dtype, x.file_shape);
-}
-
-NpyArray statistics(const Context& context, const std::vector<double>& values) {
-  const Layer& layer = context.tensors.layer();
-  return doubles(values, layer.shape_of(layer.row->statistics, context.tensors.input().shape));
-}
-
-NpyArray running(const std::vector<double>& values) {
-  return doubles(values, Shape{static_cast<std::int64_t>(values.size())});
-}
-
-// Where every output of the catalogue comes from, and when it is written.
-struct Source {
-  std::string_view name;
-  bool (*written)(const Context&);
-  NpyArray (*get)(const Context&);
-};
-
-constexpr Source sources[] = {
-    {"output", [](const Context&) { return true; }, [](const Context& c) { return like_input(c, c.result.output); }},
-    {"grad_input", [](const Context& c) { return c.gradient_of("input"); },
-     [](const Context& c) { return like_input(c, c.result.grad_input); }},
-    {"mean", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.mean); }},
-    {"var", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.var); }},
-    {"rstd", [](const Context&) { return true; }, [](const Context& c) { return statistics(c, c.result.rstd); }},
-    {"r", [](const Context& c) { return !c.result.r.empty(); },
-     [](const Context& c) { return statistics(c, c.result.r); }},
-    {"d", [](const Context& c) { return !c.result.d.empty(); },
-     [](const Context& c) { return statistics(c, c.result.d); }},
-    {"running_mean", [](const Context& c) { return c.training(); },
-     [](const Context& c) { return running(c.result.running.mean); }},
-    {"running_var", [](const Context& c) { return c.training() && !c.layer().keeps_std(); },
-     [](const Context& c) { return running(c.result.running.spread); }},
-    {"running_std", [](const Context& c) { return c.training() && c.layer().keeps_std(); },
-     [](const Context& c) { return running(c.result.running.spread); }},
-    {"num_batches_tracked", [](const Context& c) { return c.training(); },
-     [](const Context& c) {
-       const std::int64_t count = c.result.running.tracked;
-       return from_int64(std::span(&count, 1), Shape{});
-     }},
-    {"grad_weight", [](const Context& c) { return c.gradient_of("weight"); },
-     [](const Context& c) { return doubles(c.result.grad_weight, c.tensors.find("weight")->shape); }},
-    {"grad_bias", [](const Context& c) { return c.gradient_of("bias"); },
-     [](const Context& c) { return doubles(c.result.grad_bias, c.tensors.find("bias")->shape); }},
-    {"grad_residual", [](const Context& c) { return c.gradient_of("residual"); },
-     [](const Context& c) { return like_input(c, c.result.grad_residual); }},
-};
-
-void add(std::vector<NamedArray>& results, std::string_view name, const Context& context, std::int64_t step) {
-  for (const Source& source : sources)
-    if (source.name == name) {
-      if (source.written(context)) results.push_back({std::string(name), step, source.get(context)});
-      return;
-    }
-  fail(Code::unsupported, "output " + std::string(name) + " is in the catalogue but not in apply's table");
+NpyArray array_of(const StateEntry& entry) {
+  if (entry.type != StateType::i64) return from_dtype(entry.data.data(), DType::f64, entry.shape);
+  std::vector<std::int64_t> values(static_cast<std::size_t>(entry.shape.elements()));
+  std::memcpy(values.data(), entry.data.data(), entry.data.size());
+  return from_int64(values, entry.shape);
 }
 
 // True on every rank when all ranks say so. Collective.
@@ -147,72 +121,43 @@ void stage(std::optional<StagedFiles>& files, const std::string& run, const Appl
 
 }  // namespace
 
-StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& norm, Queue& queue) {
+std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Queue& queue,
+                                 std::int64_t step) {
+  const Layer& layer = tensors.layer();
+  const Row& row = *layer.row;
   const LoadedTensor& x = tensors.input();
-  std::vector<Buffer<std::byte>> uploads;  // kept until the calls are done
-  const auto upload = [&](ConstTensorView view) {
-    if (!view.given() || view.elements() == 0) return view;
-    const std::size_t bytes = static_cast<std::size_t>(view.elements()) * size_of(view.dtype);
-    uploads.emplace_back(bytes, queue, Fill::none);
-    copy_to_device(uploads.back().data(), view.data, bytes, queue);
-    view.data = uploads.back().data();
-    return view;
-  };
-  const auto on_device = [&](ConstTensorView view) {
-    view.device = queue.device();
-    return queue.device().kind == DeviceKind::cpu ? view : upload(view);
-  };
-  const auto like_x = [&](Buffer<std::byte>& buffer) {
-    buffer = Buffer<std::byte>(x.data.size(), queue);
-    return TensorView{buffer.data(), x.dtype, queue.device(), x.shape, x.order};
-  };
-  ForwardInputs inputs = tensors.forward_inputs();
-  for (ConstTensorView* view : {&inputs.input, &inputs.weight, &inputs.bias, &inputs.residual, &inputs.conv_input,
-                                &inputs.conv_weight, &inputs.patch_sum, &inputs.patch_product})
-    *view = on_device(*view);
-
-  StepResult result;
-  Buffer<std::byte> output, grad_input, grad_residual;
-  const Saved saved = norm.forward(inputs, like_x(output), queue);
+  StepMemory memory(queue);
+  InputSlots inputs = tensors.inputs();
+  for (auto& [name, view] : inputs) view = memory.upload(view);
+  const auto saved = operation.forward(inputs, {{"output", memory.room("output", x, x.dtype)}}, queue);
   if (plan.wants_gradients()) {
-    BackwardOutputs gradients;
-    gradients.input = like_x(grad_input);
-    if (plan.gives("residual")) gradients.residual = like_x(grad_residual);
-    Buffer<double> grad_weight, grad_bias;
-    const auto of_parameter = [&](const char* name, Buffer<double>& buffer) {
-      const LoadedTensor* parameter = tensors.find(name);
-      if (!parameter) return TensorView{};
-      buffer = Buffer<double>(static_cast<std::size_t>(parameter->shape.elements()), queue);
-      return TensorView{buffer.data(), DType::f64, queue.device(), parameter->shape, Order::channels_first};
-    };
-    gradients.weight = of_parameter("weight", grad_weight);
-    gradients.bias = of_parameter("bias", grad_bias);
-    norm.backward(saved, on_device(tensors.view("grad_output")), gradients, queue);
-    result.grad_weight = to_host(grad_weight, queue);
-    result.grad_bias = to_host(grad_bias, queue);
+    OutputSlots gradients{{"grad_input", memory.room("grad_input", x, x.dtype)}};
+    for (const OutputSpec& output : row.outputs)
+      if (const TensorSpec* of = row.gradient(output.name); of != nullptr && plan.gives(of->name))
+        gradients.add(output.name, memory.room(output.name, *tensors.find(of->name),
+                                               of->role == TensorRole::activation ? x.dtype : DType::f64));
+    operation.backward(*saved, {{"grad_output", memory.upload(tensors.find("grad_output")->view())}}, gradients, queue);
   }
-  result.output = to_host(output, queue);
-  result.grad_input = to_host(grad_input, queue);
-  result.grad_residual = to_host(grad_residual, queue);
-  const Frame& frame = saved.frame();
-  const auto take = [&queue](std::span<const double> values) { return to_host(values, queue); };
-  result.mean = take(frame.mean);
-  result.var = take(frame.var);
-  result.rstd = take(frame.rstd);
-  result.r = take(frame.r);
-  result.d = take(frame.d);
-  if (norm.has_running()) result.running = norm.running(queue);
-  norm.group().check();  // what the ranks' kernels found is not written as a result
-  return result;
-}
 
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result,
-                                std::int64_t step) {
-  const Context context{plan, tensors, result};
   std::vector<NamedArray> results;
-  for (const char* name : {"output", "grad_input"})
-    if (std::string_view(name) == "output" || plan.wants_gradients()) add(results, name, context, step);
-  for (const OutputSpec& output : plan.layer.row->outputs) add(results, output.name, context, step);
+  const auto add = [&](std::string_view name, std::optional<NpyArray> array) {
+    if (array) results.push_back({std::string(name), step, *std::move(array)});
+  };
+  add("output", memory.result("output"));
+  add("grad_input", memory.result("grad_input"));
+  const State state = layer.options.training ? operation.state(queue) : State{};
+  for (const OutputSpec& output : row.outputs) {
+    if (!layer.has(output)) continue;
+    const StateEntry* entry = state.find(output.name);
+    if (row.gradient(output.name) != nullptr)
+      add(output.name, memory.result(output.name));
+    else if (entry != nullptr)
+      add(output.name, array_of(*entry));
+    else if (row.state(output.name) == nullptr)
+      add(output.name,
+          from_doubles(to_host(saved->statistic(output.name), queue), layer.shape_of(output.axes, x.shape)));
+  }
+  operation.group().check();  // what the ranks' kernels found is not written as a result
   return results;
 }
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "launch/apply.hpp"
 #include "launch/apply_tensors.hpp"
 #include "launch/files/npy.hpp"
@@ -13,25 +13,16 @@
 
 namespace allnorm::launch {
 
-/// One step's results in memory, before anything is written.
-struct StepResult {
-  std::vector<std::byte> output, grad_input, grad_residual;  ///< like input
-  std::vector<double> grad_weight, grad_bias;                ///< shape of the parameter
-  std::vector<double> mean, var, rstd, r, d;                 ///< of the frame; r and d with renorm
-  RunningStatistics running;                                 ///< after the step
-};
-
-/// Runs forward, and backward where grad_output is given.
-StepResult run_step(const ApplyPlan& plan, const StepTensors& tensors, Norm& norm, Queue& queue);
-
+/// A result in memory, before anything is written.
 struct NamedArray {
   std::string name;  ///< of the output
   std::int64_t step = 0;
   NpyArray array;
 };
-/// The arrays of a step that cli.md promises, in the order of the row's outputs.
-std::vector<NamedArray> collect(const ApplyPlan& plan, const StepTensors& tensors, const StepResult& result,
-                                std::int64_t step);
+/// Runs forward, and backward where grad_output is given: the arrays that cli.md promises of a step, in the order of
+/// the row's outputs.
+std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Queue& queue,
+                                 std::int64_t step);
 
 /// A layer's state after the last call, and why it could not be loaded again, if so: values that are not finite.
 struct SavedState {

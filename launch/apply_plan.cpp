@@ -121,18 +121,15 @@ bool reduces(Axes statistics, Split split) {
 void check_tensors(const ApplyPlan& plan) {
   const std::string name(plan.layer.row->name);
   expect(plan.gives("input"), Code::invalid_argument, "tensor input is missing, must be given (--input FILE.npy)");
-  if (plan.compensates())
-    for (const char* needed : {"conv_input", "conv_weight"})
-      expect(plan.gives(needed), Code::invalid_argument, [&] {
-        return "tensor " + std::string(needed) + " of " + name +
-               " is missing, must be given for window > 1 unless compensate=false";
-      });
-  const bool std_kept = plan.layer.keeps_std();
-  expect(!plan.gives(std_kept ? "running_var" : "running_std"), Code::invalid_argument, [&] {
-    return "tensor of " + name + " is " + (std_kept ? "running_var" : "running_std") + ", must be " +
-           (std_kept ? "running_std with renorm=true and variant=paper"
-                     : "running_var unless renorm=true and variant=paper");
-  });
+  for (const TensorSpec& tensor : plan.layer.row->tensors) {
+    const std::string own(tensor.name);
+    expect(plan.gives(own) || tensor.required == nullptr || !tensor.required(plan.layer.options),
+           Code::invalid_argument, [&] {
+             return "tensor " + own + " of " + name + " is missing, must be given " + std::string(tensor.required_for);
+           });
+    expect(!plan.gives(own) || plan.layer.has(tensor), Code::invalid_argument,
+           [&] { return "tensor of " + name + " is " + own + ", must be " + std::string(tensor.instead); });
+  }
 }
 
 void check_split(const ApplyPlan& plan, std::string_view text) {

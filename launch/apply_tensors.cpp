@@ -15,8 +15,6 @@ namespace allnorm::launch {
 
 namespace {
 
-bool is_state(TensorRole role) { return role == TensorRole::state || role == TensorRole::counter; }
-
 // Shaped (N, C or Ci, space...), in the order of --layout and the type of --dtype.
 bool is_activation(TensorRole role) { return role == TensorRole::activation || role == TensorRole::conv_input; }
 
@@ -94,6 +92,23 @@ void expect_shape(const LoadedTensor& tensor, std::string_view name, const Shape
                             ", " + std::string(what));
 }
 
+// Of a state tensor.
+std::vector<double> values_of(const LoadedTensor& tensor) {
+  std::vector<double> values(static_cast<std::size_t>(tensor.shape.elements()));
+  if (!values.empty()) std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
+  return values;
+}
+
+void check_values(const TensorSpec& spec, const LoadedTensor& tensor) {
+  const bool signless = spec.bound != Bound::none, positive = spec.bound == Bound::positive;
+  for (const double value : values_of(tensor))
+    if (!std::isfinite(value) || (signless && value < 0) || (positive && value == 0))
+      bad_file(tensor.file, std::string(spec.name) + " has the value " + std::to_string(value) + ", must be finite" +
+                                (positive   ? " and more than 0"
+                                 : signless ? " and at least 0"
+                                            : ""));
+}
+
 }  // namespace
 
 Slice slice_of(std::int64_t extent, int rank, int ranks) noexcept {
@@ -125,7 +140,7 @@ LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType 
     tensor.shape = channels_second(array.shape);
     tensor.order = Order::channels_last;
   }
-  if (is_state(spec.role))
+  if (spec.is_state())
     tensor.dtype = DType::f64;
   else if (!is_activation(spec.role))
     tensor.dtype = dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -137,7 +152,7 @@ void StepTensors::read(std::int64_t step) {
   for (const TensorSpec& spec : tensors_of(*plan_->layer.row)) {  // input, whose type others take, is the first
     const auto file = plan_->tensors.find(spec.name);
     if (file == plan_->tensors.end()) continue;
-    if (step > 0 && (is_state(spec.role) || !mentions(file->second, "{step}"))) continue;
+    if (step > 0 && (spec.is_state() || !mentions(file->second, "{step}"))) continue;
     if (spec.role == TensorRole::counter) {
       const NpyArray array = read_npy(expand(file->second, rank_, step));
       if (array.shape.elements() != 1)
@@ -190,28 +205,19 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
       return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
     case TensorRole::parameter:
       return expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
-    case TensorRole::state: {
+    case TensorRole::state:
       expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
-      const bool spread = spec.name != "running_mean", sigma = spec.name == "running_std";
-      for (const double value : state(spec.name))
-        if (!std::isfinite(value) || (spread && value < 0) || (sigma && value == 0))
-          bad_file(tensor.file, std::string(spec.name) + " has the value " + std::to_string(value) +
-                                    ", must be finite" +
-                                    (sigma    ? " and more than 0"
-                                     : spread ? " and at least 0"
-                                              : ""));
-      return;
-    }
+      return check_values(spec, tensor);
     case TensorRole::conv_input: {
       const bool fits = tensor.shape.rank() == x.shape.rank() && tensor.shape[0] == x.shape[0];
       if (!fits)
-        bad_file(tensor.file, "conv_input has the shape " + to_string(tensor.file_shape) +
-                                  ", must have as many axes and " + "samples as input, " + to_string(x.file_shape));
+        bad_file(tensor.file, std::string(spec.name) + " has the shape " + to_string(tensor.file_shape) +
+                                  ", must have as many axes and samples as input, " + to_string(x.file_shape));
       return;
     }
     case TensorRole::conv_weight:
       if (tensor.shape.rank() != x.shape.rank() || tensor.shape[0] != channels())
-        bad_file(tensor.file, "conv_weight has the shape " + to_string(tensor.shape) + ", must have " +
+        bad_file(tensor.file, std::string(spec.name) + " has the shape " + to_string(tensor.shape) + ", must have " +
                                   std::to_string(x.shape.rank()) +
                                   " axes, the first of C = " + std::to_string(channels()));
       // Beyond a kernel of one tap, a slice of the input needs its neighbours' borders.
@@ -229,21 +235,11 @@ const LoadedTensor* StepTensors::find(std::string_view name) const {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
-ConstTensorView StepTensors::view(std::string_view name) const {
-  const LoadedTensor* tensor = find(name);
-  return tensor ? tensor->view() : ConstTensorView{};
-}
-
-ForwardInputs StepTensors::forward_inputs() const {
-  ForwardInputs inputs;
-  inputs.input = view("input");
-  inputs.weight = view("weight");
-  inputs.bias = view("bias");
-  inputs.residual = view("residual");
-  if (plan_->compensates()) {
-    inputs.conv_input = view("conv_input");
-    inputs.conv_weight = view("conv_weight");
-  }
+InputSlots StepTensors::inputs() const {
+  InputSlots inputs{{"input", input().view()}};
+  for (const TensorSpec& spec : layer_.row->tensors)
+    if (const LoadedTensor* tensor = find(spec.name); tensor != nullptr && !spec.is_state())
+      inputs.add(spec.name, tensor->view());
   return inputs;
 }
 
@@ -252,18 +248,15 @@ std::int64_t StepTensors::channels() const {
   return shape.rank() > 1 ? shape[1] : 1;
 }
 
-std::vector<double> StepTensors::state(std::string_view name) const {
-  std::vector<double> values;
-  if (const LoadedTensor* tensor = find(name)) {
-    values.resize(static_cast<std::size_t>(tensor->shape.elements()));
-    if (!values.empty()) std::memcpy(values.data(), tensor->data.data(), tensor->data.size());
+State StepTensors::state() const {
+  State state;
+  for (const TensorSpec& spec : layer_.row->tensors) {
+    const std::string name(spec.name);
+    if (const LoadedTensor* tensor = find(name); tensor != nullptr && spec.is_state())
+      state.add(name, values_of(*tensor).data(), tensor->shape);
+    if (const auto counter = counters_.find(name); counter != counters_.end()) state.add(name, counter->second);
   }
-  return values;
-}
-
-std::int64_t StepTensors::counter(std::string_view name) const {
-  const auto found = counters_.find(name);
-  return found == counters_.end() ? -1 : found->second;
+  return state;
 }
 
 }  // namespace allnorm::launch

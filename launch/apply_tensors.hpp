@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "allnorm/tensor.hpp"
 #include "launch/apply.hpp"
 
@@ -36,16 +36,14 @@ class StepTensors {
 
   const LoadedTensor* find(std::string_view name) const;
   const LoadedTensor& input() const { return tensors_.find("input")->second; }
-  /// The view of that tensor, or a view that is not given.
-  ConstTensorView view(std::string_view name) const;
-  ForwardInputs forward_inputs() const;
+  /// What a call is given: the input and the row's tensors but its state.
+  InputSlots inputs() const;
   std::int64_t channels() const;
   /// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
   const Layer& layer() const { return layer_; }
 
-  /// Step 0: state tensors as doubles and integers.
-  std::vector<double> state(std::string_view name) const;
-  std::int64_t counter(std::string_view name) const;
+  /// The state that the user gives by name, of step 0.
+  State state() const;
 
  private:
   LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype) const;
