@@ -45,10 +45,12 @@ torch::Tensor ConvNorm::convolve(const torch::Tensor& input) const {
 }
 
 torch::Tensor ConvNorm::forward(const torch::Tensor& input, const torch::Tensor& residual) {
-  const torch::Tensor x = convolve(input);
-  if (is_training() && norm_->norm().layer().options.compensates())
-    return norm_->forward(x, residual, {input.detach(), weight.detach()});
-  return norm_->forward(x, residual);
+  SlotTensors more{{"residual", residual}};
+  if (is_training() && norm_->operation().layer().options.compensates()) {
+    more.emplace_back("conv_input", input.detach());
+    more.emplace_back("conv_weight", weight.detach());
+  }
+  return norm_->forward(convolve(input), more);
 }
 
 }  // namespace allnorm::torch_adapter

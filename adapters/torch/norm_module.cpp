@@ -22,157 +22,186 @@ using torch::autograd::variable_list;
 // on a thread of its own, with the stream of the node's forward as the current one and other streams' gradients already
 // waited for, so backward asks for the current stream in the same way.
 
+/// The tensors of a call as the library reads them: as they are, or copied. They live until the call is done.
+struct Given {
+  Given(const NormModule& module, const torch::Tensor& input) : row(module.operation().layer().row) {
+    device = module.queue().device();
+    expect_on(input, device, "input");
+    Dense x = dense(input, module.by_rows());
+    order = x.order;
+    tensors.push_back(std::move(x.tensor));
+    inputs.add("input", view_of(tensors.back(), order));
+  }
+  void add(std::string_view slot, const torch::Tensor& tensor) {
+    expect_on(tensor, device, std::string(slot).c_str());
+    const Order own = order_of(*row, slot, order);
+    tensors.push_back(in_order(tensor, own));
+    inputs.add(slot, view_of(tensors.back(), own));
+  }
+  /// What lies as the input does, and what lies in its own way.
+  static Order order_of(const Row& row, std::string_view slot, Order of_input) {
+    const TensorSpec* spec = row.tensor(slot);
+    const bool like_input =
+        slot == "input" || (spec && (spec->role == TensorRole::activation || spec->role == TensorRole::conv_input));
+    return like_input ? of_input : Order::channels_first;
+  }
+
+  const Row* row;
+  Device device;
+  Order order;
+  variable_list tensors;
+  InputSlots inputs;
+};
+
 /// What a call needs besides the tensors that take gradients.
 struct Plan {
   NormModule* module;
-  CallHandle call;                 // receives what forward leaves
-  CallHandle earlier;              // not null: a replay
-  ConvolutionTensors convolution;  // undefined where the layer needs none
+  CallHandle call;        // receives what forward leaves
+  CallHandle earlier;     // not null: a replay
+  SlotTensors constants;  // tensors that take no gradients
 };
 
 struct NormFunction : torch::autograd::Function<NormFunction> {
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
-                               const torch::optional<torch::Tensor>& bias,
-                               const torch::optional<torch::Tensor>& residual, const Plan& plan) {
+  /// `tensors`: of the call's edges.
+  static torch::Tensor forward(AutogradContext* context, at::TensorList tensors, const Plan& plan) {
     NormModule& module = *plan.module;
     Queue& queue = module.queue();
-    const torch::Tensor beta = bias ? *bias : torch::Tensor();
-    module.expect_tensors(input, residual ? *residual : torch::Tensor(), plan.convolution);
-    const Dense x = dense(input, module.by_rows());
-    ForwardInputs inputs;
-    inputs.input = view_of(x.tensor, x.order);
-    inputs.weight = view_of(weight);
-    inputs.bias = view_of(beta);
-    torch::Tensor added;
-    if (residual) {
-      added = in_order(*residual, x.order);
-      inputs.residual = view_of(added, x.order);
-    }
-    torch::Tensor conv_input, conv_weight;
-    if (plan.convolution.weight.defined()) {
-      conv_input = in_order(plan.convolution.input, x.order);
-      conv_weight = plan.convolution.weight.contiguous();
-      inputs.conv_input = view_of(conv_input, x.order);
-      inputs.conv_weight = view_of(conv_weight);
-    }
-    torch::Tensor output = torch::empty_like(x.tensor);
-    const TensorView y = writable_view_of(output, x.order);
-    plan.call->saved = plan.earlier ? module.norm().replay(plan.earlier->saved, inputs, y, queue)
-                                    : module.norm().forward(inputs, y, queue);
+    Call& call = *plan.call;
+    Given given(module, tensors[0]);
+    for (std::size_t i = 1; i < tensors.size(); ++i) given.add(call.edges[i].slot, tensors[i]);
+    for (const auto& [slot, tensor] : plan.constants) given.add(slot, tensor);
+    call.order = given.order;
+    torch::Tensor output = torch::empty_like(given.tensors[0]);
+    const OutputSlots outputs{{"output", writable_view_of(output, given.order)}};
+    call.saved = plan.earlier ? module.operation().replay(*plan.earlier->saved, given.inputs, outputs, queue)
+                              : module.operation().forward(given.inputs, outputs, queue);
     // The library's record borrows the tensors; torch keeps them, and notices when they are changed in between.
-    variable_list kept{x.tensor, weight, beta};
-    if (residual) kept.push_back(added);
-    context->save_for_backward(std::move(kept));
+    given.tensors.resize(tensors.size());
+    context->save_for_backward(std::move(given.tensors));
     context->saved_data["call"] = c10::IValue::make_capsule(plan.call);
     context->saved_data["module"] = reinterpret_cast<std::int64_t>(&module);
-    context->saved_data["order"] = static_cast<std::int64_t>(x.order);
     return output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list kept = context->get_saved_variables();  // throws on a second backward
     NormModule& module = *reinterpret_cast<NormModule*>(context->saved_data["module"].toInt());
-    const Order order = static_cast<Order>(context->saved_data["order"].toInt());
     const auto call = c10::static_intrusive_pointer_cast<Call>(context->saved_data["call"].toCapsule());
     Queue& queue = module.queue();
     expect_on(gradients[0], queue.device(), "grad_output");
-    const torch::Tensor grad_output = in_order(gradients[0], order);
+    const torch::Tensor grad_output = in_order(gradients[0], call->order);
 
-    const bool has_residual = kept.size() > 3;
-    variable_list results(5);  // input, weight, bias, residual, plan
-    BackwardOutputs outputs;
-    const auto want = [&](std::size_t edge, const torch::Tensor& like, Order its_order) {
-      if (!context->needs_input_grad(edge)) return TensorView{};
-      results[edge] = torch::empty_like(like);
-      return writable_view_of(results[edge], its_order);
-    };
-    outputs.input = want(0, kept[0], order);
-    outputs.weight = want(1, kept[1], Order::channels_first);
-    if (kept[2].defined()) outputs.bias = want(2, kept[2], Order::channels_first);  // rows without one have no residual
-    if (has_residual) outputs.residual = want(3, kept[3], order);
-    module.norm().backward(call->saved, view_of(grad_output, order), outputs, queue);
+    variable_list results(kept.size() + 1);  // the edges, plan
+    OutputSlots outputs;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (!context->needs_input_grad(i)) continue;
+      const auto& [slot, gradient] = call->edges[i];
+      results[i] = torch::empty_like(kept[i]);
+      outputs.add(gradient,
+                  writable_view_of(results[i], Given::order_of(*module.operation().layer().row, slot, call->order)));
+    }
+    module.operation().backward(*call->saved, {{"grad_output", view_of(grad_output, call->order)}}, outputs, queue);
     return results;
   }
 };
 
-Norm make_norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
-               const std::string& name) {
+std::unique_ptr<Operation> operation_on(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group,
+                                        Queue& queue, const std::string& name) {
   const bool are_threads = group && group->size() > 1 && group->transport() == "threads";
   expect(queue.device().kind == DeviceKind::cpu || !are_threads, Code::unsupported,
          "ranks of modules on GPUs are threads, must be processes: libtorch runs the backward pass of one GPU on one "
          "thread");
-  return Norm(layer, channels, std::move(group), current_queue(queue), name);
+  return make_operation(layer, channels, std::move(group), current_queue(queue), name);
+}
+
+/// An input for which the layer's parameters have their shapes: one sample without space.
+Shape any_input(const Layer& layer, std::int64_t channels) {
+  if (!layer.row->by_trailing()) return {1, channels};
+  std::vector<std::int64_t> extents = layer.options.normalized_shape;
+  expect(!extents.empty(), Code::invalid_argument,
+         "normalized_shape of a layer with parameters is not given, must be the trailing extents");
+  extents.insert(extents.begin(), 1);
+  return Shape(extents);
+}
+
+/// The same for every input.
+bool is_of_module(const TensorSpec& spec) {
+  return spec.role == TensorRole::parameter && !spec.axes.has(Axis::sample) && !spec.axes.has(Axis::space) &&
+         !spec.axes.has(Axis::leading);
 }
 
 }  // namespace
 
 NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        const std::string& name)
-    : norm_(make_norm(layer, channels, std::move(group), queue, name)), queue_(&queue) {
-  std::vector<std::int64_t> extents{channels};
-  if (by_rows()) {
-    extents = layer.options.normalized_shape;
-    expect(!extents.empty(), Code::invalid_argument,
-           "normalized_shape of a layer with parameters is not given, must be the trailing extents");
+    : operation_(operation_on(layer, channels, std::move(group), queue, name)), queue_(&queue) {
+  const Shape input = any_input(layer, channels);
+  for (const TensorSpec& spec : layer.row->tensors) {
+    if (!is_of_module(spec)) continue;
+    const Shape shape = layer.shape_of(spec.axes, input);
+    register_parameter(std::string(spec.name), torch::full(std::vector<std::int64_t>(shape.begin(), shape.end()),
+                                                           spec.otherwise, device_for(queue)));
   }
-  const auto add = [&](const char* tensor, double value) {
-    if (layer.row->tensor(tensor) == nullptr) return torch::Tensor();
-    return register_parameter(tensor, torch::full(extents, value, device_for(queue)));
-  };
-  weight = add("weight", 1);
-  bias = add("bias", 0);
+  weight = parameter("weight");
+  bias = parameter("bias");
 }
 
-torch::Tensor NormModule::forward(const torch::Tensor& input, const torch::Tensor& residual,
-                                  const ConvolutionTensors& convolution) {
-  const bool gradients = torch::GradMode::is_enabled();
-  if (!is_training() && !gradients && norm_.has_running()) {
-    expect_tensors(input, residual, {});
-    const Dense x = dense(input);
-    ForwardInputs inputs;
-    inputs.input = view_of(x.tensor, x.order);
-    inputs.weight = view_of(weight);
-    inputs.bias = view_of(bias);
-    torch::Tensor added;
-    if (residual.defined()) {
-      added = in_order(residual, x.order);
-      inputs.residual = view_of(added, x.order);
-    }
-    torch::Tensor output = torch::empty_like(x.tensor);
-    norm_.infer(inputs, writable_view_of(output, x.order), queue());
+torch::Tensor NormModule::forward(const torch::Tensor& input, const SlotTensors& more) {
+  if (!is_training() && !torch::GradMode::is_enabled() && operation_->layer().row->has_state()) {
+    Given given(*this, input);
+    for (const auto& own : parameters_) given.add(own.key(), own.value());
+    for (const auto& [slot, tensor] : more)
+      if (tensor.defined()) given.add(slot, tensor);
+    torch::Tensor output = torch::empty_like(given.tensors[0]);
+    operation_->infer(given.inputs, {{"output", writable_view_of(output, given.order)}}, queue());
     return output;
   }
-  const Plan plan{this, c10::make_intrusive<Call>(), {}, convolution};
-  torch::Tensor output = NormFunction::apply(
-      input, weight, bias.defined() ? torch::optional<torch::Tensor>(bias) : torch::optional<torch::Tensor>(),
-      residual.defined() ? torch::optional<torch::Tensor>(residual) : torch::optional<torch::Tensor>(), plan);
-  if (is_training()) last_ = plan.call;
+  const auto call = c10::make_intrusive<Call>();
+  torch::Tensor output = run(input, more, call, {});
+  if (is_training()) last_ = call;
   return output;
 }
 
-torch::Tensor NormModule::replay(const CallHandle& earlier, const torch::Tensor& input, const torch::Tensor& residual) {
+torch::Tensor NormModule::replay(const CallHandle& earlier, const torch::Tensor& input, const SlotTensors& more) {
   expect(static_cast<bool>(earlier), Code::invalid_argument,
          "call to replay is null, must be one that last_call() returned");
-  const Plan plan{this, c10::make_intrusive<Call>(), earlier, {}};
-  return NormFunction::apply(
-      input, weight, bias.defined() ? torch::optional<torch::Tensor>(bias) : torch::optional<torch::Tensor>(),
-      residual.defined() ? torch::optional<torch::Tensor>(residual) : torch::optional<torch::Tensor>(), plan);
+  return run(input, more, c10::make_intrusive<Call>(), earlier);
 }
 
-void NormModule::expect_tensors(const torch::Tensor& input, const torch::Tensor& residual,
-                                const ConvolutionTensors& convolution) const {
-  const Device device = queue_->device();
-  expect_on(input, device, "input");
-  expect_on(residual, device, "residual");
-  expect_on(weight, device, "weight");
-  expect_on(bias, device, "bias");
-  expect_on(convolution.input, device, "the convolution's input");
-  expect_on(convolution.weight, device, "the convolution's weight");
+torch::Tensor NormModule::run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,
+                              const CallHandle& earlier) {
+  const Row& row = *operation_->layer().row;
+  Plan plan{this, call, earlier, {}};
+  variable_list tensors{input};
+  call->edges = {{"input", "grad_input"}};
+  const auto add = [&](std::string_view slot, const torch::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    const TensorSpec* spec = row.tensor(slot);
+    const OutputSpec* gradient = row.output("grad_" + std::string(slot));
+    if (spec == nullptr || gradient == nullptr) return void(plan.constants.emplace_back(slot, tensor));
+    tensors.push_back(tensor);
+    call->edges.push_back({spec->name, gradient->name});
+  };
+  for (const auto& own : parameters_) add(own.key(), own.value());
+  for (const auto& [slot, tensor] : more) add(slot, tensor);
+  return NormFunction::apply(at::TensorList(tensors), plan);
+}
+
+torch::Tensor NormModule::parameter(std::string_view slot) const {
+  const torch::Tensor* found = parameters_.find(std::string(slot));
+  return found != nullptr ? *found : torch::Tensor();
+}
+
+Norm& NormModule::norm() {
+  Norm* norm = operation_->norm();
+  expect(norm != nullptr, Code::unsupported,
+         [&] { return std::string(operation_->layer().row->name) + " is no layer with mean and variance"; });
+  return *norm;
 }
 
 void NormModule::train(bool on) {
   torch::nn::Module::train(on);
-  norm_.set_training(on);
+  operation_->set_training(on);
 }
 
 }  // namespace allnorm::torch_adapter

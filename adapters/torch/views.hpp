@@ -18,8 +18,8 @@ struct Dense {
   torch::Tensor tensor;
   Order order = Order::channels_first;
 };
-/// `tensor`, copied to channels first unless it is dense in one of the two orders. `rows`: only channels first will do
-/// (layer_norm acts on trailing axes as they lie).
+/// `tensor`, copied to channels first unless it is dense in one of the two orders. `rows`: only channels first will do,
+/// since trailing axes are taken as they lie.
 Dense dense(const torch::Tensor& tensor, bool rows = false);
 /// `tensor` in that order, copied only if it lies otherwise.
 torch::Tensor in_order(const torch::Tensor& tensor, Order order);

@@ -48,9 +48,9 @@ torch::Tensor per_channel(const std::vector<float>& values, const c10::Device& d
   return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1}).to(device);
 }
 
-PastFrame past_frame(const Frame& frame, Queue& queue, const c10::Device& device) {
-  const std::vector<double> mean = to_host(frame.mean, queue), rstd = to_host(frame.rstd, queue),
-                            r = to_host(frame.r, queue), d = to_host(frame.d, queue);
+PastFrame past_frame(const SavedCall& call, Queue& queue, const c10::Device& device) {
+  const auto values = [&](const char* name) { return to_host(call.statistic(name), queue); };
+  const std::vector<double> mean = values("mean"), rstd = values("rstd"), r = values("r"), d = values("d");
   std::vector<float> factor(mean.size()), offset(mean.size());
   for (std::size_t c = 0; c < mean.size(); ++c) {
     const double a = rstd[c] * (r.empty() ? 1 : r[c]);
@@ -132,7 +132,7 @@ class Network::Impl {
       const torch::Tensor var = centred.square().mean({2, 3}, true);
       torch::Tensor sigma = var.to(torch::kCPU, torch::kDouble).contiguous();
       for (double& value : std::span(sigma.data_ptr<double>(), static_cast<std::size_t>(sigma.numel())))
-        value = block->norm().norm().layer().sigma(value);
+        value = block->norm().operation().layer().sigma(value);
       x = activate(centred / sigma.to(var.options()), block->norm());
     }
     return wrong(classify(x), labels);
@@ -142,7 +142,7 @@ class Network::Impl {
   std::size_t layers() const noexcept { return blocks_.size(); }
   Norm& norm(std::size_t layer) noexcept { return blocks_[layer]->norm().norm(); }
   Queue& queue() noexcept { return blocks_.front()->norm().queue(); }
-  const Frame& frame(std::size_t layer) const noexcept { return blocks_[layer]->norm().last_call()->saved.frame(); }
+  const SavedCall& last_call(std::size_t layer) const noexcept { return *blocks_[layer]->norm().last_call()->saved; }
 
  private:
   void draw_weights(std::uint64_t seed) {
@@ -163,19 +163,18 @@ class Network::Impl {
   /// Moves all parameters into one array and their gradients into another, so that the exchange and the optimizer see
   /// two arrays, on the host. On a GPU the tensors lie in copies there.
   void make_flat() {
-    std::vector<std::pair<torch::Tensor*, bool>> all;  // with weight decay or without
+    std::vector<std::pair<torch::Tensor, bool>> all;  // with weight decay or without
     for (auto& block : blocks_) {
-      all.emplace_back(&block->weight, true);
-      for (torch::Tensor* parameter : {&block->norm().weight, &block->norm().bias})
-        if (parameter->defined()) all.emplace_back(parameter, false);
+      all.emplace_back(block->weight, true);
+      for (const torch::Tensor& parameter : block->norm().parameters()) all.emplace_back(parameter, false);
     }
-    all.emplace_back(&linear_weight_, true);
-    all.emplace_back(&linear_bias_, false);
+    all.emplace_back(linear_weight_, true);
+    all.emplace_back(linear_bias_, false);
     std::size_t size = 0;
     const auto padded = [](const torch::Tensor& t) {
       return (static_cast<std::size_t>(t.numel()) + alignment - 1) / alignment * alignment;
     };
-    for (const auto& [tensor, decays] : all) size += padded(*tensor);
+    for (const auto& [tensor, decays] : all) size += padded(tensor);
     Queue host = Queue::cpu();
     parameters_ = Buffer<float>(size, host);
     gradients_ = Buffer<float>(size, host);
@@ -184,16 +183,16 @@ class Network::Impl {
     flat_gradients_ = torch::from_blob(gradients_.data(), {static_cast<std::int64_t>(size)}).to(device_);
     std::size_t at = 0;
     for (const auto& [tensor, decays] : all) {
-      const auto part = [&, t = tensor](const torch::Tensor& flat) {
-        return flat.narrow(0, static_cast<std::int64_t>(at), t->numel()).view(t->sizes());
+      const auto part = [&, &t = tensor](const torch::Tensor& flat) {
+        return flat.narrow(0, static_cast<std::int64_t>(at), t.numel()).view(t.sizes());
       };
       const torch::Tensor place = part(flat_parameters_);
-      place.copy_(*tensor);
-      tensor->set_data(place);
-      tensor->mutable_grad() = part(flat_gradients_);
-      if (decays) decayed_.push_back({at, at + static_cast<std::size_t>(tensor->numel())});
-      parameter_count_ += tensor->numel();
-      at += padded(*tensor);
+      place.copy_(tensor);
+      tensor.set_data(place);
+      tensor.mutable_grad() = part(flat_gradients_);
+      if (decays) decayed_.push_back({at, at + static_cast<std::size_t>(tensor.numel())});
+      parameter_count_ += tensor.numel();
+      at += padded(tensor);
     }
   }
 
@@ -268,7 +267,7 @@ class Network::Impl {
     if (past_.size() > static_cast<std::size_t>(window_)) past_.pop_back();
     past_.front().images.push_back(images.clone());
     std::vector<PastFrame>& frames = past_.front().frames.emplace_back();
-    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(frame(l), queue(), device_));
+    for (std::size_t l = 0; l < layers(); ++l) frames.push_back(past_frame(last_call(l), queue(), device_));
   }
 
   /// The truth is the past batch, sent again through the network with the present weights. Every layer normalizes it
@@ -378,7 +377,7 @@ std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::i
 std::size_t Network::layers() const noexcept { return impl_->layers(); }
 Queue& Network::queue() noexcept { return impl_->queue(); }
 Norm& Network::norm(std::size_t layer) noexcept { return impl_->norm(layer); }
-const Frame& Network::frame(std::size_t layer) const noexcept { return impl_->frame(layer); }
+const SavedCall& Network::last_call(std::size_t layer) const noexcept { return impl_->last_call(layer); }
 
 void use_one_thread() { at::set_num_threads(1); }  // OpenMP's, a setting of each thread
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "launch/train/images.hpp"
 
 namespace allnorm::launch::train {
@@ -57,7 +58,7 @@ class Network {
   /// The queue that the layers' calls go to.
   Queue& queue() noexcept;
   /// The statistics that the layer normalized with in the last learn().
-  const Frame& frame(std::size_t layer) const noexcept;
+  const SavedCall& last_call(std::size_t layer) const noexcept;
 
  private:
   class Impl;

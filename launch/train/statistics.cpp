@@ -18,9 +18,10 @@ Spread spread(std::size_t channels, const ValueOf& value_of) {
   return spread;
 }
 
-LayerStatistics measure_layer(Norm& norm, const Frame& of, Queue& queue) {
+LayerStatistics measure_layer(Norm& norm, const SavedCall& call, Queue& queue) {
   const RunningStatistics running = norm.running(queue);
-  const std::vector<double> mean = to_host(of.mean, queue), r = to_host(of.r, queue), d = to_host(of.d, queue);
+  const auto values = [&](const char* name) { return to_host(call.statistic(name), queue); };
+  const std::vector<double> mean = values("mean"), r = values("r"), d = values("d");
   LayerStatistics result;
   result.gap = spread(mean.size(), [&](std::size_t c) {
     return std::abs(mean[c] - running.mean[c]) /
@@ -46,7 +47,7 @@ std::vector<LayerStatistics> measure(Network& network) {
   std::vector<LayerStatistics> layers;
   for (std::size_t l = 0; l < network.layers(); ++l)
     if (network.norm(l).has_running())
-      layers.push_back(measure_layer(network.norm(l), network.frame(l), network.queue()));
+      layers.push_back(measure_layer(network.norm(l), network.last_call(l), network.queue()));
   return layers;
 }
 

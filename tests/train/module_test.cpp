@@ -92,7 +92,7 @@ TEST_F(Modules, ResidualAndActivationAreFused) {
       if (activation.kind == ActivationKind::leaky_relu) y = torch::leaky_relu(y, activation.slope);
       std::vector<torch::Tensor> leaves{x, norm->weight, norm->bias};
       if (with_residual) leaves.push_back(residual);
-      expect_same(with_residual ? norm->forward(x, residual) : norm->forward(x), y, leaves);
+      expect_same(with_residual ? norm->forward(x, {{"residual", residual}}) : norm->forward(x), y, leaves);
     }
   }
 }
