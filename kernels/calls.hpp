@@ -15,6 +15,10 @@
 
 namespace allnorm {
 
+/// How a backend takes a call: in two halves, or all in the second one, a whole group, row or tensor at a time. A first
+/// half chooses, and the second half follows; without a first half there are no sums to be spared.
+enum class Route : std::uint8_t { halves, groups, rows, tensor };
+
 /// What both directions of a call have.
 struct LayerCall {
   const void* x = nullptr;  ///< [norm]
@@ -30,6 +34,7 @@ struct LayerCall {
   std::byte* record = nullptr;  ///< null for a lone rank
   Header header{};              ///< what the host knows of the record's
   Reporter reporter{};
+  Route route{};  ///< written by the first half
 };
 
 /// Where a forward call's frame comes from: this call's statistics, the running ones (inference), or an earlier call.

@@ -32,6 +32,7 @@ struct Along {
   Partition affine{};  ///< of the same elements
   bool given = false;  ///< false: 1 and 0 everywhere, and nothing of this is read
 };
+inline Along along_of(const LayerCall& call) { return {call.weight, call.bias, call.affine, call.along}; }
 
 /// y = activation(((x - center) * scale + shift) * weight + bias + residual), with weight and bias of `along`. With T =
 /// compute_t of the dtype the kernel computes (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so
@@ -170,9 +171,9 @@ struct Ops {
   void (*apply_grad)(const ApplyGradArgs&, Queue&);
   void (*patch_sums)(const PatchSumsArgs&, Queue&);
 
-  void (*forward_local)(const ForwardArgs&, Queue&);
+  void (*forward_local)(ForwardArgs&, Queue&);
   void (*forward_finish)(const ForwardArgs&, const Gathered&, Queue&);
-  void (*backward_local)(const BackwardArgs&, Queue&);
+  void (*backward_local)(BackwardArgs&, Queue&);
   void (*backward_finish)(const BackwardArgs&, const Gathered&, Queue&);  ///< a lone rank gives its own sums
   void (*lanes)(const LanesArgs&, Queue&);
   void (*derivatives)(const DerivativesArgs&, Queue&);

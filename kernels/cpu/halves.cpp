@@ -37,9 +37,6 @@ struct FineCoefficients {
   Values own_{};
 };
 
-/// A call's gamma and beta, where they are not folded.
-Along along_of(const LayerCall& call) { return {call.weight, call.bias, call.affine, call.along}; }
-
 void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
   for (std::int64_t g = 0; g < args.norm.groups(); ++g)
     args.frame.set(g, steps::frame_of(args, gathered, turn, g, true));
@@ -63,7 +60,7 @@ void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool
 
 }  // namespace
 
-void forward_local(const ForwardArgs& args, Queue& queue) {
+void forward_local(ForwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups();
   if (args.record == nullptr) return moments({args.x, args.dtype, args.norm, args.mean, args.m2}, queue);
   const steps::Layout layout{groups};
@@ -101,7 +98,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
   apply_frames(args, queue);
 }
 
-void backward_local(const BackwardArgs& args, Queue& queue) {
+void backward_local(BackwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups(), size = args.fine.groups();
   double *s1 = args.sums, *s2 = args.sums + groups;
   std::fill_n(args.sums, 2 * groups, 0.0);

@@ -1,4 +1,4 @@
-// y = activation((x - center) * scale + shift + residual), and the sign of y as bits.
+// y = activation(((x - center) * scale + shift) * weight + bias + residual), and the sign of y as bits.
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/map.cuh"
 

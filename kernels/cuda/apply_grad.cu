@@ -1,4 +1,4 @@
-// dx = g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the activation's gate.
+// dx = weight * g * gain + (x - center) * power * slope + offset, and dresidual = g, g being dy behind the gate.
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/map.cuh"
 

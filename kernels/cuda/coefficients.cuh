@@ -1,12 +1,13 @@
-// The affine map, the activation and its gate, and the coefficients of one group, each in one place: forward and
-// backward must agree on the sign of z to the last bit.
+// What kernels compute of one value, whatever way they came to it: the affine map, the activation and its gate, y and
+// dx; and the coefficients of one group. Each stands once: forward and backward must agree on the sign of z to the last
+// bit.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/vectors.cuh"
-#include "kernels/ops.hpp"
+#include "kernels/cuda/along.cuh"
+#include "kernels/cuda/sums.cuh"
 
 namespace allnorm::cuda {
 
@@ -39,9 +40,9 @@ __device__ __forceinline__ C centred_of(C x, C center, C power) {
   return (x - center) * power;
 }
 /// z from the centred x.
-template <class C>
-__device__ __forceinline__ C affine_of(C centred, C scale, C shift) {
-  return std::fma(centred, scale, shift);
+template <class C, class Own = FoldedOwn>
+__device__ __forceinline__ C affine_of(C centred, C scale, C shift, const Own& own = {}) {
+  return own.of(std::fma(centred, scale, shift));
 }
 
 /// What an activation does to z <= 0, and its gradient to dy there: times slope for leaky_relu, exactly 0 for relu,
@@ -57,6 +58,15 @@ struct Below {
   __device__ __forceinline__ C times_slope(C value) const { return zero ? C{0} : value * slope; }
   __device__ __forceinline__ C activate(C z) const { return z <= 0 ? times_slope(z) : z; }
 };
+
+/// y of a value with these coefficients.
+template <class C, class Own>
+__device__ __forceinline__ C y_of(C x, const Affine<C>& k, const Own& own, bool has_residual, C residual,
+                                  const Below<C>& below) {
+  C z = affine_of(centred_of(x, k.center, k.power), k.scale, k.shift, own);
+  if (has_residual) z += residual;
+  return below.activate(z);
+}
 
 /// Where backward's gate comes from; identity needs none.
 enum class GateKind : std::uint8_t { open, sign, mask };
@@ -79,14 +89,15 @@ struct Gating {
     return kind == GateKind::mask ? static_cast<unsigned>(mask[i / 8]) >> (i % 8) : 0u;
   }
   /// g: dy behind the gate; `bit` is the element's.
-  __device__ __forceinline__ C gated(C dy, C centred, C scale, C shift, unsigned bit) const {
+  template <class Own>
+  __device__ __forceinline__ C gated(C dy, C centred, C scale, C shift, const Own& own, unsigned bit) const {
     if (kind == GateKind::open) return dy;
-    const bool low = kind == GateKind::sign ? affine_of(centred, scale, shift) <= 0 : bit == 0;
+    const bool low = kind == GateKind::sign ? affine_of(centred, scale, shift, own) <= 0 : bit == 0;
     return low ? below.times_slope(dy) : dy;
   }
 };
 
-/// With centred = (x - center) * power: dx = g * gain + centred * slope + offset, and the gate's z = centred *
+/// With centred = (x - center) * power: dx = weight * g * gain + centred * slope + offset, and the gate's z = centred *
 /// gate_scale + gate_shift.
 template <class C>
 struct GradCoefficients {
@@ -98,6 +109,53 @@ __device__ __forceinline__ GradCoefficients<C> grad_coefficients(double center, 
   const auto gate = affine<C>(center, {k.power, k.power == 1 ? gate_scale : gate_scale / k.power}, gate_shift);
   const auto map = affine<C>(center, {k.power, k.slope}, k.offset);
   return {map.center, map.power, gate.scale, gate.shift, static_cast<C>(k.gain), map.scale, map.shift};
+}
+
+template <class C, class Own>
+__device__ __forceinline__ C g_of(C x, C dy, const GradCoefficients<C>& k, const Own& own, const Gating<C>& gate,
+                                  unsigned bit) {
+  return gate.gated(dy, centred_of(x, k.center, k.power), k.gate_scale, k.gate_shift, own, bit);
+}
+template <class C, class Own>
+__device__ __forceinline__ C dx_of(C x, C g, const GradCoefficients<C>& k, const Own& own) {
+  return std::fma(own.weighted(g), k.gain, affine_of(centred_of(x, k.center, k.power), k.slope, k.offset));
+}
+
+/// Sums about the frame's mean from those about the center, which took the first step of the scale.
+template <class C>
+__device__ __forceinline__ Sums about_frame(Sums sums, C center, C power, double mean) {
+  return {sums.sum, sums.second / static_cast<double>(power) + (static_cast<double>(center) - mean) * sums.sum};
+}
+
+// ---- a call's small steps ------------------------------------------------------------------------------------------
+
+/// What a forward call did, and the counters after it: by one thread of the grid.
+__device__ inline void write_turn(const ForwardArgs& args, const Turn& turn) {
+  *args.frame.scalars = {turn.count, turn.call};
+  *args.state.last = turn;
+  if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
+}
+
+/// Scale and shift of fine group f, whose norm's group has this frame. `along`: the kernel is one of gammas along.
+template <bool along>
+__device__ __forceinline__ formulas::ApplyCoefficients apply_of(const LayerCall& call, const steps::GroupFrame& frame,
+                                                                std::int64_t f) {
+  if constexpr (along) return formulas::apply(frame.rstd, frame.correction, 1, 0);
+  return steps::affine_of(call, frame, f);
+}
+template <class C, bool along = false>
+__device__ __forceinline__ Affine<C> affine_frame(const LayerCall& call, const steps::GroupFrame& frame,
+                                                  std::int64_t f) {
+  const auto k = apply_of<along>(call, frame, f);
+  return affine<C>(frame.mean, k.scale, k.shift);
+}
+/// The same for backward, from the sums over the ranks.
+template <class C, bool along = false>
+__device__ __forceinline__ GradCoefficients<C> grad_frame(const BackwardArgs& args, const steps::GroupFrame& frame,
+                                                          std::int64_t f, double count, double s1, double s2) {
+  const auto gate = apply_of<along>(args, frame, f);
+  return grad_coefficients<C>(frame.mean, gate.scale, gate.shift,
+                              steps::grad_of(args, frame, along ? 1 : steps::gamma_of(args, f), count, s1, s2));
 }
 
 // ---- where a kernel's coefficients come from ----------------------------------------------------------------------

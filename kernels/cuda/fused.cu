@@ -40,13 +40,8 @@ struct ForwardWork {
     const Turn turn = steps::turn_of(args, {});
     const auto f = steps::frame_of(args, {}, turn, g, true);
     args.frame.set(g, f);
-    if (g == 0) {
-      *args.frame.scalars = {turn.count, turn.call};
-      *args.state.last = turn;
-      args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
-    }
-    const auto k = steps::affine_of(args, f, g);
-    return affine<C>(f.mean, k.scale, k.shift);
+    if (g == 0) write_turn(args, turn);
+    return affine_frame<C>(args, f, g);
   }
   /// The next state becomes the current one.
   __device__ void end() const { ++*args.state.turn; }
@@ -91,7 +86,7 @@ bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue) {
 
 bool fused_fits(const ForwardArgs& args, Queue& queue) {
   // With compensation, weights that changed are to be told, and the window's products come with the exchange.
-  const bool can = args.source == FrameSource::call && args.record == nullptr && args.rules.persists && !args.rows &&
+  const bool can = args.source == FrameSource::call && args.record == nullptr && args.rules.persists && !args.along &&
                    args.norm.elements() > 0 && args.fine == args.norm && !args.rules.compensates() &&
                    args.weights == nullptr && args.reporter.report == nullptr;
   if (!can || width_of(args) == 0) return false;

@@ -20,7 +20,6 @@
 #include <cstdint>
 
 #include "kernels/cuda/fused.hpp"
-#include "kernels/cuda/fused_layouts.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/reduce.cuh"
 
@@ -54,16 +53,35 @@ struct FusedRoom {
   int items = 0;                  // kept by every thread
 };
 
+/// Keeps what a thread reads, as far as there is room.
+template <class Work, class Kept>
+struct Keeping {
+  const Work& work;
+  const Kept& kept;
+  int read = 0;  // vectors
+
+  __device__ Hint hint(int batch) const {
+    return read + batch <= kept.items ? Hint::last : Hint::keep;  // kept here, it need not stay in caches
+  }
+  template <class Item, int batch>
+  __device__ __forceinline__ void operator()(const Item (&items)[batch], int some) {
+    unrolled<batch>([&](auto u) {
+      if (u < some && read + u < kept.items) work.keep(items[u], kept, read + u);
+    });
+    read += some;
+  }
+};
+
 /// The sums of a group from those of its parts, in every lane of a warp. They are this rank's: in a job of several
 /// ranks that reach each other's memory, what follows between this and the group's steps is their exchange.
 template <class Task, class Layout>
 __device__ Sums group_sums(const Layout& layout, const double2* sums, std::int64_t group) {
   const auto lane = static_cast<std::int64_t>(threadIdx.x % warp_threads);
-  const auto count_of = [&](std::int64_t i) { return layout.count_of(group, i); };
+  const auto count_of = [&](std::int64_t i) { return layout.count_of(i); };
   double middle = 0;
   if constexpr (Task::centred) middle = __ldcg(sums + group).x / count_of(0);
   Sums total =
-      joined<Task::centred>(sums + group, layout.groups(), lane, warp_threads, layout.parts(), middle, count_of);
+      joined<Task::centred>(sums + group, layout.groups(), lane, warp_threads, layout.plan.parts, middle, count_of);
   total = {warp_sum(total.sum), warp_sum(total.second)};
   if constexpr (Task::centred) total.second = about_mean(total.second, total.sum, layout.group_count(), middle);
   return total;
@@ -75,7 +93,7 @@ __global__ void __launch_bounds__(block_threads, 1)
                  const FusedRoom<typename Work::Coefficients> room) {
   using Task = typename Work::Task;
   using Map = typename Work::Map;
-  constexpr int n = Work::n, batch = Task::columns_batch;
+  constexpr int n = Work::n;
   auto* shared = dynamic_shared<unsigned char>();
   const FusedKept<typename Work::T, n, Work::tensors> kept{
       reinterpret_cast<Vector<typename Work::T, n>*>(shared + room.kept_from), room.items};
@@ -84,31 +102,14 @@ __global__ void __launch_bounds__(block_threads, 1)
   const std::int64_t first_unit = blockIdx.x * teams + team_of_block, stride = gridDim.x * teams;
 
   std::int64_t unit = first_unit;
-  int read = 0;  // vectors that this thread has read
-  for (; unit < layout.units(); unit += stride) {
-    typename Task::template Thread<n> thread;
-    FusedWalk walk = layout.walk(unit);
-    if (walk.count > 0) {
-      layout.begin(thread, work.task, unit, walk.at);
-      const auto filler = thread.filler();
-      for (std::int64_t left = walk.count; left > 0; left -= batch) {
-        const int some = static_cast<int>(min(left, static_cast<std::int64_t>(batch)));
-        const Hint hint =
-            read + batch <= kept.items ? Hint::last : Hint::keep;  // kept here, it need not stay in caches
-        typename Task::template Item<n> items[batch];
-        unrolled<batch>([&](auto u) {
-          items[u] = u < some ? work.task.template read<n, true>(walk.at, hint) : filler;
-          walk.next();
+  Keeping<Work, decltype(kept)> keeping{work, kept};
+  for (; unit < layout.units(); unit += stride)
+    layout.template sum_up<Task::columns_batch, true>(
+        work.task, unit, reinterpret_cast<double*>(shared), keeping,
+        [&](std::int64_t group, std::int64_t part, const Sums& sums, double) {
+          room.sums[part * layout.groups() + group] = make_double2(sums.sum, sums.second);
         });
-        unrolled<batch>([&](auto u) {
-          if (u < some && read + u < kept.items) work.keep(items[u], kept, read + u);
-        });
-        thread.template add<batch>(items, some);
-        read += some;
-      }
-    }
-    layout.leave(thread, work.task, unit, reinterpret_cast<double*>(shared), room.sums);
-  }
+  int read = keeping.read;
   grid.sync();
 
   constexpr int warps = block_threads / warp_threads;
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(block_threads, 1)
   if (blockIdx.x == 0 && threadIdx.x == 0) work.end();
 
   for (unit -= stride; unit >= 0; unit -= stride) {
-    FusedWalk walk = layout.walk(unit);
+    auto walk = layout.walk(unit);
     if (walk.count == 0) continue;
     walk.to_last();
     layout.with_coefficients(room.table, unit, [&](const auto& k) {
@@ -158,7 +159,8 @@ auto even_plan(std::int64_t blocks, const Make& make) {
   double evenness = 0;
   for (const std::int64_t rounds : {1, 2, 4, 8}) {
     const auto plan = make(rounds * blocks);
-    const auto even = static_cast<double>(plan.blocks) / static_cast<double>(ceil_div(plan.blocks, blocks) * blocks);
+    const auto even =
+        static_cast<double>(plan.plan.blocks) / static_cast<double>(ceil_div(plan.plan.blocks, blocks) * blocks);
     if (even > evenness) {
       best = plan;
       evenness = even;
@@ -168,45 +170,27 @@ auto even_plan(std::int64_t blocks, const Make& make) {
   return best;
 }
 
-/// As launch(), for a grid whose blocks wait for each other.
-template <class... Parameters, class... Args>
-void launch_cooperative(Queue& queue, std::int64_t blocks, int threads, std::size_t shared_bytes,
-                        void (*kernel)(Parameters...), const Args&... args) {
-  const DeviceGuard guard(queue.device().index);
-  cudaLaunchAttribute cooperative{};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream_of(queue);
-  config.attrs = &cooperative;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), "launching a cooperative kernel");
-}
-
 template <class Work, class Layout>
 void launch_fused(Work work, const Layout& layout, Queue& queue) {
   using Coefficients = typename Work::Coefficients;
   using Kept = Vector<typename Work::T, Work::n>;
   const auto kernel = fused_kernel<Work, Layout>;
-  const std::int64_t blocks = std::min(layout.blocks(), fused_blocks(queue));
+  const std::int64_t blocks = std::min(layout.plan.blocks, fused_blocks(queue));
   constexpr auto item = static_cast<std::int64_t>(Work::tensors * block_threads * sizeof(Kept));  // bytes
   FusedRoom<Coefficients> room;
   room.kept_from = ceil_div(layout.shared_doubles(), 2) * 2 * static_cast<std::int64_t>(sizeof(double));
   const auto most_bytes = static_cast<std::int64_t>(most_shared(reinterpret_cast<const void*>(kernel), queue));
-  const std::int64_t needed = ceil_div(layout.units(), blocks * layout.teams()) * layout.most_of_unit();
+  const std::int64_t needed = ceil_div(layout.units(), blocks * layout.teams()) * layout.plan.most_of_unit();
   room.items = static_cast<int>(std::min(needed, (most_bytes - room.kept_from) / item));
   const auto shared = static_cast<std::size_t>(room.kept_from + room.items * item);
   if (room.items < needed) work.map.hint = Hint::last;  // results must not drive out what is to be read again
 
-  const auto sums_bytes = static_cast<std::size_t>(layout.parts() * layout.groups()) * sizeof(double2);
+  const auto sums_bytes = static_cast<std::size_t>(layout.plan.parts * layout.groups()) * sizeof(double2);
   const auto table_bytes = static_cast<std::size_t>(layout.groups()) * sizeof(Coefficients);
   Buffer<std::byte> memory(sums_bytes + table_bytes, queue, Fill::none);
   room.sums = reinterpret_cast<double2*>(memory.data());
   room.table = reinterpret_cast<Coefficients*>(memory.data() + sums_bytes);
-  launch_cooperative(queue, blocks, block_threads, shared, kernel, work, layout, room);
+  launch<true>(queue, blocks, block_threads, shared, kernel, work, layout, room);
 }
 
 /// Runs `work` over a partition that is not empty; Work::n divides its runs, or its rows where they are columns.
@@ -215,15 +199,9 @@ void run_fused(const Work& work, const Partition& p, Queue& queue) {
   constexpr int n = Work::n;
   const std::int64_t blocks = fused_blocks(queue);
   if (by_columns(p))
-    launch_fused(work, FusedColumns<n>{even_plan(blocks, [&](auto wanted) { return plan_columns(p, n, wanted); })},
-                 queue);
+    launch_fused(work, even_plan(blocks, [&](auto wanted) { return Columns<n>::of(p, wanted); }), queue);
   else
-    launch_fused(work, FusedRuns<n>{even_plan(blocks, [&](auto wanted) { return plan_runs(p, n, wanted); })}, queue);
-}
-
-/// Whether n adjacent values of a canonical partition are read at once.
-constexpr bool in_vectors(const Partition& p, int n) noexcept {
-  return by_columns(p) ? p.keep1 * p.reduce1 % n == 0 : p.reduce1 % n == 0;
+    launch_fused(work, even_plan(blocks, [&](auto wanted) { return Runs<n>::of(p, wanted); }), queue);
 }
 
 }  // namespace allnorm::cuda

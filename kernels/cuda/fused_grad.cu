@@ -7,11 +7,11 @@
 namespace allnorm::cuda {
 namespace {
 
-template <class Element, int width, bool masked>
+template <class Element, int width, Gates gates>
 struct BackwardWork {
   using T = Element;
   using C = compute_t<T>;
-  using Task = GradTask<T, masked>;
+  using Task = GradTask<T, gates>;
   using Map = GradMap<T, width>;
   using Coefficients = GradCoefficients<C>;
   static constexpr int n = width, tensors = 2;
@@ -31,23 +31,18 @@ struct BackwardWork {
   }
   /// The coefficients of group g.
   __device__ __attribute__((noinline)) Coefficients step(std::int64_t g) const {
-    const auto f = args.frame.get(g);
-    const auto gate = steps::affine_of(args, f, g);
-    const Gathered own{nullptr, 0, 0, args.sums};
-    return grad_coefficients<C>(f.mean, gate.scale, gate.shift,
-                                steps::grad_of(args, own, f, args.weight[args.to_affine(g)], g));
+    return grad_frame<C>(args, args.frame.get(g), g, args.frame.scalars->count, args.sums[g],
+                         args.sums[args.norm.groups() + g]);
   }
   __device__ void end() const {}
 };
-
-bool is_gated(const BackwardArgs& args) { return args.activation.kind != ActivationKind::identity; }
 
 }  // namespace
 
 bool fused_fits(const BackwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups();
-  const bool can = args.record == nullptr && !args.rows && args.norm.elements() > 0 && args.fine == args.norm &&
-                   (!args.wants_weight || args.parameters == groups) && args.reporter.report == nullptr &&
+  const bool can = args.record == nullptr && !args.along && args.norm.elements() > 0 && args.fine == args.norm &&
+                   (!args.wants_weight || args.affine.groups() == groups) && args.reporter.report == nullptr &&
                    (args.dx != nullptr || args.dresidual != nullptr);
   if (!can) return false;
   const auto bytes = 2 * args.norm.elements() * static_cast<std::int64_t>(size_of(args.dtype));
@@ -60,41 +55,27 @@ void fused_backward(const BackwardArgs& args, Queue& queue) {
     using T = typename decltype(type)::type;
     const auto* x = static_cast<const T*>(args.x);
     const auto* dy = static_cast<const T*>(args.dy);
-    const auto run = [&](auto width, auto masked) {
-      GradTask<T, masked()> task{.x = x, .dy = dy, .mask = args.mask, .activation = args.activation};
-      task.source.frame = args.frame;
-      task.source.to_norm = args.to_norm;
-      task.source.to_affine = args.to_affine;
-      task.source.weight = args.weight;
-      task.source.bias = args.bias;
-      task.source.has_frame = true;
-      task.source.has_sign = is_gated(args) && !masked();
-      task.end.groups = args.norm.groups();
-      task.end.s1 = args.sums;
-      task.end.s2 = args.sums + args.norm.groups();
-      if (args.wants_weight) {
-        task.end.dweight = args.dweight;
-        task.end.dbias = args.dbias;
-      }
-      const BackwardWork<T, width(), masked()> work{
-          task,
-          {x, dy, static_cast<T*>(args.dx), static_cast<T*>(args.dresidual),
-           Gating<compute_t<T>>(args.activation, args.mask), true, result_hint(queue, args.norm, sizeof(T))},
+    const Gating<compute_t<T>> gating(args.activation, args.mask);
+    const auto run = [&](auto width, auto gates) {
+      const BackwardWork<T, width(), gates()> work{
+          {{x, dy, gating, CoefficientSource::of_call(args)}, GradEnd::own_of(args)},
+          {x, dy, static_cast<T*>(args.dx), static_cast<T*>(args.dresidual), gating, true,
+           result_hint(queue, args.norm, sizeof(T))},
           args};
       run_fused(work, p, queue);
     };
-    const auto by_mask = [&](auto width) {
-      if (is_gated(args) && args.mask != nullptr)
-        run(width, std::true_type{});
+    const auto by_gates = [&](auto width) {
+      if (gating.kind == GateKind::mask)
+        run(width, std::integral_constant<Gates, Gates::by_mask>{});
       else
-        run(width, std::false_type{});
+        run(width, std::integral_constant<Gates, Gates::by_sign>{});
     };
     const bool aligned = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
                          is_vector_aligned(args.dresidual);
     if (aligned && in_vectors(p, vector_width<T>))
-      by_mask(std::integral_constant<int, vector_width<T>>{});
+      by_gates(std::integral_constant<int, vector_width<T>>{});
     else
-      by_mask(std::integral_constant<int, 1>{});
+      by_gates(std::integral_constant<int, 1>{});
   });
 }
 

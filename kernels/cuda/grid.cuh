@@ -2,6 +2,7 @@
 // over its part. Everything follows from the shape and what the GPU holds at once, so the order of every sum does.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "allnorm/partition.hpp"
@@ -28,9 +29,15 @@ constexpr Partition canonical(Partition p) noexcept {
   return p;
 }
 
-/// Whether to walk a canonical partition as matrices whose columns belong to groups, and not run by run.
-constexpr bool by_columns(const Partition& p) noexcept {
-  return p.reduce1 <= shortest_runs || (p.reduce1 <= short_run && p.reduce0 >= 4);
+/// Whether to walk a canonical partition as matrices whose columns belong to groups, and not run by run: where runs are
+/// of `always` values or less, and those of up to `most` where there are `rows` of them.
+constexpr bool by_columns(const Partition& p, std::int64_t always = shortest_runs, std::int64_t most = short_run,
+                          std::int64_t rows = 4) noexcept {
+  return p.elements() > 0 && (p.reduce1 <= always || (p.reduce1 <= most && p.reduce0 >= rows));
+}
+/// Whether n adjacent values are then read at once.
+constexpr bool in_vectors(const Partition& p, int n) noexcept {
+  return by_columns(p) ? p.keep1 * p.reduce1 % n == 0 : p.reduce1 % n == 0;
 }
 
 /// The parts to cut something into, of which `others` are cut alike: blocks run in waves of `wanted`, and a wave takes
@@ -59,20 +66,31 @@ std::int64_t parts_of(std::int64_t others, std::int64_t wanted, std::int64_t mos
 
 // ---- run by run ----------------------------------------------------------------------------------------------------
 
-/// One thread's way through the runs of its part: vectors `across` threads apart, then the run `down` further.
+/// One thread's way through the runs of its part, there and back: in each of them `per_run` vectors `step` apart, and
+/// `turn` more from one run to the next.
 struct RunWalk {
-  std::int64_t at = 0;  // offset of the vector in memory
-  std::int64_t i = 0, first = 0, length = 0, step = 0;
-  std::int64_t run = 0, runs = 0, down = 1, next_run = 0;  // next_run: offset between runs of this thread
+  static constexpr bool straight = false;
+  std::int64_t at = 0, count = 0;  // offset of the vector in memory; vectors in all
+  std::int64_t step = 0, turn = 0, per_run = 1, in_run = 0;
 
-  ALLNORM_HOST_DEVICE bool more() const { return run < runs; }
-  ALLNORM_HOST_DEVICE void advance() {
-    i += step;
+  ALLNORM_HOST_DEVICE void next() {
     at += step;
-    if (i < length) return;
-    at += next_run - (i - first);
-    i = first;
-    run += down;
+    if (++in_run < per_run) return;
+    in_run = 0;
+    at += turn;
+  }
+  ALLNORM_HOST_DEVICE void back() {
+    if (in_run == 0) {
+      in_run = per_run;
+      at -= turn;
+    }
+    --in_run;
+    at -= step;
+  }
+  /// From the first vector to the last.
+  ALLNORM_HOST_DEVICE void to_last() {
+    at += (count - 1) * step + (count / per_run - 1) * turn;
+    in_run = per_run - 1;
   }
 };
 
@@ -82,6 +100,7 @@ struct RunPlan {
   int vector = 1;                                           // adjacent values read at once; divides reduce1
   int lanes = block_threads;                                // threads per part
   int across = 1;                                           // of them along a run, a power of two
+  int step_bits = 0, down_bits = 0;                         // across * vector and lanes / across are 1 << these
   std::int64_t part_runs = 1, part_length = 0, pieces = 1;  // runs per part, values of each; parts along a run
   std::int64_t parts = 1;                                   // of a group
   std::int64_t blocks = 0;
@@ -107,20 +126,24 @@ struct RunPlan {
            min_of(part_length, p.reduce1 - of % along * part_length);
   }
   ALLNORM_HOST_DEVICE RunWalk walk(const Part& part, int lane) const {
+    const std::int64_t first = static_cast<std::int64_t>(lane % across) * vector, run = lane / across,
+                       down = lanes / across;
     RunWalk w;
-    w.i = w.first = static_cast<std::int64_t>(lane % across) * vector;
-    w.length = part.length;
     w.step = static_cast<std::int64_t>(across) * vector;
-    w.run = lane / across;
-    w.runs = w.first < part.length ? part.runs : 0;
-    w.down = lanes / across;
-    w.next_run = w.down * stride();
-    w.at = part.offset + w.run * stride() + w.i;
+    w.at = part.offset + run * stride() + first;
+    if (first >= part.length || run >= part.runs) return w;
+    w.per_run = (part.length - first + w.step - 1) >> step_bits;
+    w.turn = down * stride() - w.per_run * w.step;
+    w.count = w.per_run * ((part.runs - run + down - 1) >> down_bits);
     return w;
+  }
+  /// The most vectors that a thread has of one part.
+  std::int64_t most_of_unit() const {
+    return ceil_div(part_length, std::int64_t{across} * vector) * ceil_div(part_runs, lanes / across);
   }
 };
 
-/// `vector` divides reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
+/// `vector`, a power of two, divides reduce1, and the arrays are aligned to it. `wanted`: blocks that fill the GPU.
 inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
   RunPlan plan;
   plan.p = p;
@@ -152,11 +175,23 @@ inline RunPlan plan_runs(const Partition& p, int vector, std::int64_t wanted) {
     best = steps;
     plan.across = across;
   }
+  plan.step_bits = std::countr_zero(static_cast<unsigned>(plan.across * vector));
+  plan.down_bits = std::countr_zero(static_cast<unsigned>(plan.lanes / plan.across));
   plan.blocks = ceil_div(plan.units(), block_threads / plan.lanes);
   return plan;
 }
 
 // ---- column by column ----------------------------------------------------------------------------------------------
+
+/// One thread's way down its part of the rows of its columns, and back.
+struct ColumnWalk {
+  static constexpr bool straight = true;
+  std::int64_t at = 0, count = 0, step = 0;
+
+  ALLNORM_HOST_DEVICE void next() { at += step; }
+  ALLNORM_HOST_DEVICE void back() { at -= step; }
+  ALLNORM_HOST_DEVICE void to_last() { at += (count - 1) * step; }
+};
 
 /// Matrices of `rows` x `width` values, `group_width` adjacent columns to a group. A block sums a tile of columns over
 /// a part of the rows: `down` rows at a time, `across` vectors of each.
@@ -192,6 +227,23 @@ struct ColumnPlan {
   ALLNORM_HOST_DEVICE std::int64_t first_of(std::int64_t matrix, std::int64_t column) const {
     return matrix * rows * width + first_column(column);
   }
+  /// A thread's row among those that are read at a time, and its first column in the tile.
+  ALLNORM_HOST_DEVICE int row(int thread) const { return thread / across; }
+  ALLNORM_HOST_DEVICE std::int64_t column(int thread) const {
+    return static_cast<std::int64_t>(thread % across) * vector;
+  }
+  ALLNORM_HOST_DEVICE bool works(const Unit& u, int thread) const {
+    return row(thread) < down && column(thread) < u.columns;
+  }
+  ALLNORM_HOST_DEVICE ColumnWalk walk(const Unit& u, int thread) const {
+    const int r = row(thread);
+    ColumnWalk w;
+    w.step = down * width;
+    w.at = (u.matrix * rows + u.row + r) * width + u.column + column(thread);
+    if (works(u, thread) && r < u.rows) w.count = (u.rows - r + down - 1) / down;
+    return w;
+  }
+  std::int64_t most_of_unit() const { return ceil_div(part_rows, down); }
   /// Doubles of shared memory: a value per thread and column (or two per thread), and four per column of a tile.
   std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 4 * tile(); }
 };

@@ -8,22 +8,23 @@ namespace {
 
 using namespace groupwise;
 
-template <class T>
+template <class T, bool along>
 Room forward_room(const Groups& groups) {
-  return {groups, sizeof(T), 1, sizeof(Affine<compute_t<T>>), 0};
+  return {groups, sizeof(T), 1, ChannelTable<Affine<compute_t<T>>, along>::bytes, 0};
 }
 
-template <class T, int width, bool by_rows>
+template <class T, int width, class Gammas>
 __global__ void __launch_bounds__(most_threads)
-    groupwise_forward_kernel(const ForwardArgs args, const Groups groups, const Room room, const TeamShape team,
-                             const Below<compute_t<T>> below) {
+    groupwise_forward_kernel(const __grid_constant__ ForwardArgs args, const Groups groups, const Room room,
+                             const TeamShape team, const Below<compute_t<T>> below, const Gammas gammas) {
   using C = compute_t<T>;
   const std::int64_t g = team.place();
   if (g >= groups.count) return;  // a whole warp: a block that is one team always has a group
   auto* own = dynamic_shared<unsigned char>() + threadIdx.x / static_cast<unsigned>(team.threads) * room.bytes;
   auto* kept = reinterpret_cast<Vector<T, width>*>(own);
-  auto* table = reinterpret_cast<Affine<C>*>(own + room.table);  // (channels)
-  const T* x = static_cast<const T*>(args.x) + groups.base(g);
+  ChannelTable<Affine<C>, Gammas::along> table(own + room.table);
+  const std::int64_t base = groups.base(g);
+  const T* x = static_cast<const T*>(args.x) + base;
   const int lane = team.lane(), vectors = groups.size / width;
 
   // the mean, about the first value
@@ -56,45 +57,29 @@ __global__ void __launch_bounds__(most_threads)
     squares += sum_of_squares<T, width>(some, [&](auto e) { return value[e] - center; });
   }
   const double off = mean - static_cast<double>(center), m2 = team_sum(squares, team) - count * off * off;
+  const auto no_lane = [](std::int64_t, bool) { return 0.0; };
   const auto frame = steps::frame_of(args.rules, args.state, Turn{}, g, steps::moments_of(count, mean, m2 < 0 ? 0 : m2),
-                                     rows::NoLane{}, false);
+                                     no_lane, false);
   if (lane == 0) args.frame.set(g, frame);
-  if (lane == 0 && g == 0) rows::advance_call(args, count, false);
+  if (lane == 0 && g == 0) {  // nothing in this kernel reads what counts calls
+    write_turn(args, steps::turn_of(args, {}));
+    ++*args.state.turn;
+  }
 
-  T* y = static_cast<T*>(args.y) + groups.base(g);
-  if constexpr (by_rows) {
-    const auto a = affine<C>(frame.mean, frame.rstd, 0);
-    for (int v = lane; v < vectors; v += team.threads) {
-      C value[width], weight[width], bias[width];
-      unpack(at_place(kept, v), value);
-      rows::load_parameter<width>(args.weight, v * width, weight);
-      rows::load_parameter<width>(args.bias, v * width, bias);
-      for (int e = 0; e < width; ++e)
-        value[e] = fma(affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift), weight[e], bias[e]);
-      write_vector(y + v * width, pack<T>(value));
-    }
-  } else {
-    for (int j = lane; j < groups.channels; j += team.threads) {
-      const std::int64_t p = groups.parameter(g, j);
-      const auto k = formulas::apply(frame.rstd, frame.correction, args.weight[p], args.bias[p]);
-      table[j] = affine<C>(frame.mean, k.scale, k.shift);
-    }
-    team_sync(team);
-    const T* residual = args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + groups.base(g);
-    for (int v = lane; v < vectors; v += team.threads) {
-      const std::int64_t at = groups.offset(v * width);
-      C value[width], other[width] = {};
-      unpack(at_place(kept, v), value);
-      if (residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
-      ChannelWalk walk(groups, v * width);
-      for (int e = 0; e < width; ++e, walk.step()) {
-        const Affine<C> a = table[walk.channel];
-        C z = affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift);
-        if (residual != nullptr) z += other[e];
-        value[e] = below.activate(z);
-      }
-      write_vector(y + at, pack<T>(value));
-    }
+  table.fill(groups, team, [&](int j) { return affine_frame<C, Gammas::along>(args, frame, groups.fine(g, j)); });
+  const auto gammas_here = gammas.from(base);
+  T* y = static_cast<T*>(args.y) + base;
+  const T* residual = args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + base;
+  for (int v = lane; v < vectors; v += team.threads) {
+    const std::int64_t at = groups.offset(v * width);
+    C value[width], other[width] = {};
+    unpack(at_place(kept, v), value);
+    if (residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
+    const auto values = gammas_here.template load<C, width>(at, width, true);
+    ChannelWalk walk(groups, v * width);
+    for (int e = 0; e < width; ++e, walk.step())
+      value[e] = y_of(value[e], table[walk.channel], values.own(e), residual != nullptr, other[e], below);
+    write_vector(y + at, pack<T>(value));
   }
 }
 
@@ -103,26 +88,25 @@ __global__ void __launch_bounds__(most_threads)
 bool groupwise_fits(const ForwardArgs& args, const cudaDeviceProp& device) {
   if (args.source != FrameSource::call || args.rules.persists || args.mask != nullptr) return false;
   if (!fits(args, 1, device)) return false;
+  const Groups groups = groups_of(args);
   std::int64_t bytes = 0;
-  visit(args.dtype, [&]<class T>(std::type_identity<T>) { bytes = forward_room<T>(groups_of(args)).bytes; });
+  visit(args.dtype, [&]<class T>(std::type_identity<T>) {
+    bytes = (args.along ? forward_room<T, true>(groups) : forward_room<T, false>(groups)).bytes;
+  });
   return bytes <= static_cast<std::int64_t>(device.sharedMemPerBlockOptin - static_shared);
 }
 
 void groupwise_forward(const ForwardArgs& args, Queue& queue) {
   const Groups groups = groups_of(args);
   visit(args.dtype, [&]<class T>(std::type_identity<T>) {
-    const Room room = forward_room<T>(groups);
-    const Below<compute_t<T>> below(args.activation);
-    visit_width<T>(is_vectorized<T>(args, {args.x, args.y, args.residual}), [&](auto width) {
+    visit_width<T>(args, {args.x, args.y, args.residual}, [&](auto width, const auto& gammas) {
+      using Gammas = std::remove_cvref_t<decltype(gammas)>;
+      const Room room = forward_room<T, Gammas::along>(groups);
       TeamShape team = team_for(groups.size, width, most_threads);
       share_room(team, room);
-      const auto shared = static_cast<std::size_t>(team.teams * room.bytes);
-      if (args.rows)
-        launch(queue, blocks_of(groups, team), team.block_threads(), shared, groupwise_forward_kernel<T, width(), true>,
-               args, groups, room, team, below);
-      else
-        launch(queue, blocks_of(groups, team), team.block_threads(), shared,
-               groupwise_forward_kernel<T, width(), false>, args, groups, room, team, below);
+      launch(queue, blocks_of(groups, team), team.block_threads(), static_cast<std::size_t>(team.teams * room.bytes),
+             groupwise_forward_kernel<T, width(), Gammas>, args, groups, room, team,
+             Below<compute_t<T>>(args.activation), gammas);
     });
   });
 }

@@ -6,10 +6,8 @@
 #include <type_traits>
 
 #include "kernels/cuda/coefficients.cuh"
-#include "kernels/cuda/groupwise.hpp"
-#include "kernels/cuda/kernels.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/row_steps.cuh"
 #include "kernels/cuda/team.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "src/runtime/cuda/queue.hpp"
@@ -24,12 +22,11 @@ constexpr std::size_t static_shared = 1 << 10;  // room for what team_sum keeps
 constexpr std::int64_t round_up(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 /// How the values of a group lie in memory: `runs` runs of `run` adjacent values, `stride` apart; and which channel of
-/// the group, of `channels` in all, a value belongs to: `adjacent` values of a run after each other share one. Rows
-/// have a parameter per value instead and no channels.
+/// the group, of `channels` in all, a value belongs to: `adjacent` values of a run after each other share one, and so
+/// gamma and coefficients. Where gamma is read along a group is one channel.
 struct Groups {
   std::int64_t count = 0, keep = 1, stride = 0;
-  int size = 0, runs = 1, run = 0, channels = 0, adjacent = 1;
-  Coarsening to_affine{};
+  int size = 0, runs = 1, run = 0, channels = 1, adjacent = 1;
 
   __device__ std::int64_t base(std::int64_t g) const { return g / keep * runs * stride + g % keep * run; }
   /// Of value i of a group.
@@ -39,7 +36,7 @@ struct Groups {
     if (runs == 1) return j * adjacent + s;
     return adjacent == 1 ? s * run + j : s / adjacent * run + j * adjacent + s % adjacent;
   }
-  __device__ std::int64_t parameter(std::int64_t g, int j) const { return to_affine(g * channels + j); }
+  __device__ std::int64_t fine(std::int64_t g, int j) const { return g * channels + j; }
 };
 
 template <class Args>
@@ -52,10 +49,8 @@ Groups groups_of(const Args& args) {
   groups.size = static_cast<int>(p.group_size());
   groups.runs = static_cast<int>(p.reduce0);
   groups.run = static_cast<int>(p.reduce1);
-  if (args.rows) return groups;
   groups.channels = static_cast<int>(args.fine.groups() / p.groups());
   groups.adjacent = static_cast<int>(args.fine.reduce1);
-  groups.to_affine = args.to_affine;
   return groups;
 }
 
@@ -75,6 +70,33 @@ struct ChannelWalk {
   }
 };
 
+/// The coefficients of a group's channels: in shared memory, or those of its one channel with every thread.
+template <class K, bool single>
+class ChannelTable {
+ public:
+  static constexpr std::size_t bytes = single ? 0 : sizeof(K);  // per channel
+
+  __device__ explicit ChannelTable(unsigned char* shared) : shared_(reinterpret_cast<K*>(shared)) {}
+  /// of_channel(j) gives those of channel j. All threads of the team call it together, and none may still read.
+  template <class F>
+  __device__ __forceinline__ void fill(const Groups& groups, const TeamShape& team, const F& of_channel) {
+    if constexpr (single) {
+      own_ = of_channel(0);
+    } else {
+      for (int j = team.lane(); j < groups.channels; j += team.threads) shared_[j] = of_channel(j);
+      team_sync(team);
+    }
+  }
+  __device__ __forceinline__ const K& operator[](int channel) const {
+    if constexpr (single) return own_;
+    return shared_[channel];
+  }
+
+ private:
+  K* shared_;
+  K own_{};
+};
+
 /// Bytes of shared memory per team, and where in it things are. The values first, as they are in memory.
 struct Room {
   std::int64_t values = 0, table = 0, sums = 0, bytes = 0;
@@ -86,14 +108,6 @@ struct Room {
     bytes = round_up(sums + 2 * static_cast<std::int64_t>(sizeof(double)) * sum_slots);
   }
 };
-
-/// All threads of a team have come here, and see what the others wrote.
-__device__ inline void team_sync(const TeamShape& team) {
-  if (team.threads == warp_threads)
-    __syncwarp();
-  else
-    __syncthreads();
-}
 
 /// Vector v of what is kept, in whole words: a copy of its bytes would be a load for each.
 template <class T, int n>
@@ -111,31 +125,27 @@ bool fits(const Args& args, int tensors, const cudaDeviceProp& device) {
   const auto value_bytes = static_cast<std::int64_t>(size_of(args.dtype));
   const auto most = static_cast<std::int64_t>(device.sharedMemPerBlockOptin - static_shared);
   if (p.group_size() > most / (tensors * value_bytes)) return false;
-  if (!args.rows) {
-    const std::int64_t channels = args.fine.groups() / p.groups();
-    // every fine group in order of its group, and whole channels in a run
-    if (args.to_norm.divide != channels || channels * args.fine.reduce1 != p.reduce1) return false;
-  }
+  // every fine group in order of its group, and whole channels in a run
+  const std::int64_t channels = args.fine.groups() / p.groups();
+  if (args.to_norm.divide != channels || channels * args.fine.reduce1 != p.reduce1) return false;
   if (p.reduce0 > 1 && p.reduce1 * value_bytes < 16) return false;  // runs too short to be read apart
   const std::int64_t bytes = tensors * value_bytes * p.group_size();
   return bytes <= few_bytes || 2 * p.groups() >= device.multiProcessorCount;
 }
 
-/// Calls f with the vector's width, or 1, as a constant.
-template <class T, class F>
-void visit_width(bool is_vectorized, const F& f) {
-  if (is_vectorized)
-    f(std::integral_constant<int, vector_width<T>>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
-template <class T, class Args>
-bool is_vectorized(const Args& args, std::initializer_list<const void*> tensors) {
+/// Calls f with the vector's width for these tensors, or 1, as a constant, and the call's gammas.
+template <class T, class Args, class F>
+void visit_width(const Args& args, std::initializer_list<const void*> tensors, const F& f) {
   bool aligned = args.norm.reduce1 % vector_width<T> == 0;
   for (const void* p : tensors) aligned = aligned && is_vector_aligned(p);
-  if (args.rows) aligned = aligned && is_vector_aligned(args.weight.data) && is_vector_aligned(args.bias.data);
-  return aligned;
+  if (args.along) aligned = aligned && AlongGammas<true>(along_of(args), args.norm, vector_width<T>).whole;
+  const auto with = [&](auto width) {
+    visit_gammas<true>(along_of(args), args.norm, width(), [&](const auto& gammas) { f(width, gammas); });
+  };
+  if (aligned)
+    with(std::integral_constant<int, vector_width<T>>{});
+  else
+    with(std::integral_constant<int, 1>{});
 }
 
 inline std::int64_t blocks_of(const Groups& groups, const TeamShape& team) {

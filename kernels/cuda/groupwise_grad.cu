@@ -16,7 +16,6 @@ struct ChannelSums {
   int columns = 1, rows = 1, blocks = 1, slices = 1;  // of a warp's lanes; blocks of columns; slices of the values
 
   ALLNORM_HOST_DEVICE ChannelSums(const Groups& groups, const TeamShape& team) {
-    if (groups.channels == 0) return;
     const int warps = team.threads / warp_threads;
     if (groups.adjacent == 1 && groups.channels > 1) {
       columns = groups.channels < warp_threads ? groups.channels : warp_threads;
@@ -28,10 +27,10 @@ struct ChannelSums {
   /// Sums of every channel that are kept apart at first.
   ALLNORM_HOST_DEVICE int slots() const { return slices * rows; }
 };
-template <class T>
+template <class T, bool along>
 Room backward_room(const Groups& groups, const TeamShape& team) {
-  return {groups, sizeof(T), 2, sizeof(GradCoefficients<compute_t<T>>),
-          groups.channels * ChannelSums(groups, team).slots()};
+  return {groups, sizeof(T), 2, ChannelTable<GradCoefficients<compute_t<T>>, along>::bytes,
+          along ? 0 : groups.channels * ChannelSums(groups, team).slots()};
 }
 
 /// A team's group in backward: its values on chip.
@@ -58,37 +57,46 @@ struct KeptPair {
   }
 };
 
-/// Sums of g and g * (x - center) * power over the values first, first + step, ... of channel j.
+/// What a thread adds up: some values in the compute type, and those sums in double.
+template <class C>
+struct GroupSums {
+  Sums all{};
+  TwoSums<C> some{};
+
+  template <class Own>
+  __device__ __forceinline__ void add(C x, C dy, const GradCoefficients<C>& k, const Own& own, const Gating<C>& gate,
+                                      unsigned bit) {
+    some.add(own.weighted(g_of(x, dy, k, own, gate, bit)), centred_of(x, k.center, k.power));
+  }
+  __device__ __forceinline__ void flush() {
+    all.add(some);
+    some = {};
+  }
+};
+
+/// Over the values first, first + step, ... of channel j.
 template <class T>
-__device__ SumPair channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
-                                const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
-                                std::int64_t base) {
-  using C = compute_t<T>;
+__device__ Sums channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
+                             const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
+                             std::int64_t base) {
   const int values = groups.size / groups.channels;
-  SumPair sum;
-  C some_g = 0, some_gx = 0;
+  GroupSums<compute_t<T>> sums;
   int added = 0;
   for (int s = first; s < values; s += step) {
     const int i = groups.value_of(j, s);
-    const C centred = centred_of(widen(x[i]), k.center, k.power);
     const unsigned bits = gate.kind == GateKind::mask ? gate.bits_at(base + groups.offset(i)) : 0u;
-    const C g = gate.gated(widen(dy[i]), centred, k.gate_scale, k.gate_shift, bits & 1u);
-    some_g += g;
-    some_gx = fma(g, centred, some_gx);
-    if (++added < values_per_sum) continue;
-    sum.a += static_cast<double>(some_g);
-    sum.b += static_cast<double>(some_gx);
-    some_g = some_gx = 0;
-    added = 0;
+    sums.add(widen(x[i]), widen(dy[i]), k, FoldedOwn{}, gate, bits & 1u);
+    if (++added % values_per_sum == 0) sums.flush();
   }
-  return {sum.a + static_cast<double>(some_g), sum.b + static_cast<double>(some_gx)};
+  sums.flush();
+  return sums.all;
 }
 
-/// The sums of all channels of a team's group to `sums` (slots, channels, 2).
+/// The sums of all channels of a team's group to `sums` (slots, channels).
 template <class T>
 __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, const TeamShape& team,
-                             const GradCoefficients<compute_t<T>>* table, const Gating<compute_t<T>>& gate,
-                             std::int64_t base, double* sums) {
+                             const ChannelTable<GradCoefficients<compute_t<T>>, false>& table,
+                             const Gating<compute_t<T>>& gate, std::int64_t base, Sums* sums) {
   const ChannelSums plan(groups, team);
   const int lane = team.lane() % warp_threads, warps = team.threads / warp_threads;
   for (int item = team.lane() / warp_threads; item < plan.blocks * plan.slices; item += warps) {
@@ -97,177 +105,137 @@ __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, cons
       const auto sum = team_sum(channel_sums(x, dy, groups, block, slice * warp_threads + lane,
                                              plan.slices * warp_threads, table[block], gate, base),
                                 TeamShape{});
-      if (lane != 0) continue;
-      sums[2 * item] = sum.a;
-      sums[2 * item + 1] = sum.b;
+      if (lane == 0) sums[item] = sum;
     } else {
       const int j = block * plan.columns + lane % plan.columns, slot = slice * plan.rows + lane / plan.columns;
       if (j >= groups.channels || lane >= plan.rows * plan.columns) continue;
-      const auto sum = channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base);
-      sums[2 * (slot * groups.channels + j)] = sum.a;
-      sums[2 * (slot * groups.channels + j) + 1] = sum.b;
+      sums[slot * groups.channels + j] = channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base);
     }
   }
 }
 
-/// dx of rows; the parameters' gradients are sums over rows, which affine_grad_rows takes.
-template <class T, int width>
-__device__ void rows_backward(const BackwardArgs& args, const Groups& groups, const TeamShape& team,
-                              const KeptPair<T, width>& kept, std::int64_t g) {
-  using C = compute_t<T>;
-  const int lane = team.lane(), vectors = groups.size / width;
-  const auto frame = args.frame.get(g);
-  const auto normal = affine<C>(frame.mean, frame.rstd, 0);
-  SumPair sum;
-  for (int v = lane; v < vectors; v += team.threads) {
-    C value[width], gradient[width], weight[width], some_g = 0, some_gx = 0;
-    unpack(at_place(kept.x, v), value);
-    unpack(at_place(kept.dy, v), gradient);
-    rows::load_parameter<width>(args.weight, v * width, weight);
-    for (int e = 0; e < width; ++e) {
-      const C product = weight[e] * gradient[e];
-      some_g += product;
-      some_gx = fma(product, centred_of(value[e], normal.center, normal.power), some_gx);
-    }
-    sum.a += static_cast<double>(some_g);
-    sum.b += static_cast<double>(some_gx);
-  }
-  sum = team_sum(sum, team);
-  sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
-  if (args.dx == nullptr) return;
-  const auto k = steps::grad_of(args, frame, 1, args.frame.scalars->count, sum.a, sum.b);
-  const auto a = affine<C>(frame.mean, {k.power, k.slope}, k.offset);
-  const C gain = static_cast<C>(k.gain);
-  T* dx = static_cast<T*>(args.dx) + groups.base(g);
-  for (int v = lane; v < vectors; v += team.threads) {
-    C value[width], gradient[width], weight[width];
-    unpack(at_place(kept.x, v), value);
-    unpack(at_place(kept.dy, v), gradient);
-    rows::load_parameter<width>(args.weight, v * width, weight);
-    for (int e = 0; e < width; ++e)
-      value[e] =
-          fma(gradient[e] * weight[e], gain, affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift));
-    write_vector(dx + v * width, pack<T>(value));
-  }
-}
-
-/// dx and dresidual of a group with channels; dgamma and dbeta of every fine group to `of_fine` (2, fine groups).
-template <class T, int width>
-__device__ void channels_backward(const BackwardArgs& args, const Groups& groups, const TeamShape& team,
-                                  const KeptPair<T, width>& kept, const Gating<compute_t<T>>& gate, std::int64_t g,
-                                  GradCoefficients<compute_t<T>>* table, double* sums, double* of_fine) {
-  using C = compute_t<T>;
-  const int lane = team.lane(), vectors = groups.size / width, slots = ChannelSums(groups, team).slots();
-  const std::int64_t base = groups.base(g);
-  const auto frame = args.frame.get(g);
-  const formulas::GradCoefficients before{.power = formulas::split(frame.rstd).power};
-  for (int j = lane; j < groups.channels; j += team.threads) {
-    const std::int64_t p = groups.parameter(g, j);
-    const auto k = formulas::apply(frame.rstd, frame.correction, args.weight[p], args.bias[p]);
-    table[j] = grad_coefficients<C>(frame.mean, k.scale, k.shift, before);
-  }
-  team_sync(team);
-  sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate, base,
-               sums);
-  team_sync(team);
-  SumPair of_group;  // s1, s2
-  const std::int64_t fine_groups = groups.count * groups.channels;
-  for (int j = lane; j < groups.channels; j += team.threads) {
-    SumPair sum;
-    for (int item = j; item < groups.channels * slots; item += groups.channels) {
-      sum.a += sums[2 * item];
-      sum.b += sums[2 * item + 1];
-    }
-    sum.b = sum.b / static_cast<double>(table[j].power) + (static_cast<double>(table[j].center) - frame.mean) * sum.a;
-    const auto terms = steps::grad_terms(frame, args.weight[groups.parameter(g, j)], sum.a, sum.b);
-    of_group.a += terms.s1;
-    of_group.b += terms.s2;
-    of_fine[g * groups.channels + j] = terms.dgamma;
-    of_fine[fine_groups + g * groups.channels + j] = terms.dbeta;
-  }
-  of_group = team_sum(of_group, team);
-  if (args.dx == nullptr && args.dresidual == nullptr) return;
-  for (int j = lane; j < groups.channels; j += team.threads) {
-    const std::int64_t p = groups.parameter(g, j);
-    const double weight = args.weight[p];
-    const auto k = formulas::apply(frame.rstd, frame.correction, weight, args.bias[p]);
-    table[j] =
-        grad_coefficients<C>(frame.mean, k.scale, k.shift,
-                             steps::grad_of(args, frame, weight, args.frame.scalars->count, of_group.a, of_group.b));
-  }
-  team_sync(team);
-  for (int v = lane; v < vectors; v += team.threads) {
-    const std::int64_t at = base + groups.offset(v * width);
-    C value[width], gradient[width];
-    unpack(at_place(kept.x, v), value);
-    unpack(at_place(kept.dy, v), gradient);
-    const unsigned bits = gate.bits_at(at);
-    ChannelWalk walk(groups, v * width);
-    for (int e = 0; e < width; ++e, walk.step()) {
-      const GradCoefficients<C> k = table[walk.channel];
-      const C centred = centred_of(value[e], k.center, k.power);
-      gradient[e] = gate.gated(gradient[e], centred, k.gate_scale, k.gate_shift, (bits >> e) & 1u);
-      value[e] = fma(gradient[e], k.gain, fma(centred, k.slope, k.offset));
-    }
-    if (args.dx != nullptr) write_vector(static_cast<T*>(args.dx) + at, pack<T>(value));
-    if (args.dresidual != nullptr) write_vector(static_cast<T*>(args.dresidual) + at, pack<T>(gradient));
-  }
-}
-
-template <class T, int width, bool by_rows>
-__global__ void __launch_bounds__(most_threads)
+/// `gated`: there may be an activation; a layer_norm without one spares the registers. x and dy are read once; dx and
+/// dresidual; and where gamma is folded, dgamma and dbeta of every fine group to `of_fine` (2, fine groups).
+template <class T, int width, class Gammas, bool gated>
+__global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
     groupwise_backward_kernel(const BackwardArgs args, const Groups groups, const Room room, const TeamShape team,
-                              const Gating<compute_t<T>> gate, double* of_fine) {
+                              const Gating<compute_t<T>> gating, const Gammas all_gammas, double* of_fine) {
   using C = compute_t<T>;
   const std::int64_t g = team.place();
   if (g >= groups.count) return;
   auto* own = dynamic_shared<unsigned char>() + threadIdx.x / static_cast<unsigned>(team.threads) * room.bytes;
   const KeptPair<T, width> kept{reinterpret_cast<Vector<T, width>*>(own),
                                 reinterpret_cast<Vector<T, width>*>(own + room.values)};
+  const int lane = team.lane(), vectors = groups.size / width;
   const std::int64_t base = groups.base(g);
   kept.fill(static_cast<const T*>(args.x) + base, static_cast<const T*>(args.dy) + base, groups, team);
-  if constexpr (by_rows)
-    rows_backward(args, groups, team, kept, g);
-  else
-    channels_backward(args, groups, team, kept, gate, g, reinterpret_cast<GradCoefficients<C>*>(own + room.table),
-                      reinterpret_cast<double*>(own + room.sums), of_fine);
+
+  auto gate = gating;
+  if constexpr (!gated) gate.kind = GateKind::open;
+  const auto gammas = all_gammas.from(base);
+  const bool gate_reads = gate.kind == GateKind::sign;
+  const auto frame = args.frame.get(g);
+  const formulas::GradCoefficients before{.power = formulas::split(frame.rstd).power};
+  ChannelTable<GradCoefficients<C>, Gammas::along> table(own + room.table);
+  table.fill(groups, team, [&](int j) {
+    const auto k = apply_of<Gammas::along>(args, frame, groups.fine(g, j));
+    return grad_coefficients<C>(frame.mean, k.scale, k.shift, before);
+  });
+  Sums of_group;  // s1, s2
+  const auto terms_of = [&](const Sums& sums, int j) {
+    const Sums s = about_frame(sums, table[j].center, table[j].power, frame.mean);
+    const auto terms =
+        steps::grad_terms(frame, Gammas::along ? 1 : steps::gamma_of(args, groups.fine(g, j)), s.sum, s.second);
+    of_group.add(Sums{terms.s1, terms.s2});
+    return terms;
+  };
+  if constexpr (Gammas::along) {
+    GroupSums<C> sums;
+    for (int v = lane; v < vectors; v += team.threads) {
+      const std::int64_t at = groups.offset(v * width);
+      C value[width], gradient[width];
+      unpack(at_place(kept.x, v), value);
+      unpack(at_place(kept.dy, v), gradient);
+      const unsigned bits = gate.bits_at(base + at);
+      const auto values = gammas.template load<C, width>(at, width, gate_reads);
+      for (int e = 0; e < width; ++e) sums.add(value[e], gradient[e], table[0], values.own(e), gate, (bits >> e) & 1u);
+      sums.flush();
+    }
+    terms_of(sums.all, 0);
+  } else {
+    auto* sums = reinterpret_cast<Sums*>(own + room.sums);
+    sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate,
+                 base, sums);
+    team_sync(team);
+    const int items = groups.channels * ChannelSums(groups, team).slots();
+    for (int j = lane; j < groups.channels; j += team.threads) {
+      Sums sum;
+      for (int item = j; item < items; item += groups.channels) sum.add(sums[item]);
+      const auto terms = terms_of(sum, j);
+      of_fine[groups.fine(g, j)] = terms.dgamma;
+      of_fine[groups.count * groups.channels + groups.fine(g, j)] = terms.dbeta;
+    }
+  }
+  of_group = team_sum(of_group, team);
+  if (args.dx == nullptr && args.dresidual == nullptr) return;
+
+  table.fill(groups, team, [&](int j) {
+    return grad_frame<C, Gammas::along>(args, args.frame.get(g), groups.fine(g, j), args.frame.scalars->count,
+                                        of_group.sum, of_group.second);
+  });
+  for (int v = lane; v < vectors; v += team.threads) {
+    const std::int64_t at = groups.offset(v * width);
+    C value[width], gradient[width];
+    unpack(at_place(kept.x, v), value);
+    unpack(at_place(kept.dy, v), gradient);
+    const unsigned bits = gate.bits_at(base + at);
+    const auto values = gammas.template load<C, width>(at, width, gate_reads);
+    ChannelWalk walk(groups, v * width);
+    for (int e = 0; e < width; ++e, walk.step()) {
+      const GradCoefficients<C> k = table[walk.channel];
+      gradient[e] = g_of(value[e], gradient[e], k, values.own(e), gate, (bits >> e) & 1u);
+      value[e] = dx_of(value[e], gradient[e], k, values.own(e));
+    }
+    if (args.dx != nullptr) write_vector(static_cast<T*>(args.dx) + base + at, pack<T>(value));
+    if (args.dresidual != nullptr) write_vector(static_cast<T*>(args.dresidual) + base + at, pack<T>(gradient));
+  }
 }
 
 }  // namespace
 
-bool groupwise_backward_fits(const BackwardArgs& args, const cudaDeviceProp& device) {
+bool groupwise_fits(const BackwardArgs& args, const cudaDeviceProp& device) {
   if (!fits(args, 2, device)) return false;
   const Groups groups = groups_of(args);
+  const TeamShape team{most_threads, 1};
   std::int64_t bytes = 0;
   visit(args.dtype, [&]<class T>(std::type_identity<T>) {
-    bytes = backward_room<T>(groups, TeamShape{most_threads, 1}).bytes;
+    bytes = (args.along ? backward_room<T, true>(groups, team) : backward_room<T, false>(groups, team)).bytes;
   });
   return bytes <= static_cast<std::int64_t>(device.sharedMemPerBlockOptin - static_shared);
 }
 
 void groupwise_backward(const BackwardArgs& args, Queue& queue) {
-  if (args.rows && args.wants_weight && rows_grad_fits(args)) return rows_grad(args, queue);
+  if (args.along && args.wants_weight) reduce_affine_gradient(args, queue);  // first: dx may take dy's place
   const Groups groups = groups_of(args);
   visit(args.dtype, [&]<class T>(std::type_identity<T>) {
-    const Gating<compute_t<T>> gate(args.activation, args.mask);
-    visit_width<T>(is_vectorized<T>(args, {args.x, args.dy, args.dx, args.dresidual}), [&](auto width) {
+    visit_width<T>(args, {args.x, args.dy, args.dx, args.dresidual}, [&](auto width, const auto& gammas) {
+      using Gammas = std::remove_cvref_t<decltype(gammas)>;
       TeamShape team = team_for(groups.size, width, most_threads);
-      const Room room = backward_room<T>(groups, team);
+      const Room room = backward_room<T, Gammas::along>(groups, team);
       share_room(team, room);
-      const auto shared = static_cast<std::size_t>(team.teams * room.bytes);
-      if (args.rows)
-        launch(queue, blocks_of(groups, team), team.block_threads(), shared,
-               groupwise_backward_kernel<T, width(), true>, args, groups, room, team, gate, args.scratch);
-      else
-        launch(queue, blocks_of(groups, team), team.block_threads(), shared,
-               groupwise_backward_kernel<T, width(), false>, args, groups, room, team, gate, args.scratch);
+      const Gating<compute_t<T>> gate(args.activation, args.mask);
+      const auto kernel = gate.kind == GateKind::open ? groupwise_backward_kernel<T, width(), Gammas, !Gammas::along>
+                                                      : groupwise_backward_kernel<T, width(), Gammas, true>;
+      launch(queue, blocks_of(groups, team), team.block_threads(), static_cast<std::size_t>(team.teams * room.bytes),
+             kernel, args, groups, room, team, gate, gammas, args.scratch);
     });
   });
-  if (!args.wants_weight) return;
-  if (args.rows)
-    affine_grad_of_rows(args, queue);
-  else
-    add_fine(args.scratch, args.fine.groups(), args.to_affine, args.parameters, args.dweight, args.dbias, queue);
+  if (args.along || !args.wants_weight) return;
+  const std::int64_t fine = args.fine.groups();
+  coarsen({},
+          {args.scratch, args.scratch + fine, fine, args.to_affine, args.affine.groups(), nullptr, nullptr,
+           args.dweight, args.dbias},
+          queue);
 }
 
 }  // namespace allnorm::cuda

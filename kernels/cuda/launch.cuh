@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -17,18 +18,35 @@ namespace allnorm::cuda {
 /// a kernel and device asks. Any thread may call it.
 std::size_t most_shared(const void* kernel, Queue& queue);
 
-/// Launches kernel(args...) on the queue's stream; nothing where there are no blocks.
-template <class... Parameters, class... Args>
+/// Blocks of so many threads of a kernel that the queue's GPU runs at once. Asking takes as long as a small kernel: a
+/// caller keeps the answer, as GPUs of one machine are alike.
+template <class... Parameters>
+std::int64_t resident_blocks(void (*kernel)(Parameters...), int threads, Queue& queue) {
+  const DeviceGuard guard(queue.device().index);
+  int per_multiprocessor = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, 0),
+        "asking for a kernel's occupancy");
+  return std::max<std::int64_t>(1, std::int64_t{per_multiprocessor} * properties_of(queue).multiProcessorCount);
+}
+
+/// Launches kernel(args...) on the queue's stream; nothing where there are no blocks. Blocks of a `cooperative` launch
+/// may wait for each other.
+template <bool cooperative = false, class... Parameters, class... Args>
 void launch(Queue& queue, std::int64_t blocks, int threads, std::size_t shared_bytes, void (*kernel)(Parameters...),
-            Args&&... args) {
+            const Args&... args) {
   if (blocks <= 0) return;
   const DeviceGuard guard(queue.device().index);
   if (shared_bytes > 0) most_shared(reinterpret_cast<const void*>(kernel), queue);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(queue);
+  config.attrs = &attribute;
+  config.numAttrs = cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), "launching a kernel");
 }
 

@@ -184,32 +184,10 @@ __global__ void __launch_bounds__(map_threads)
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-/// The same groups in the same order with the fewest extents above 1.
-constexpr Partition joined_extents(Partition p) noexcept {
-  if (p.keep1 == 1) p = {p.keep0, 1, 1, p.reduce0 * p.reduce1};
-  if (p.reduce0 == 1) p = {1, 1, p.keep0 * p.keep1, p.reduce1};
-  return p;
-}
-
-/// Whether runs are so short, and come so often, that columns keep their coefficients in registers.
-constexpr bool walks_columns(const Partition& p) noexcept {
-  return p.elements() > 0 && (p.reduce1 == 1 || (p.reduce1 <= 32 && p.reduce0 >= 4 * p.reduce1));
-}
-
-/// Blocks of `kernel` that the device runs at a time; asked for once, as GPUs of one machine are alike.
-template <class... Parameters>
-std::int64_t blocks_at_a_time(Queue& queue, void (*kernel)(Parameters...)) {
-  const DeviceGuard guard(queue.device().index);
-  int per_multiprocessor = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, map_threads, 0),
-        "asking for a kernel's occupancy");
-  return std::max<std::int64_t>(1, std::int64_t{per_multiprocessor} * properties_of(queue).multiProcessorCount);
-}
-
 template <bool uniform, class Map, class Source>
 void walk_runs(Queue& queue, const Partition& p, const Map& map, const Source& source) {
   constexpr auto kernel = map_by_runs<Map, Source, uniform>;
-  static const std::int64_t most = blocks_at_a_time(queue, kernel);
+  static const std::int64_t most = resident_blocks(kernel, map_threads, queue);
   const RunTiles tiles(p, Map::n, most);
   launch(queue, tiles.blocks, map_threads, 0, kernel, map, source, tiles);
 }
@@ -218,10 +196,10 @@ void walk_runs(Queue& queue, const Partition& p, const Map& map, const Source& s
 template <class Map, class Source>
 void run_map(Queue& queue, const Partition& partition, const Map& map, const Source& source) {
   constexpr int n = Map::n;
-  const Partition p = joined_extents(partition);
-  if (walks_columns(p)) {
+  const Partition p = canonical(partition);
+  if (by_columns(p, 1, 32, 4 * p.reduce1)) {  // so that columns, whose coefficients are a thread's, come often
     constexpr auto kernel = map_by_columns<Map, Source>;
-    static const std::int64_t most = blocks_at_a_time(queue, kernel);
+    static const std::int64_t most = resident_blocks(kernel, map_threads, queue);
     const ColumnTiles tiles(p, n, most);
     if (tiles.fits(n)) return launch(queue, tiles.blocks(), tiles.threads(), 0, kernel, map, source, tiles);
   }
@@ -239,16 +217,20 @@ template <bool with_mask, class Source>
 void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y);
     const auto run = [&](auto width) {
-      const ApplyMap<T, width()> map{
-          static_cast<const T*>(args.x),
-          static_cast<const T*>(args.residual),
-          static_cast<T*>(args.y),
-          mask,
-          Below<compute_t<T>>(args.activation),
-          is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y),
-          result_hint(queue, args.partition, sizeof(T))};
-      run_map(queue, args.partition, map, source);
+      visit_gammas<false>(args.along, args.partition, width(), [&](const auto& gammas) {
+        const ApplyMap<T, width(), std::remove_cvref_t<decltype(gammas)>> map{
+            static_cast<const T*>(args.x),
+            static_cast<const T*>(args.residual),
+            static_cast<T*>(args.y),
+            mask,
+            Below<compute_t<T>>(args.activation),
+            whole,
+            result_hint(queue, args.partition, sizeof(T)),
+            gammas};
+        run_map(queue, args.partition, map, source);
+      });
     };
     if constexpr (with_mask) {
       if (mask != nullptr) return run(std::integral_constant<int, mask_byte>{});
@@ -257,20 +239,25 @@ void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const So
   });
 }
 
-/// dx and dresidual; of args all but the coefficients.
+/// dx and dresidual; of args all but the coefficients are read.
 template <class Source>
 void run_apply_grad(Queue& queue, const ApplyGradArgs& args, const Source& source) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const GradMap<T, vector_width<T>> map{static_cast<const T*>(args.x),
-                                          static_cast<const T*>(args.dy),
-                                          static_cast<T*>(args.dx),
-                                          static_cast<T*>(args.dresidual),
-                                          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
-                                          is_vector_aligned(args.x) && is_vector_aligned(args.dy) &&
-                                              is_vector_aligned(args.dx) && is_vector_aligned(args.dresidual),
-                                          result_hint(queue, args.partition, sizeof(T))};
-    run_map(queue, args.partition, map, source);
+    const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
+                       is_vector_aligned(args.dresidual);
+    visit_gammas<false>(args.along, args.partition, vector_width<T>, [&](const auto& gammas) {
+      const GradMap<T, vector_width<T>, std::remove_cvref_t<decltype(gammas)>> map{
+          static_cast<const T*>(args.x),
+          static_cast<const T*>(args.dy),
+          static_cast<T*>(args.dx),
+          static_cast<T*>(args.dresidual),
+          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
+          whole,
+          result_hint(queue, args.partition, sizeof(T)),
+          gammas};
+      run_map(queue, args.partition, map, source);
+    });
   });
 }
 

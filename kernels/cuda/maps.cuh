@@ -22,8 +22,8 @@ __device__ __forceinline__ void write_some(bool whole, T* p, const Vector<T, n>&
     write_values(p, v, count);
 }
 
-/// y = activation((x - center) * scale + shift + residual); and the sign of y as bits.
-template <class T, int width>
+/// y = activation(((x - center) * scale + shift) * weight + bias + residual); and the sign of y as bits.
+template <class T, int width, class Gammas = FoldedGammas>
 struct ApplyMap {
   using Value = T;
   using C = compute_t<T>;
@@ -35,6 +35,7 @@ struct ApplyMap {
   Below<C> below;
   bool whole;
   Hint hint;
+  Gammas gammas{};
 
   struct Loaded {
     Vector<T, n> x, residual;
@@ -50,12 +51,8 @@ struct ApplyMap {
     C value[n], other[n];
     unpack(loaded.x, value);
     unpack(loaded.residual, other);
-    for (int e = 0; e < n; ++e) {
-      const Affine<C> a = k(e);
-      C z = affine_of(centred_of(value[e], a.center, a.power), a.scale, a.shift);
-      if (residual != nullptr) z += other[e];
-      value[e] = below.activate(z);
-    }
+    const auto values = gammas.template load<C, n>(offset, count, true);
+    for (int e = 0; e < n; ++e) value[e] = y_of<C>(value[e], k(e), values.own(e), residual != nullptr, other[e], below);
     const auto result = pack<T, n>(value);
     write_some(whole, y + offset, result, count, hint);
     if constexpr (n == 8) {
@@ -69,8 +66,8 @@ struct ApplyMap {
   }
 };
 
-/// dx = g * gain + (x - center) * power * slope + offset, dresidual = g; each where it is asked for.
-template <class T, int width>
+/// dx = weight * g * gain + (x - center) * power * slope + offset, dresidual = g; each where it is asked for.
+template <class T, int width, class Gammas = FoldedGammas>
 struct GradMap {
   using Value = T;
   using C = compute_t<T>;
@@ -83,6 +80,7 @@ struct GradMap {
   Gating<C> gate;
   bool whole;
   Hint hint;
+  Gammas gammas{};
 
   struct Loaded {
     Vector<T, n> x, dy;
@@ -100,11 +98,11 @@ struct GradMap {
     C value[n], g[n];
     unpack(loaded.x, value);
     unpack(loaded.dy, g);
+    const auto values = gammas.template load<C, n>(offset, count, gate.kind == GateKind::sign);
     for (int e = 0; e < n; ++e) {
       const GradCoefficients<C> c = k(e);
-      const C centred = centred_of(value[e], c.center, c.power);
-      g[e] = gate.gated(g[e], centred, c.gate_scale, c.gate_shift, (loaded.bits >> e) & 1u);
-      value[e] = std::fma(g[e], c.gain, std::fma(centred, c.slope, c.offset));
+      g[e] = g_of(value[e], g[e], c, values.own(e), gate, (loaded.bits >> e) & 1u);
+      value[e] = dx_of(value[e], g[e], c, values.own(e));
     }
     if (dx != nullptr) write_some(whole, dx + offset, pack<T, n>(value), count, hint);
     if (dresidual != nullptr) write_some(whole, dresidual + offset, pack<T, n>(g), count, hint);

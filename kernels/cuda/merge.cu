@@ -11,51 +11,38 @@ using formulas::SumsAbout;
 
 constexpr int merge_threads = 256;
 
-__device__ __forceinline__ std::int64_t own_group() {
-  return static_cast<std::int64_t>(blockIdx.x) * merge_threads + threadIdx.x;
-}
-
+template <MergeStep step>
 __global__ void __launch_bounds__(merge_threads)
-    weigh_kernel(const double* payload, double* round, const steps::Layout layout) {
-  const std::int64_t g = own_group();
-  if (g == 0) round[0] = payload[0];
-  if (g < layout.groups) round[1 + g] = SumsAbout::weighed(payload[0], payload[layout.mean(g)]);
-}
-
-__global__ void __launch_bounds__(merge_threads)
-    centre_kernel(double* payload, const double* round, const steps::Layout layout) {
-  const std::int64_t g = own_group();
+    merge_kernel(double* payload, double* round, const steps::Layout layout) {
+  const std::int64_t g = static_cast<std::int64_t>(blockIdx.x) * merge_threads + threadIdx.x;
+  if (step == MergeStep::weigh && g == 0) round[0] = payload[0];
   if (g >= layout.groups) return;
-  double &mean = payload[layout.mean(g)], &m2 = payload[layout.m2(g)];
-  const auto sums = SumsAbout::of(payload[0], mean, m2, SumsAbout::middle(round[0], round[1 + g]));
-  mean = sums.sum;
-  m2 = sums.squares;
-}
-
-__global__ void __launch_bounds__(merge_threads)
-    merge_kernel(double* payload, const double* round, const steps::Layout layout) {
-  const std::int64_t g = own_group();
-  if (g >= layout.groups) return;
-  double &mean = payload[layout.mean(g)], &m2 = payload[layout.m2(g)];
-  const SumsAbout sums{mean, m2};
-  mean = sums.mean(payload[0], SumsAbout::middle(round[0], round[1 + g]));
-  m2 = sums.m2(payload[0]);
+  double &mean = payload[layout.mean(g)], &m2 = payload[layout.m2(g)], &sum = round[1 + g];
+  if constexpr (step == MergeStep::weigh) {
+    sum = SumsAbout::weighed(payload[0], mean);
+  } else {
+    const double middle = SumsAbout::middle(round[0], sum);
+    if constexpr (step == MergeStep::centre) {
+      const auto sums = SumsAbout::of(payload[0], mean, m2, middle);
+      mean = sums.sum;
+      m2 = sums.squares;
+    } else {
+      const SumsAbout sums{mean, m2};
+      mean = sums.mean(payload[0], middle);
+      m2 = sums.m2(payload[0]);
+    }
+  }
 }
 
 }  // namespace
 
 void merge_by_adding(MergeStep step, const Record& record, double* round, Queue& queue) {
   const steps::Layout layout{static_cast<std::int64_t>(record.moments)};
-  const std::int64_t blocks = (layout.groups + merge_threads - 1) / merge_threads;
-  double* const payload = steps::payload_of(record.data);
-  switch (step) {
-    case MergeStep::weigh:
-      return launch(queue, blocks, merge_threads, 0, weigh_kernel, payload, round, layout);
-    case MergeStep::centre:
-      return launch(queue, blocks, merge_threads, 0, centre_kernel, payload, round, layout);
-    case MergeStep::merge:
-      return launch(queue, blocks, merge_threads, 0, merge_kernel, payload, round, layout);
-  }
+  const auto kernel = step == MergeStep::weigh    ? merge_kernel<MergeStep::weigh>
+                      : step == MergeStep::centre ? merge_kernel<MergeStep::centre>
+                                                  : merge_kernel<MergeStep::merge>;
+  launch(queue, (layout.groups + merge_threads - 1) / merge_threads, merge_threads, 0, kernel,
+         steps::payload_of(record.data), round, layout);
 }
 
 }  // namespace allnorm::cuda

@@ -1,14 +1,14 @@
-// Mean and centred sum of squares of every group; and with them the first half of a layer's forward call.
-#include "kernels/cuda/fused.hpp"
-#include "kernels/cuda/groupwise.hpp"
-#include "kernels/cuda/kernels.hpp"
+// Mean and centred sum of squares of every group.
 #include "kernels/cuda/moments.cuh"
+
+#include "kernels/cuda/halves.hpp"
+#include "kernels/cuda/kernels.hpp"
 
 namespace allnorm::cuda {
 
 namespace {
 
-void reduce_moments(const void* x, DType dtype, const Partition& partition, const MomentsEnd& end, Queue& queue) {
+void reduce_to(const MomentsEnd& end, const void* x, DType dtype, const Partition& partition, Queue& queue) {
   visit(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     reduce(MomentsTask<T>{static_cast<const T*>(x), end}, canonical(partition), queue);
@@ -18,16 +18,17 @@ void reduce_moments(const void* x, DType dtype, const Partition& partition, cons
 }  // namespace
 
 void moments(const MomentsArgs& args, Queue& queue) {
-  reduce_moments(args.x, args.dtype, args.partition, {args.mean, args.m2, {}}, queue);
+  reduce_to({args.mean, args.m2, {}}, args.x, args.dtype, args.partition, queue);
 }
 
-void forward_local(const ForwardArgs& args, Queue& queue) {
-  if (groupwise_fits(args, properties_of(queue)) || fused_fits(args, queue)) return;  // the second half does it all
-  if (args.record == nullptr) return reduce_moments(args.x, args.dtype, args.norm, {args.mean, args.m2, {}}, queue);
-  const steps::Layout layout{args.norm.groups()};
-  double* const payload = steps::payload_of(args.record);
-  reduce_moments(args.x, args.dtype, args.norm, {payload + layout.mean(0), payload + layout.m2(0), ForwardRecord(args)},
-                 queue);
+void reduce_moments(const ForwardArgs& args, Queue& queue) {
+  MomentsEnd end{args.mean, args.m2, {}};
+  if (args.record != nullptr) {
+    const steps::Layout layout{args.norm.groups()};
+    double* const payload = steps::payload_of(args.record);
+    end = {payload + layout.mean(0), payload + layout.m2(0), ForwardRecord(args)};
+  }
+  reduce_to(end, args.x, args.dtype, args.norm, queue);
 }
 
 }  // namespace allnorm::cuda

@@ -26,8 +26,8 @@ class MomentsThread {
   /// What adds nothing.
   __device__ Vector<Element, n> filler() const { return pack<Element>(pivot_); }
 
-  template <int batch>
-  __device__ void add(const Vector<Element, n> (&items)[batch], int count) {
+  template <int batch, class Task>
+  __device__ void add(const Task&, const Vector<Element, n> (&items)[batch], int count) {
     C values[batch][n];
     unrolled<batch>([&](auto u) { unpack(items[u], values[u]); });
     unrolled<n>([&](auto j) {

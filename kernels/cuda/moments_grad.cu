@@ -1,7 +1,6 @@
-// The backward reductions: sum of g and of g * (x - center) per group, g being dy behind the activation's gate; and
-// with them the first half of a layer's backward call.
-#include "kernels/cuda/fused.hpp"
-#include "kernels/cuda/groupwise.hpp"
+// The backward reductions: sums of g and of g * (x - center) per group of a norm, and of g and g * z per group of a
+// gamma that is read along, g being dy behind the activation's gate; and sums over fine groups.
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/moments_grad.cuh"
 
@@ -9,122 +8,148 @@ namespace allnorm::cuda {
 
 namespace {
 
-/// The sums of the fine groups' terms over the groups of a norm and over the parameters: a warp for each, in one order.
-struct CoarseArgs {
-  const double* terms = nullptr;  // (4, fine groups)
-  std::int64_t fine = 0, groups = 0, parameters = 0;
-  Coarsening to_norm{}, to_affine{};
-  double *s1 = nullptr, *s2 = nullptr;  // (G)
-  ParameterGrad dweight{}, dbias{};
-};
+// ---- from fine groups to coarse ones -------------------------------------------------------------------------------
 
-/// Two of the terms, summed over the fine groups of coarse group c.
-__device__ Sums coarse_sums(const double* first, const double* second, const Coarsening& to, std::int64_t fine,
-                            std::int64_t c) {
-  const std::int64_t period = to.divide * to.modulo, count = ceil_div(fine, period) * to.divide;
+constexpr int coarse_warps = block_threads / warp_threads;
+
+/// A warp walks along each coarse group, lane by lane; or, where coarse groups are neighbours in memory, the warps of a
+/// block along as many as a warp has lanes.
+ALLNORM_HOST_DEVICE bool are_neighbours(const CoarseSums& sums) { return sums.to.divide == 1; }
+std::int64_t blocks_of(const CoarseSums& sums) {
+  return ceil_div(sums.groups, are_neighbours(sums) ? warp_threads : coarse_warps);
+}
+
+__device__ void coarsen_block(const CoarseSums& in, std::int64_t block) {
+  ALLNORM_SHARED(of_warps, double[2][coarse_warps][warp_threads]);
+  const int warp = static_cast<int>(threadIdx.x) / warp_threads, lane = static_cast<int>(threadIdx.x) % warp_threads;
+  const bool across = are_neighbours(in);
+  const std::int64_t c = across ? block * warp_threads + lane : block * coarse_warps + warp;
+  const std::int64_t count = ceil_div(in.fine, in.to.divide * in.to.modulo) * in.to.divide;
   Sums own;
-  for (std::int64_t i = threadIdx.x % warp_threads; i < count; i += warp_threads) {
-    const std::int64_t f = (i / to.divide * to.modulo + c) * to.divide + i % to.divide;
-    if (f >= fine) continue;
-    own.sum += first[f];
-    own.second += second[f];
+  for (std::int64_t i = across ? warp : lane; c < in.groups && i < count; i += across ? coarse_warps : warp_threads) {
+    const std::int64_t f = (i / in.to.divide * in.to.modulo + c) * in.to.divide + i % in.to.divide;
+    if (f < in.fine) own.add(Sums{in.first[f], in.second[f]});
   }
-  return {warp_sum(own.sum), warp_sum(own.second)};
+  if (across) {
+    of_warps[0][warp][lane] = own.sum;
+    of_warps[1][warp][lane] = own.second;
+    __syncthreads();
+    own = {};
+    for (int w = 0; w < coarse_warps; ++w) own.add(Sums{of_warps[0][w][lane], of_warps[1][w][lane]});
+  } else {
+    own = {warp_sum(own.sum), warp_sum(own.second)};
+  }
+  if ((across ? warp : lane) != 0 || c >= in.groups) return;
+  if (in.s1 != nullptr) {
+    in.s1[c] = own.sum;
+    in.s2[c] = own.second;
+  }
+  in.dweight.set(c, own.sum);
+  in.dbias.set(c, own.second);
+}
+__global__ void __launch_bounds__(block_threads)
+    coarsen_kernel(const CoarseSums over_norm, const CoarseSums over_affine, const std::int64_t norm_blocks) {
+  if (const std::int64_t block = blockIdx.x; block < norm_blocks)
+    coarsen_block(over_norm, block);
+  else
+    coarsen_block(over_affine, block - norm_blocks);
 }
 
-__global__ void __launch_bounds__(block_threads) coarsen(CoarseArgs args) {
-  const std::int64_t item = (static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x) / warp_threads;
-  const bool writes = threadIdx.x % warp_threads == 0;
-  if (item < args.groups) {
-    const Sums s = coarse_sums(args.terms, args.terms + args.fine, args.to_norm, args.fine, item);
-    if (!writes) return;
-    args.s1[item] = s.sum;
-    args.s2[item] = s.second;
-  } else if (const std::int64_t p = item - args.groups; p < args.parameters) {
-    const Sums s = coarse_sums(args.terms + 2 * args.fine, args.terms + 3 * args.fine, args.to_affine, args.fine, p);
-    if (!writes) return;
-    args.dweight.set(p, s.sum);
-    args.dbias.set(p, s.second);
-  }
-}
+// ---- reductions ----------------------------------------------------------------------------------------------------
 
-/// What both entries share.
+/// What all entries share.
 struct Gradient {
   const void* x = nullptr;
   const void* dy = nullptr;
   DType dtype{};
-  Partition partition{};
-  Activation activation{};
-  const std::uint8_t* mask = nullptr;
+  Gate gate{};
   CoefficientSource source{};
+  Along along{};
 };
+template <class Args>
+Gradient of_arrays(const Args& args) {
+  return {args.x, args.dy, args.dtype, args.gate, {args.center, args.gate.scale, args.gate.shift}, args.along};
+}
+Gradient of_call(const BackwardArgs& args) {
+  return {args.x, args.dy, args.dtype, {args.activation, args.mask}, CoefficientSource::of_call(args), along_of(args)};
+}
+template <class T, Gates gates>
+GradInput<T, gates> input_of(const Gradient& in) {
+  return {static_cast<const T*>(in.x), static_cast<const T*>(in.dy),
+          Gating<compute_t<T>>(in.gate.activation, in.gate.mask), in.source};
+}
 
-void reduce_gradient(const Gradient& in, const GradEnd& end, Queue& queue) {
-  const bool gated = in.activation.kind != ActivationKind::identity, masked = gated && in.mask != nullptr;
+void reduce_over(const Partition& partition, Gradient in, const GradEnd& end, Queue& queue) {
+  const GateKind kind = kind_of(in.gate.activation, in.gate.mask);
+  in.source.has_z = kind == GateKind::sign;
   visit(in.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto go = [&](auto task) {
-      task.x = static_cast<const T*>(in.x);
-      task.dy = static_cast<const T*>(in.dy);
-      task.mask = in.mask;
-      task.activation = in.activation;
-      task.source = in.source;
-      task.source.has_sign = gated && !masked;
-      task.end = end;
-      reduce(task, canonical(in.partition), queue);
+    const auto go = [&](auto gates, const auto& gammas) {
+      using Task = GradTask<T, gates(), std::remove_cvref_t<decltype(gammas)>>;
+      reduce(Task{input_of<T, gates()>(in), end, gammas}, canonical(partition), queue);
     };
-    if (masked)
-      go(GradTask<T, true>{});
+    if (in.along.given)
+      go(std::integral_constant<Gates, Gates::any>{}, AlongGammas<true>(in.along, partition, vector_width<T>));
+    else if (kind == GateKind::mask)
+      go(std::integral_constant<Gates, Gates::by_mask>{}, FoldedGammas{});
     else
-      go(GradTask<T, false>{});
+      go(std::integral_constant<Gates, Gates::by_sign>{}, FoldedGammas{});
+  });
+}
+
+void reduce_over_affine(const Partition& norm, Gradient in, ParameterGrad dweight, ParameterGrad dbias, Queue& queue) {
+  in.source.has_z = true;
+  const Along own = in.along.given ? in.along : Along{};
+  visit(in.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto go = [&](auto gates) {
+      const AffineTask<T, gates()> task{
+          input_of<T, gates()>(in), GroupIndex(norm), own.weight, own.bias, dweight, dbias};
+      reduce(task, canonical(in.along.affine), queue);
+    };
+    if (in.gate.activation.kind == ActivationKind::identity)
+      go(std::integral_constant<Gates, Gates::none>{});
+    else
+      go(std::integral_constant<Gates, Gates::any>{});
   });
 }
 
 }  // namespace
 
+void coarsen(const CoarseSums& over_norm, const CoarseSums& over_affine, Queue& queue) {
+  const std::int64_t norm_blocks = blocks_of(over_norm);
+  launch(queue, norm_blocks + blocks_of(over_affine), block_threads, 0, coarsen_kernel, over_norm, over_affine,
+         norm_blocks);
+}
+
 void moments_grad(const MomentsGradArgs& args, Queue& queue) {
-  CoefficientSource source{};
-  source.center = args.center;
-  source.scale = args.gate.scale;
-  source.shift = args.gate.shift;
   GradEnd end{};
   end.sum_g = args.sum_g;
   end.sum_gx = args.sum_gx;
-  reduce_gradient({args.x, args.dy, args.dtype, args.partition, args.gate.activation, args.gate.mask, source}, end,
-                  queue);
+  reduce_over(args.partition, of_arrays(args), end, queue);
 }
 
-void backward_local(const BackwardArgs& args, Queue& queue) {
-  // the second half does it all
-  if (groupwise_backward_fits(args, properties_of(queue)) || fused_fits(args, queue)) return;
-  if (args.rows) return backward_local_rows(args, queue);
-  CoefficientSource source{};
-  source.frame = args.frame;
-  source.to_norm = args.to_norm;
-  source.to_affine = args.to_affine;
-  source.weight = args.weight;
-  source.bias = args.bias;
-  source.has_frame = true;
+void affine_grad(const AffineGradArgs& args, Queue& queue) {
+  reduce_over_affine(args.norm, of_arrays(args), {args.dweight, true}, {args.dbias, true}, queue);
+}
+
+void reduce_affine_gradient(const BackwardArgs& args, Queue& queue) {
+  reduce_over_affine(args.norm, of_call(args), args.dweight, args.dbias, queue);
+}
+
+void reduce_gradient(const BackwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups(), fine = args.fine.groups();
-  const std::int64_t parameters = args.wants_weight ? args.parameters : 0;
-  GradEnd end{};
-  end.groups = fine;
-  if (args.record != nullptr) end.record = BackwardRecord(args);
+  const std::int64_t parameters = args.wants_weight && !args.along ? args.affine.groups() : 0;
   const bool own = fine == groups && (parameters == 0 || parameters == fine);
-  if (own) {
-    end.s1 = args.sums;
-    end.s2 = args.sums + groups;
-    end.dweight = args.dweight;
-    end.dbias = args.dbias;
-  } else {
-    end.terms = args.scratch;
-  }
-  reduce_gradient({args.x, args.dy, args.dtype, args.fine, args.activation, args.mask, source}, end, queue);
+  GradEnd end = own ? GradEnd::own_of(args) : GradEnd{.terms = args.scratch, .groups = fine};
+  if (args.record != nullptr) end.record = BackwardRecord(args);
+  reduce_over(args.fine, of_call(args), end, queue);
   if (own) return;
-  const CoarseArgs coarse{end.terms,    fine,           groups,    parameters,
-                          args.to_norm, args.to_affine, args.sums, args.sums + groups,
-                          args.dweight, args.dbias};
-  launch(queue, ceil_div(groups + parameters, block_threads / warp_threads), block_threads, 0, coarsen, coarse);
+  const double* terms = end.terms;
+  coarsen({terms, terms + fine, fine, args.to_norm, groups, args.sums, args.sums + groups},
+          {terms + 2 * fine, terms + 3 * fine, fine, args.to_affine, parameters, nullptr, nullptr, args.dweight,
+           args.dbias},
+          queue);
 }
 
 }  // namespace allnorm::cuda

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "allnorm/dtype.hpp"
-#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vectors.cuh"

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/sums.cuh"
 #include "kernels/ops.hpp"
 
 namespace allnorm::cuda {
@@ -23,8 +23,7 @@ __device__ inline void report_started(const Reporter& reporter) {
 /// The sum of 64-bit words over a block, in thread 0. `room`: one per warp of shared memory.
 __device__ inline std::uint64_t block_sum(std::uint64_t value, unsigned long long* room) {
   const auto thread = static_cast<int>(threadIdx.x);
-  auto sum = static_cast<unsigned long long>(value);
-  for (int distance = warp_threads / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  auto sum = warp_sum(static_cast<unsigned long long>(value));
   if (thread % warp_threads == 0) room[thread / warp_threads] = sum;
   __syncthreads();
   if (thread == 0)

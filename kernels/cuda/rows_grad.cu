@@ -1,13 +1,11 @@
 // Backward of a norm over rows for a lone rank, all of it in one pass over x and dy: teams of threads walk down the
-// rows, each thread with columns of its own, so that the sums of dweight and dbias stay with it. And the second stage
-// of such sums.
+// rows, each thread with columns of its own, so that gamma and the sums of dgamma and dbeta stay with it.
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/cuda/coefficients.cuh"
-#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/row_steps.cuh"
 #include "kernels/cuda/team.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "src/runtime/cuda/queue.hpp"
@@ -15,10 +13,9 @@
 namespace allnorm::cuda {
 namespace {
 
-constexpr int most_threads = 512;             // of a block
-constexpr int most_vectors = 2;               // of a row, per thread
-constexpr int rows_per_sum = 16;              // added in the compute type
-constexpr int lane_columns = 32, lanes = 16;  // of the second stage
+constexpr int most_threads = 512;  // of a block
+constexpr int most_vectors = 2;    // of a row, per thread
+constexpr int rows_per_sum = 16;   // added in the compute type
 
 /// A row's share of one thread.
 template <class T, int vectors>
@@ -39,20 +36,20 @@ struct RowValues {
 /// sums: (2, blocks, columns). Team t of all takes the rows t, t + teams, ... Shared memory: (teams, 2, columns).
 template <class T, int vectors>
 __global__ void __launch_bounds__(most_threads)
-    rows_grad_kernel(const BackwardArgs args, const TeamShape team, double* sums) {
+    rows_grad_kernel(const __grid_constant__ BackwardArgs args, const TeamShape team, double* sums) {
   using C = compute_t<T>;
   constexpr int width = vector_width<T>;
   const std::int64_t rows = args.norm.groups(), columns = args.norm.group_size();
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * team.teams;
-  const int own = static_cast<int>(threadIdx.x) / team.threads;
   auto* shared = dynamic_shared<double>();
-  double* kept = shared + own * 2 * columns;
+  double* kept = shared + static_cast<int>(threadIdx.x) / team.threads * 2 * columns;
   const auto column = [&](int k) { return static_cast<std::int64_t>(k * team.threads + team.lane()) * width; };
 
-  C weight[vectors][width] = {}, of_weight[vectors][width] = {}, of_bias[vectors][width] = {};
+  typename AlongGammas<true>::Values<C, width> own[vectors];
+  C of_weight[vectors][width] = {}, of_bias[vectors][width] = {};
   for (int k = 0; k < vectors; ++k)
     if (column(k) < columns) {
-      rows::load_parameter<width>(args.weight, column(k), weight[k]);
+      load_parameter(args.weight, column(k), own[k].weight);
       for (int e = 0; e < width; ++e) kept[column(k) + e] = kept[columns + column(k) + e] = 0;
     }
   const auto flush = [&] {
@@ -77,38 +74,31 @@ __global__ void __launch_bounds__(most_threads)
     if (row + step < rows) next.read(args, row + step, columns, team);  // under way during the sums
     steps::GroupFrame frame;
     if (row < rows) frame = args.frame.get(row);
-    const auto normal = affine<C>(frame.mean, frame.rstd, 0);
-    SumPair sum;
+    const auto normal = affine<C>(frame.mean, frame.rstd, 0);  // without a correction
+    Sums sum;
     for (int k = 0; k < vectors; ++k) {
       if (column(k) >= columns || row >= rows) continue;
-      C value[width], gradient[width], some_g = 0, some_gx = 0;
+      C value[width], gradient[width];
+      TwoSums<C> of_vector;
       unpack(now.x[k], value);
       unpack(now.dy[k], gradient);
       for (int e = 0; e < width; ++e) {
-        const C centred = centred_of(value[e], normal.center, normal.power), g = weight[k][e] * gradient[e];
-        some_g += g;
-        some_gx = fma(g, centred, some_gx);
-        of_weight[k][e] = fma(gradient[e], affine_of(centred, normal.scale, normal.shift), of_weight[k][e]);
-        of_bias[k][e] += gradient[e];
+        const C centred = centred_of(value[e], normal.center, normal.power);
+        of_vector.add(own[k].own(e).weighted(gradient[e]), centred);
+        add_gradient(gradient[e], affine_of(centred, normal.scale, normal.shift), of_bias[k][e], of_weight[k][e]);
       }
-      sum.a += static_cast<double>(some_g);
-      sum.b += static_cast<double>(some_gx);
+      sum.add(of_vector);
     }
     if (++added % rows_per_sum == 0) flush();
-    sum = team_sum(sum, team);
+    sum = about_frame(team_sum(sum, team), normal.center, normal.power, frame.mean);
     if (row >= rows || args.dx == nullptr) continue;
-    sum.b = sum.b / static_cast<double>(normal.power) + (static_cast<double>(normal.center) - frame.mean) * sum.a;
-    const auto k_row = steps::grad_of(args, frame, 1, count, sum.a, sum.b);
-    const auto map = affine<C>(frame.mean, {k_row.power, k_row.slope}, k_row.offset);
-    const C gain = static_cast<C>(k_row.gain);
+    const auto map = grad_frame<C, true>(args, args.frame.get(row), row, count, sum.sum, sum.second);
     for (int k = 0; k < vectors; ++k) {
       if (column(k) >= columns) continue;
       C value[width], gradient[width];
       unpack(now.x[k], value);
       unpack(now.dy[k], gradient);
-      for (int e = 0; e < width; ++e)
-        value[e] = fma(gradient[e] * weight[k][e], gain,
-                       affine_of(centred_of(value[e], map.center, map.power), map.scale, map.shift));
+      for (int e = 0; e < width; ++e) value[e] = dx_of(value[e], gradient[e], map, own[k].own(e));
       write_vector(static_cast<T*>(args.dx) + row * columns + column(k), pack<T>(value));
     }
   }
@@ -119,35 +109,6 @@ __global__ void __launch_bounds__(most_threads)
     for (int t = 0; t < team.teams; ++t) total += shared[t * 2 * columns + i];
     sums[(i / columns * gridDim.x + blockIdx.x) * columns + i % columns] = total;
   }
-}
-
-/// The fine groups of every parameter, lane by lane and then over the lanes.
-__global__ void __launch_bounds__(lane_columns* lanes)
-    add_fine_kernel(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
-                    ParameterGrad dweight, ParameterGrad dbias) {
-  ALLNORM_SHARED(of_lanes, double[2][lanes][lane_columns]);
-  const int column = static_cast<int>(threadIdx.x) % lane_columns, lane = static_cast<int>(threadIdx.x) / lane_columns;
-  const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * lane_columns + column;
-  // fine group f has parameter f / divide % modulo
-  const std::int64_t divide = to_affine.divide, period = divide * to_affine.modulo;
-  SumPair sum;
-  if (p < parameters)
-    for (std::int64_t first = lane * period + p * divide; first < fine_groups; first += lanes * period)
-      for (std::int64_t f = first; f < first + divide; ++f) {
-        sum.a += of_fine[f];
-        sum.b += of_fine[fine_groups + f];
-      }
-  of_lanes[0][lane][column] = sum.a;
-  of_lanes[1][lane][column] = sum.b;
-  __syncthreads();
-  if (lane != 0 || p >= parameters) return;
-  sum = {};
-  for (int l = 0; l < lanes; ++l) {
-    sum.a += of_lanes[0][l][column];
-    sum.b += of_lanes[1][l][column];
-  }
-  dweight.set(p, sum.a);
-  dbias.set(p, sum.b);
 }
 
 /// The fewest threads whose vectors cover a row; several teams to a block where they are few.
@@ -171,23 +132,23 @@ void rows_grad_of(const BackwardArgs& args, const TeamShape& team, Queue& queue)
   Buffer<double> sums(static_cast<std::size_t>(2 * blocks * columns), queue, Fill::none);
   launch(queue, blocks, team.block_threads(), static_cast<std::size_t>(team.teams * 2 * columns) * sizeof(double),
          rows_grad_kernel<T, vectors>, args, team, sums.data());
-  add_fine(sums.data(), blocks * columns, {1, columns}, columns, args.dweight, args.dbias, queue);
+  const std::int64_t fine = blocks * columns;
+  coarsen({},
+          {sums.data(), sums.data() + fine, fine, {1, columns}, columns, nullptr, nullptr, args.dweight, args.dbias},
+          queue);
 }
 
 }  // namespace
 
-void add_fine(const double* of_fine, std::int64_t fine_groups, Coarsening to_affine, std::int64_t parameters,
-              ParameterGrad dweight, ParameterGrad dbias, Queue& queue) {
-  launch(queue, (parameters + lane_columns - 1) / lane_columns, lane_columns * lanes, 0, add_fine_kernel, of_fine,
-         fine_groups, to_affine, parameters, dweight, dbias);
-}
-
 bool rows_grad_fits(const BackwardArgs& args) {
-  const std::int64_t width = 16 / static_cast<std::int64_t>(size_of(args.dtype)), columns = args.norm.group_size();
-  bool aligned = columns % width == 0;
+  const Partition norm = canonical(args.norm), affine = canonical(args.affine);
+  const std::int64_t width = 16 / static_cast<std::int64_t>(size_of(args.dtype)), columns = norm.reduce1;
+  bool fits = args.record == nullptr && args.along && args.wants_weight && norm.elements() > 0 && norm.reduce0 == 1 &&
+              affine == Partition{1, norm.keep1, columns, 1};
   for (const void* p : {args.x, args.dy, static_cast<const void*>(args.dx), args.weight.data})
-    aligned = aligned && is_vector_aligned(p);
-  return aligned && columns <= width * most_vectors * most_threads / 2;
+    fits = fits && is_vector_aligned(p);
+  return fits && args.activation.kind == ActivationKind::identity && args.dresidual == nullptr &&
+         args.frame.r == nullptr && columns % width == 0 && columns <= width * most_vectors * most_threads / 2;
 }
 
 void rows_grad(const BackwardArgs& args, Queue& queue) {

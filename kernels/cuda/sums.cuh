@@ -2,6 +2,7 @@
 // columns that a block reads; and over the parts of a group.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/cuda/grid.cuh"
@@ -9,10 +10,26 @@
 
 namespace allnorm::cuda {
 
+/// What backward adds up: g, and g times a value's distance from its center, or times its z.
+template <class S>
+__device__ __forceinline__ void add_gradient(S g, S distance, S& sum, S& second) {
+  sum += g;
+  second = std::fma(g, distance, second);
+}
+
 /// Of `count` values: their sum about the group's pivot, and of squares about their own mean; or any two sums.
-struct Sums {
-  double sum = 0, second = 0;
+template <class S>
+struct TwoSums {
+  S sum = 0, second = 0;
+
+  __device__ __forceinline__ void add(S g, S distance) { add_gradient(g, distance, sum, second); }
+  template <class R>
+  __device__ __forceinline__ void add(const TwoSums<R>& more) {
+    sum += static_cast<S>(more.sum);
+    second += static_cast<S>(more.second);
+  }
 };
+using Sums = TwoSums<double>;
 
 /// A second sum that must not be negative for rounding; NaN stays.
 __device__ inline double not_negative(double value) { return value < 0 ? 0 : value; }
@@ -52,7 +69,8 @@ __device__ inline Sums joined(const double2* parts, std::int64_t stride, std::in
 }
 
 /// The sum over the threads of a warp, in all of them.
-__device__ inline double warp_sum(double value) {
+template <class S>
+__device__ __forceinline__ S warp_sum(S value) {
   for (int distance = warp_threads / 2; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffffu, value, distance);
   return value;

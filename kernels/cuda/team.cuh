@@ -1,22 +1,15 @@
-// Teams of threads that share a row: a warp, of which a block has several, or a whole block. Sums over a team have one
-// order, whatever runs first.
+// Teams of threads that share a group: a warp, of which a block has several, or a whole block. Sums over a team have
+// one order, whatever runs first.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/sums.cuh"
 
 namespace allnorm::cuda {
-
-constexpr unsigned all_lanes = 0xffffffffu;
-
-/// Two sums that are taken together.
-struct SumPair {
-  double a = 0, b = 0;
-};
 
 /// How a block is cut into teams, and a thread's place in them.
 struct TeamShape {
@@ -30,7 +23,7 @@ struct TeamShape {
   }
 };
 
-/// A warp per row of `values` values, `width` of them a load, while that leaves each thread few loads; else a block.
+/// A warp per group of `values` values, `width` of them a load, while that leaves each thread few loads; else a block.
 inline TeamShape team_for(std::int64_t values, int width, int most_threads = 512) {
   constexpr int loads = 8, warps = 4;
   TeamShape shape;
@@ -42,29 +35,31 @@ inline TeamShape team_for(std::int64_t values, int width, int most_threads = 512
   return shape;
 }
 
+/// All threads of a team have come here, and see what the others wrote.
+__device__ inline void team_sync(const TeamShape& team) {
+  if (team.threads == warp_threads)
+    __syncwarp();
+  else
+    __syncthreads();
+}
+
 /// The sums over the team's threads, in every thread. All threads of the block call it together.
-__device__ inline SumPair team_sum(SumPair sum, const TeamShape& team) {
-  for (int lane = warp_threads / 2; lane > 0; lane /= 2) {
-    sum.a += __shfl_xor_sync(all_lanes, sum.a, lane);
-    sum.b += __shfl_xor_sync(all_lanes, sum.b, lane);
-  }
+__device__ inline Sums team_sum(Sums own, const TeamShape& team) {
+  own = {warp_sum(own.sum), warp_sum(own.second)};
   ALLNORM_SHARED(of_warps, double[2 * warp_threads]);
-  if (team.threads == warp_threads) return sum;
+  if (team.threads == warp_threads) return own;
   const int warp = static_cast<int>(threadIdx.x) / warp_threads, warps = team.threads / warp_threads;
   const int first = warp / warps * warps;  // of the team
   if (threadIdx.x % warp_threads == 0) {
-    of_warps[2 * warp] = sum.a;
-    of_warps[2 * warp + 1] = sum.b;
+    of_warps[2 * warp] = own.sum;
+    of_warps[2 * warp + 1] = own.second;
   }
   __syncthreads();
-  sum = {};
-  for (int w = first; w < first + warps; ++w) {
-    sum.a += of_warps[2 * w];
-    sum.b += of_warps[2 * w + 1];
-  }
+  own = {};
+  for (int w = first; w < first + warps; ++w) own.add(Sums{of_warps[2 * w], of_warps[2 * w + 1]});
   __syncthreads();  // the next sum may overwrite them
-  return sum;
+  return own;
 }
-__device__ inline double team_sum(double sum, const TeamShape& team) { return team_sum(SumPair{sum, 0}, team).a; }
+__device__ inline double team_sum(double sum, const TeamShape& team) { return team_sum(Sums{sum, 0}, team).sum; }
 
 }  // namespace allnorm::cuda

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/team.cuh"
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(window_threads) lanes_kernel(const LanesArgs a
     hash += hash_part(value, static_cast<std::uint64_t>(c * fan_in + i));
     changed |= now.derivatives != 0 && static_cast<T>(value) != open[i];
   }
-  for (int lane = warp_threads / 2; lane > 0; lane /= 2) hash += __shfl_xor_sync(all_lanes, hash, lane);
+  hash = warp_sum(hash);
   // integers: the same in any order
   if (threadIdx.x % warp_threads == 0) atomicAdd(reinterpret_cast<unsigned long long*>(args.weights), hash);
   if (changed) atomicExch(reinterpret_cast<unsigned long long*>(args.weights + 1), 1ull);
@@ -56,20 +56,20 @@ __global__ void __launch_bounds__(window_threads) lanes_kernel(const LanesArgs a
 
   const std::int64_t used = now.batches < args.rules.burn_in ? 0 : now.entries;
   for (std::int64_t entry = 0; entry < args.lanes; ++entry) {
-    SumPair sum;  // by the mean, by the variance
+    Sums sum;  // by the mean, by the variance
     if (entry < used) {
       const std::int64_t slot = ring.slot(now, entry), row = (slot * C + c) * fan_in;
       const T* dmean = arrays.dmean + (slot * ring.mean_rows + ring.mean_row(c, C)) * fan_in;
       for (std::int64_t i = threadIdx.x; i < fan_in; i += window_threads) {
         const double change = args.theta[c * fan_in + i] - static_cast<double>(arrays.weight[row + i]);
-        sum.a += static_cast<double>(dmean[i]) * change;
-        sum.b += static_cast<double>(arrays.dvar[row + i]) * change;
+        sum.sum += static_cast<double>(dmean[i]) * change;
+        sum.second += static_cast<double>(arrays.dvar[row + i]) * change;
       }
     }
     sum = team_sum(sum, TeamShape{window_threads, 1});
     if (threadIdx.x != 0) continue;
-    args.payload[layout.dmean(entry, c)] = sum.a;
-    args.payload[layout.dvar(entry, c)] = sum.b;
+    args.payload[layout.dmean(entry, c)] = sum.sum;
+    args.payload[layout.dvar(entry, c)] = sum.second;
   }
 }
 

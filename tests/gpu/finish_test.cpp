@@ -317,13 +317,12 @@ void check_backward(const Partition& shape, int ranks, bool disagree, bool maske
   args.dx = dx.data();
   args.dresidual = dresidual.data();
   args.dtype = DType::f32;
-  args.norm = args.fine = shape;
+  args.norm = args.fine = args.affine = shape;
   args.to_norm = args.to_affine = {1, groups};
   args.activation = {ActivationKind::leaky_relu, 0.25};
   args.mask = masked ? mask.data() : nullptr;
   args.weight = {weight.data(), false, 1};
   args.bias = {bias.data(), false, 0};
-  args.parameters = groups;
   args.frame = frame.view();
   args.record = all.at(0);
   args.reporter = {report.data(), counts.data()};

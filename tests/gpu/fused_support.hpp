@@ -76,7 +76,7 @@ struct Layer {
         dweight(p.groups()),
         dbias(p.groups()),
         sums(2 * p.groups()),
-        scratch(static_cast<std::size_t>(backward_scratch(p, p, p.groups()))),
+        scratch(static_cast<std::size_t>(8 * p.groups())),
         mask(static_cast<std::size_t>(bytes_of(p.elements())), std::uint8_t{0}) {}
 
   ForwardArgs forward() {
@@ -98,7 +98,6 @@ struct Layer {
     a.dx = dx.data();
     a.dresidual = with_residual ? dresidual.data() : nullptr;
     a.mask = with_mask ? mask.data() : nullptr;
-    a.parameters = p.groups();
     a.dweight = {dweight.data(), true};
     a.dbias = {dbias.data(), true};
     a.wants_weight = true;
@@ -115,7 +114,7 @@ struct Layer {
   void describe(LayerCall& call) {
     call.x = x.data();
     call.dtype = dtype_of<T>();
-    call.norm = call.fine = p;
+    call.norm = call.fine = call.affine = p;
     call.to_norm = call.to_affine = {1, p.groups()};
     call.activation = activation;
     call.weight = {weight.data(), false, 1};
@@ -124,7 +123,7 @@ struct Layer {
   }
 };
 
-inline void call(const ForwardArgs& args, Queue& queue, FusedPath path) {
+inline void call(ForwardArgs args, Queue& queue, FusedPath path) {
   const Choose choice(path);
   EXPECT_EQ(cuda::fused_fits(args, queue), path == FusedPath::always);
   cuda::forward_local(args, queue);

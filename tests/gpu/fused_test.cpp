@@ -3,7 +3,7 @@
 #if ALLNORM_CUDA_EMULATED
 #include "cuda_emulation.hpp"
 #endif
-#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
@@ -148,7 +148,7 @@ TYPED_TEST(FusedKernels, BackwardIsTheSeparateKernels) {
         // coefficients that the host may round otherwise, and then the result
         ASSERT_NEAR(fused.dx[i], plain.dx[i], 2 * (compute_unit<T> + store_unit<T>)*size + 2 * store_floor) << i;
       }
-      if (!cuda::groupwise_backward_fits(fused.backward(), cuda::properties_of(this->queue))) {
+      if (!cuda::groupwise_fits(fused.backward(), cuda::properties_of(this->queue))) {
         // with the device's coefficients, the same bits
         const Choose choice(FusedPath::never);
         cuda::backward_finish(plain.backward(), {nullptr, 0, 0, fused.sums.data()}, this->queue);
@@ -207,10 +207,11 @@ TEST(FusedBackward, IsReachedThroughTheHalves) {
   halves.frame = direct.frame;
   fused_backward(direct.backward(), queue);
   const Choose choice(FusedPath::always);
-  cuda::backward_local(halves.backward(), queue);
+  BackwardArgs args = halves.backward();
+  cuda::backward_local(args, queue);
   queue.wait();
   EXPECT_TRUE(std::isnan(halves.sums[0])) << "the first half has taken sums";
-  cuda::backward_finish(halves.backward(), {nullptr, 0, 0, halves.sums.data()}, queue);
+  cuda::backward_finish(args, {nullptr, 0, 0, halves.sums.data()}, queue);
   queue.wait();
   EXPECT_TRUE(halves.dx.same_bits(direct.dx));
   EXPECT_TRUE(halves.dweight.same_bits(direct.dweight));
@@ -237,8 +238,9 @@ TEST(Fused, CallsAreCapturedAndReplayed) {
   {
     const Choose choice(FusedPath::always);
     ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-    cuda::forward_local(fused.forward(), queue);
-    cuda::forward_finish(fused.forward(), {}, queue);
+    ForwardArgs args = fused.forward();
+    cuda::forward_local(args, queue);
+    cuda::forward_finish(args, {}, queue);
     cuda::fused_backward(fused.backward(), queue);
     cudaGraph_t graph = nullptr;
     ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
@@ -296,9 +298,8 @@ TEST(Fused, FitsWhereItCanAndShouldPay) {
   ForwardArgs forward = small.forward();
   BackwardArgs backward = small.backward();
   const auto sized = [&](std::int64_t rows) {
-    forward.norm = forward.fine = backward.norm = backward.fine = {1, rows, 64, 1};
+    forward.norm = forward.fine = backward.norm = backward.fine = backward.affine = {1, rows, 64, 1};
     forward.to_norm = forward.to_affine = backward.to_norm = backward.to_affine = {1, 64};
-    backward.parameters = 64;
   };
   sized(values / 64);
   EXPECT_TRUE(cuda::fused_fits(forward, queue));

@@ -1,6 +1,4 @@
-// Norms whose groups stay on chip, and the halves over rows that serve the others, against plain loops in double.
-#include "kernels/cuda/groupwise.hpp"
-
+// Norms whose groups stay on chip against plain loops in double.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +11,7 @@
 #include "../kernels_support.hpp"
 #include "allnorm/partition.hpp"
 #include "allnorm/tensor.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "src/runtime/cuda/queue.hpp"
 
 namespace allnorm::kernel_test {
@@ -21,43 +20,45 @@ namespace {
 /// What a layer sees: src/plan.cpp makes the same.
 struct Layout {
   const char* edge;
-  Partition norm{}, fine{};
+  Partition norm{}, affine{}, fine{};
   Coarsening to_norm{}, to_affine{};
-  std::int64_t parameters = 0;
-  bool rows = false;
+  bool along = false, by_row = false;  // gamma is read along; and rows may be read once for all gradients
 
-  std::int64_t parameter_of(std::int64_t i) const { return rows ? i % parameters : to_affine(fine.group_of(i)); }
+  std::int64_t parameter_of(std::int64_t i) const { return affine.group_of(i); }
   template <class T>
   void describe(LayerCall& call, const Walled<T>& x, const Parameter& weight, const Parameter& bias,
                 const steps::FrameView& frame) const {
     call.x = x.data();
     call.dtype = dtype_of<T>();
     call.norm = norm;
+    call.affine = affine;
     call.fine = fine;
     call.to_norm = to_norm;
     call.to_affine = to_affine;
-    call.rows = rows;
+    call.along = along;
     call.weight = weight;
     call.bias = bias;
     call.frame = frame;
   }
 };
+Layout along(const char* edge, const Partition& norm, const Partition& affine) {
+  return {edge, norm, affine, norm, {1, norm.groups()}, {}, true};
+}
 Layout rows(const char* edge, std::int64_t count, std::int64_t columns) {
-  return {edge, {1, 1, count, columns}, {}, {}, {}, columns, true};
+  Layout layout = along(edge, {1, 1, count, columns}, {1, count, columns, 1});
+  layout.by_row = true;
+  return layout;
 }
 Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t groups) {
   const std::int64_t C = shape[1];
   return {edge,
           partition({Axis::sample, Axis::group}, shape, order, {.groups = groups}),
+          partition({Axis::channel}, shape, order),
           partition({Axis::sample, Axis::channel}, shape, order),
           {C / groups, shape[0] * groups},
-          {1, C},
-          C,
-          false};
+          {1, C}};
 }
-Layout channels(const char* edge, const Partition& p) {
-  return {edge, p, p, {1, p.groups()}, {1, p.groups()}, p.groups(), false};
-}
+Layout channels(const char* edge, const Partition& p) { return {edge, p, p, p, {1, p.groups()}, {1, p.groups()}}; }
 /// Large groups are kept on chip where there are enough of them: half as many as the device has multiprocessors.
 std::vector<Layout> layouts(const cudaDeviceProp& device) {
   constexpr auto first = Order::channels_first, last = Order::channels_last;
@@ -82,7 +83,14 @@ std::vector<Layout> layouts(const cudaDeviceProp& device) {
           blocks("channels last, off the vector's width", {2, 30, 7, 5}, last, 3),
           channels("a small batch's channels", {1, 5, 7, 48}),
           channels("a small batch's channels, off the vector's width", {1, 6, 3, 49}),
-          blocks("one plane's value", {4, 40, 1, 1}, first, 2)};
+          blocks("one plane's value", {4, 40, 1, 1}, first, 2),
+          along("a gamma for every value", {1, 1, 12, 64}, {1, 1, 12 * 64, 1}),
+          along("a gamma for every value, groups of runs", {1, 5, 6, 16}, {1, 1, 5 * 6 * 16, 1}),
+          along("a gamma for every place of a plane", {1, 1, 10, 49}, {1, 10, 49, 1}),
+          along("a gamma for every four values", {1, 1, 6, 96}, {1, 6, 24, 4}),
+          along("a gamma for every run of a matrix", {1, 1, 6, 64}, {3, 2, 8, 8}),
+          along("gammas that several groups share", {1, 1, 6, 64}, {1, 1, 6 * 16, 4}),
+          along("gammas of two groups in turn", {1, 1, 8, 40}, {1, 4, 80, 1})};
 }
 
 template <class T>
@@ -179,13 +187,12 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
   using T = TypeParam;
   for (const Layout& layout : layouts(this->device))
     for (const bool with_residual : {false, true}) {
-      if (with_residual && layout.rows) continue;
       SCOPED_TRACE(std::string(layout.edge) + (with_residual ? ", residual" : ""));
       const std::int64_t n = layout.norm.elements();
       Walled<T> y = normal<T>(n, 2, 3.0, 0.5);
       const Walled<T> x = y, residual = normal<T>(n, 4);
-      const auto weight = normal<double>(layout.parameters, 21), bias = normal<double>(layout.parameters, 22);
-      const Activation activation = layout.rows ? Activation{} : relu;
+      const std::int64_t parameters = layout.affine.groups();
+      const auto weight = normal<double>(parameters, 21), bias = normal<double>(parameters, 22);
       CallState state;
       FrameArrays frame(layout.norm.groups());
       ForwardArgs args;
@@ -193,7 +200,7 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
                       frame.view(state));  // otherwise in place
       args.residual = with_residual ? residual.data() : nullptr;
       args.y = y.data();
-      args.activation = activation;
+      args.activation = relu;
       args.rules.eps = eps;
       args.state = state.state;
       const bool fits = static_cast<std::size_t>(layout.norm.group_size()) * sizeof(T) <= this->on_chip;
@@ -204,7 +211,7 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
         cuda::groupwise_forward(args, this->queue);
         this->queue.wait();
         EXPECT_TRUE(y.intact() && frame.intact());
-        expect_forward(layout, x, with_residual ? &residual : nullptr, weight, bias, activation, y, frame);
+        expect_forward(layout, x, with_residual ? &residual : nullptr, weight, bias, relu, y, frame);
         EXPECT_EQ(state.turn[0], call + 1);
         EXPECT_EQ(state.state.now().calls, call + 1);
         EXPECT_EQ(state.scalars[0].call, call);
@@ -235,93 +242,129 @@ TYPED_TEST(GroupwiseKernels, FarMeansKeepTheirVariance) {
 
 /// z as the kernels compute it.
 template <class T>
-bool passes(double x, double center, double scale, double shift) {
+bool passes(const Layout& layout, double x, double center, double rstd, double weight, double bias) {
   using C = compute_t<T>;
   const C c = static_cast<C>(center);
+  const double scale = layout.along ? rstd : weight * rstd, shift = layout.along ? 0 : bias;
   const C s = static_cast<C>(std::fma(scale, static_cast<double>(c) - center, shift));
-  return !(std::fma(static_cast<C>(x) - c, static_cast<C>(scale), s) <= 0);
+  const C z = std::fma(static_cast<C>(x) - c, static_cast<C>(scale), s);
+  return !((layout.along ? std::fma(z, static_cast<C>(weight), static_cast<C>(bias)) : z) <= 0);
 }
+
+/// A backward call, what it writes, and what it should.
+template <class T>
+struct Gradients {
+  static constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
+  // sums of up to 16 in the compute type, of differences that were rounded against values of size |mean|
+  static constexpr double sums = (roundings + 4) * u;
+
+  const Layout& layout;
+  std::int64_t n = layout.norm.elements(), G = layout.norm.groups(), P = layout.affine.groups();
+  Walled<T> x = normal<T>(n, 2, 3.0, 0.5), dy = normal<T>(n, 3), dx{n}, dresidual{n};
+  Walled<double> weight = normal<double>(P, 21), bias = normal<double>(P, 22), dweight{P}, dbias{P};
+  Walled<double> scratch{4 * (layout.fine.groups() + P)};
+  backend::Array<std::uint8_t> mask = backend::Array<std::uint8_t>(index((n + 7) / 8));
+  CallState state{};
+  FrameArrays frame{G};
+  BackwardArgs args{};
+
+  Gradients(const Layout& cut, const Activation& activation, bool with_mask) : layout(cut) {
+    for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<std::uint8_t>(37 * i + 11);
+    const Moments moments(x, layout.norm);
+    for (std::int64_t g = 0; g < G; ++g) {
+      const auto i = static_cast<std::size_t>(g);
+      frame.mean.set(g, moments.mean[i]), frame.var.set(g, moments.var[i]), frame.share.set(g, 1);
+      frame.rstd.set(g, 1 / std::sqrt(moments.var[i] + eps));
+    }
+    state.scalars[0] = {static_cast<double>(layout.norm.group_size()), 0};
+    layout.describe(args, x, {weight.data(), true, 1}, {bias.data(), true, 0}, frame.view(state));
+    args.dy = dy.data();
+    args.dx = dx.data();
+    args.dresidual = with_mask ? dresidual.data() : nullptr;
+    args.activation = activation;
+    args.mask = with_mask ? mask.data() : nullptr;
+    args.dweight = {dweight.data(), true};
+    args.dbias = {dbias.data(), true};
+    args.wants_weight = true;
+    args.scratch = scratch.data();
+  }
+
+  double gated(std::int64_t i) const {
+    const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+    bool open = args.activation.kind == ActivationKind::identity;
+    if (args.mask != nullptr) open = open || (mask[index(i / 8)] >> (i % 8) & 1) != 0;
+    if (args.mask == nullptr) open = open || passes<T>(layout, x[i], frame.mean[g], frame.rstd[g], weight[p], bias[p]);
+    return open ? dy[i] : 0;
+  }
+  void expect_written() const {
+    EXPECT_TRUE(dx.intact() && dresidual.intact() && dweight.intact() && dbias.intact() && scratch.intact());
+    std::vector<double> s1(index(G)), s2(s1), size1(s1), size2(s1);
+    std::vector<double> gamma(index(P)), beta(gamma), gamma_size(gamma), beta_size(gamma);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+      const auto at = index(g), of = index(p);
+      const double value = gated(i), centred = x[i] - frame.mean[g];
+      s1[at] += weight[p] * value, size1[at] += std::abs(weight[p] * value);
+      s2[at] += weight[p] * value * centred, size2[at] += std::abs(weight[p] * value * centred);
+      gamma[of] += frame.rstd[g] * value * centred, gamma_size[of] += std::abs(frame.rstd[g] * value * centred);
+      beta[of] += value, beta_size[of] += std::abs(value);
+    }
+    const double count = static_cast<double>(layout.norm.group_size());
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
+      const auto at = index(g);
+      const double value = gated(i), r = frame.rstd[g], centred = x[i] - frame.mean[g];
+      const double want = value * weight[p] * r - (r * s1[at] + centred * r * r * r * s2[at]) / count;
+      const double size =
+          std::abs(value * weight[p] * r) + (r * size1[at] + std::abs(centred) * r * r * r * size2[at]) / count;
+      ASSERT_NEAR(dx[i], want, sums * size + store_unit<T> * std::abs(want) + floor) << i;
+      if (args.dresidual != nullptr) {
+        ASSERT_EQ(dresidual[i], value);
+      }
+    }
+    for (std::int64_t p = 0; p < P; ++p) {
+      ASSERT_NEAR(dweight[p], gamma[index(p)], sums * gamma_size[index(p)]) << p;
+      ASSERT_NEAR(dbias[p], beta[index(p)], sums * beta_size[index(p)]) << p;
+    }
+  }
+
+ private:
+  static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+};
 
 TYPED_TEST(GroupwiseKernels, OneLaunchGivesAGroupsGradients) {
   using T = TypeParam;
-  constexpr double u = compute_unit<T>, floor = sizeof(T) == 2 ? store_floor : 0.0;
   for (const Layout& layout : layouts(this->device))
     for (const bool with_mask : {false, true}) {
-      if (with_mask && layout.rows) continue;
       SCOPED_TRACE(std::string(layout.edge) + (with_mask ? ", mask" : ""));
-      const std::int64_t n = layout.norm.elements(), G = layout.norm.groups(), P = layout.parameters;
-      const auto x = normal<T>(n, 2, 3.0, 0.5), dy = normal<T>(n, 3);
-      const auto weight = normal<double>(P, 21), bias = normal<double>(P, 22);
-      Walled<T> dx(n), dresidual(n);
-      Walled<double> dweight(P), dbias(P);
-      Walled<double> scratch(backward_scratch(layout.norm, layout.fine, P));
-      backend::Array<std::uint8_t> mask(static_cast<std::size_t>((n + 7) / 8));
-      for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<std::uint8_t>(37 * i + 11);
-      CallState state;
-      FrameArrays frame(G);
-      const Moments moments(x, layout.norm);
-      for (std::int64_t g = 0; g < G; ++g) {
-        const auto i = static_cast<std::size_t>(g);
-        frame.mean.set(g, moments.mean[i]), frame.var.set(g, moments.var[i]), frame.share.set(g, 1);
-        frame.rstd.set(g, 1 / std::sqrt(moments.var[i] + eps));
-      }
-      state.scalars[0] = {static_cast<double>(layout.norm.group_size()), 0};
-      BackwardArgs args;
-      layout.describe(args, x, {weight.data(), true, 1}, {bias.data(), true, 0}, frame.view(state));
-      args.dy = dy.data();
-      args.dx = dx.data();
-      args.dresidual = with_mask ? dresidual.data() : nullptr;
-      args.activation = layout.rows ? Activation{} : relu;
-      args.mask = with_mask ? mask.data() : nullptr;
-      args.parameters = P;
-      args.dweight = {dweight.data(), true};
-      args.dbias = {dbias.data(), true};
-      args.wants_weight = true;
-      args.scratch = scratch.data();
+      Gradients<T> call(layout, relu, with_mask);
       const bool fits = 2 * static_cast<std::size_t>(layout.norm.group_size()) * sizeof(T) <= this->on_chip;
-      EXPECT_EQ(cuda::groupwise_backward_fits(args, this->device), fits);
+      EXPECT_EQ(cuda::groupwise_fits(call.args, this->device), fits);
+      EXPECT_FALSE(cuda::rows_grad_fits(call.args)) << "which knows no gate";
       if (!fits) continue;
-      cuda::groupwise_backward(args, this->queue);
+      cuda::groupwise_backward(call.args, this->queue);
       this->queue.wait();
-      EXPECT_TRUE(dx.intact() && dresidual.intact() && dweight.intact() && dbias.intact() && scratch.intact());
-
-      std::vector<double> s1(static_cast<std::size_t>(G)), s2(s1), size1(s1), size2(s1);
-      std::vector<double> gamma(static_cast<std::size_t>(P)), beta(gamma), gamma_size(gamma), beta_size(gamma);
-      std::vector<double> gated(static_cast<std::size_t>(n));
-      for (std::int64_t i = 0; i < n; ++i) {
-        const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
-        const auto at = static_cast<std::size_t>(g), of = static_cast<std::size_t>(p);
-        const bool open =
-            layout.rows || (with_mask ? (mask[static_cast<std::size_t>(i / 8)] >> (i % 8) & 1) != 0
-                                      : passes<T>(x[i], frame.mean[g], weight[p] * frame.rstd[g], bias[p]));
-        const double value = open ? dy[i] : 0, centred = x[i] - frame.mean[g];
-        gated[static_cast<std::size_t>(i)] = value;
-        s1[at] += weight[p] * value, size1[at] += std::abs(weight[p] * value);
-        s2[at] += weight[p] * value * centred, size2[at] += std::abs(weight[p] * value * centred);
-        gamma[of] += frame.rstd[g] * value * centred, gamma_size[of] += std::abs(frame.rstd[g] * value * centred);
-        beta[of] += value, beta_size[of] += std::abs(value);
-      }
-      const double count = static_cast<double>(layout.norm.group_size());
-      // sums of up to 16 in the compute type, of differences that were rounded against values of size |mean|
-      constexpr double sums = (roundings + 4) * u;
-      for (std::int64_t i = 0; i < n; ++i) {
-        const std::int64_t g = layout.norm.group_of(i), p = layout.parameter_of(i);
-        const auto at = static_cast<std::size_t>(g);
-        const double value = gated[static_cast<std::size_t>(i)], r = frame.rstd[g], centred = x[i] - frame.mean[g];
-        const double want = value * weight[p] * r - (r * s1[at] + centred * r * r * r * s2[at]) / count;
-        const double size =
-            std::abs(value * weight[p] * r) + (r * size1[at] + std::abs(centred) * r * r * r * size2[at]) / count;
-        ASSERT_NEAR(dx[i], want, sums * size + store_unit<T> * std::abs(want) + floor) << i;
-        if (with_mask) {
-          ASSERT_EQ(dresidual[i], value);
-        }
-      }
-      for (std::int64_t p = 0; p < P; ++p) {
-        const auto of = static_cast<std::size_t>(p);
-        ASSERT_NEAR(dweight[p], gamma[of], sums * gamma_size[of]) << p;
-        ASSERT_NEAR(dbias[p], beta[of], sums * beta_size[of]) << p;
-      }
+      call.expect_written();
     }
+}
+
+/// Where rows have gammas along and nothing else, their gradients come in the same pass; the slow twin is the group's.
+TYPED_TEST(GroupwiseKernels, OnePassGivesTheGradientsOfRows) {
+  using T = TypeParam;
+  for (const Layout& layout : layouts(this->device)) {
+    if (!layout.along) continue;
+    SCOPED_TRACE(layout.edge);
+    const std::int64_t columns = layout.norm.group_size(), width = 16 / static_cast<std::int64_t>(sizeof(T));
+    const bool fits = layout.by_row && columns % width == 0 && columns <= 512 * width;
+    for (const bool by_row : {false, true}) {
+      Gradients<T> call(layout, {}, false);
+      EXPECT_EQ(cuda::rows_grad_fits(call.args), fits);
+      if (by_row ? !fits : !cuda::groupwise_fits(call.args, this->device)) continue;
+      (by_row ? cuda::rows_grad : cuda::groupwise_backward)(call.args, this->queue);
+      this->queue.wait();
+      call.expect_written();
+    }
+  }
 }
 
 }  // namespace

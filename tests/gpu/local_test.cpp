@@ -145,23 +145,22 @@ TEST(FirstHalvesReports, StartedExchangesAreCounted) {
 /// What a layer sees of a tensor (src/plan.cpp makes the same).
 struct Layout {
   const char* edge;
-  Partition norm{}, fine{};
+  Partition norm{}, affine{}, fine{};
   Coarsening to_norm{}, to_affine{};
-  std::int64_t parameters = 0;
 };
 Layout batch(const char* edge, const Shape& shape, Order order) {
   const Partition p = partition({Axis::channel}, shape, order);
-  const std::int64_t C = shape[1], modulo = std::max<std::int64_t>(1, C);
-  return {edge, p, p, {1, modulo}, {1, modulo}, C};
+  const std::int64_t modulo = std::max<std::int64_t>(1, shape[1]);
+  return {edge, p, p, p, {1, modulo}, {1, modulo}};
 }
 Layout blocks(const char* edge, const Shape& shape, Order order, std::int64_t groups) {
   const std::int64_t C = shape[1];
   return {edge,
           partition({Axis::sample, Axis::group}, shape, order, {.groups = groups}),
+          partition({Axis::channel}, shape, order),
           partition({Axis::sample, Axis::channel}, shape, order),
           {C / groups, std::max<std::int64_t>(1, shape[0] * groups)},
-          {1, C},
-          C};
+          {1, C}};
 }
 std::vector<Layout> layouts() {
   constexpr auto first = Order::channels_first, last = Order::channels_last;
@@ -188,7 +187,7 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
       for (const bool masked : {false, true}) {
         SCOPED_TRACE(std::string(layout.edge) + (masked ? ", masked" : "") + ", activation " +
                      std::to_string(static_cast<int>(activation.kind)));
-        const std::int64_t G = layout.norm.groups(), F = layout.fine.groups(), P = layout.parameters,
+        const std::int64_t G = layout.norm.groups(), F = layout.fine.groups(), P = layout.affine.groups(),
                            elements = layout.fine.elements();
         const auto x = normal<T>(elements, 1), dy = normal<T>(elements, 2);
         Walled<double> mean = normal<double>(G, 3, 0, 0.3), var(G), rstd = normal<double>(G, 4, 2, 0.1),
@@ -203,12 +202,13 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
         auto record = bytes_for_record(2 * G);
         double* sums = steps::payload_of(record.data());
         Walled<float> dweight(P);
-        Walled<double> dbias(P), scratch(backward_scratch(layout.norm, layout.fine, P));
+        Walled<double> dbias(P), scratch(4 * (F + P));
         BackwardArgs args{};
         args.x = x.data();
         args.dy = dy.data();
         args.dtype = dtype_of<T>();
         args.norm = layout.norm;
+        args.affine = layout.affine;
         args.fine = layout.fine;
         args.to_norm = layout.to_norm;
         args.to_affine = layout.to_affine;
@@ -216,7 +216,6 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
         args.mask = masked ? mask.data() : nullptr;
         args.weight = {weight.data(), false, 1};
         args.bias = {bias.data(), true, 0};
-        args.parameters = P;
         args.dweight = {dweight.data(), false};
         args.dbias = {dbias.data(), true};
         args.wants_weight = true;
@@ -228,6 +227,7 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
         this->queue.ops().backward_local(args, this->queue);
         this->queue.wait();
         EXPECT_TRUE(dweight.intact() && dbias.intact() && scratch.intact());
+        EXPECT_EQ(scratch.size(), backward_scratch(args));
 
         RecordHead head{};
         std::memcpy(&head, record.data(), sizeof(head));

@@ -1,6 +1,7 @@
 // How reductions on a GPU cut partitions: every element exactly once, enough blocks, offsets beyond 32 bits.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,18 @@ struct Coverage {
   }
 };
 
+/// The offsets of a thread's vectors, which are the same on the way back.
+template <class Walk>
+std::vector<std::int64_t> offsets_of(Walk walk) {
+  std::vector<std::int64_t> there, back;
+  Walk end = walk;
+  for (std::int64_t left = walk.count; left > 0; --left, walk.next()) there.push_back(walk.at);
+  if (end.count > 0) end.to_last();
+  for (std::int64_t left = end.count; left > 0; --left, end.back()) back.push_back(end.at);
+  EXPECT_TRUE(std::equal(there.begin(), there.end(), back.rbegin(), back.rend()));
+  return there;
+}
+
 void cover(const RunPlan& plan, Coverage& coverage) {
   for (std::int64_t group = 0; group < plan.p.groups(); ++group)
     for (std::int64_t index = 0; index < plan.parts; ++index) {
@@ -38,13 +51,16 @@ void cover(const RunPlan& plan, Coverage& coverage) {
       EXPECT_TRUE(part.values() > 0 || plan.p.elements() == 0);
       EXPECT_EQ(part.values(), plan.values_of(index));
       std::int64_t values = 0;
-      for (int lane = 0; lane < plan.lanes; ++lane)
-        for (RunWalk walk = plan.walk(part, lane); walk.more(); walk.advance()) {
-          coverage.read(walk.at, plan.vector, group);
+      for (int lane = 0; lane < plan.lanes; ++lane) {
+        const auto offsets = offsets_of(plan.walk(part, lane));
+        EXPECT_LE(static_cast<std::int64_t>(offsets.size()), plan.most_of_unit());
+        for (const std::int64_t at : offsets) {
+          coverage.read(at, plan.vector, group);
           values += plan.vector;
           if (lane > 0) continue;
-          EXPECT_GE(walk.at, plan.first_of(group));
+          EXPECT_GE(at, plan.first_of(group));
         }
+      }
       EXPECT_EQ(values, part.values());
     }
 }
@@ -56,12 +72,18 @@ void cover(const ColumnPlan& plan, Coverage& coverage) {
     EXPECT_GT(unit.columns, 0);
     EXPECT_EQ(unit.columns % plan.group_width, 0);
     EXPECT_EQ(unit.columns % plan.vector, 0);
-    for (std::int64_t row = unit.row; row < unit.row + unit.rows; ++row)
-      for (std::int64_t column = unit.column; column < unit.column + unit.columns; ++column) {
-        const std::int64_t group = plan.group_of(unit.matrix, column);
-        coverage.read((unit.matrix * plan.rows + row) * plan.width + column, 1, group);
-        EXPECT_EQ(coverage.p.group_of(plan.first_of(unit.matrix, column)), group);
-      }
+    for (int thread = 0; thread < block_threads; ++thread) {
+      const auto offsets = offsets_of(plan.walk(unit, thread));
+      EXPECT_LE(static_cast<std::int64_t>(offsets.size()), plan.most_of_unit());
+      for (const std::int64_t at : offsets)
+        for (int j = 0; j < plan.vector; ++j) {
+          const std::int64_t column = unit.column + plan.column(thread) + j;
+          const std::int64_t group = plan.group_of(unit.matrix, column);
+          coverage.read(at + j, 1, group);
+          EXPECT_EQ((at + j) % plan.width, column);
+          EXPECT_EQ(coverage.p.group_of(plan.first_of(unit.matrix, column)), group);
+        }
+    }
   }
 }
 
@@ -77,7 +99,7 @@ TEST(ReductionPlan, ReadsEveryElementOnce) {
           cover(plan_runs(p, vector, wanted), coverage);
           coverage.expect_once();
         }
-        if (p.elements() > 0 && by_columns(p) && p.keep1 * p.reduce1 % vector == 0) {
+        if (by_columns(p) && p.keep1 * p.reduce1 % vector == 0) {
           Coverage coverage(given);
           cover(plan_columns(p, vector, wanted), coverage);
           coverage.expect_once();
@@ -145,7 +167,7 @@ TEST(ReductionPlan, OffsetsPassThirtyTwoBits) {
   const RunPlan::Part part = plan.part(2, plan.parts - 1);
   RunWalk walk = plan.walk(part, plan.lanes - 1);
   std::int64_t last = 0;
-  for (; walk.more(); walk.advance()) last = walk.at;
+  for (; walk.count > 0; --walk.count, walk.next()) last = walk.at;
   EXPECT_GT(last, std::int64_t{1} << 32);
   EXPECT_LT(last, runs.elements());
   EXPECT_EQ(runs.group_of(last), 2);

@@ -1,4 +1,5 @@
-// Layer norm over ranks that hold parts of every row: the halves over rows, and what they do when ranks disagree.
+// Layer norm over ranks that hold parts of every row: gamma along rows in the halves, and what they do when ranks
+// disagree.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -38,7 +39,7 @@ struct RankOfRows {
         bias(normal<double>(columns, seed + 3)),
         dweight(columns),
         dbias(columns),
-        scratch(backward_scratch(norm(), {}, columns)),
+        scratch(backward_scratch(cut())),
         mean(rows),
         m2(rows),
         of_mean(rows),
@@ -52,7 +53,15 @@ struct RankOfRows {
         report(1),
         counts(2) {}
 
-  Partition norm() const { return {1, 1, count, columns}; }
+  /// Every value has the gamma of its column.
+  LayerCall cut() const {
+    LayerCall call;
+    call.norm = call.fine = {1, 1, count, columns};
+    call.affine = {1, count, columns, 1};
+    call.to_norm = {1, count};
+    call.along = true;
+    return call;
+  }
   steps::FrameView frame() {
     return {of_mean.data(), of_var.data(), of_rstd.data(), nullptr, nullptr, of_share.data(), scalars.data()};
   }
@@ -73,7 +82,6 @@ struct RankOfRows {
     describe(args, Direction::backward, record);
     args.dy = dy.data();
     args.dx = dx.data();
-    args.parameters = columns;
     args.dweight = {dweight.data(), true};
     args.dbias = {dbias.data(), true};
     args.wants_weight = true;
@@ -84,10 +92,9 @@ struct RankOfRows {
 
  private:
   void describe(LayerCall& call, Direction direction, std::byte* record) {
+    call = cut();
     call.x = x.data();
     call.dtype = dtype_of<T>();
-    call.norm = norm();
-    call.rows = true;
     call.weight = {weight.data(), true, 1};
     call.bias = {bias.data(), true, 0};
     call.frame = frame();
@@ -163,12 +170,16 @@ TYPED_TEST(RowsExchange, RanksThatHoldPartsOfRows) {
     backend::Array<std::byte> records(3 * stride);
     const auto record = [&](std::size_t rank) { return records.data() + rank * stride; };
     const Gathered gathered{records.data(), stride, 3, nullptr};
-    for (std::size_t r = 0; r < 3; ++r) this->table.forward_local(ranks[r].forward(record(r)), this->queue);
-    for (std::size_t r = 0; r < 3; ++r) this->table.forward_finish(ranks[r].forward(record(r)), gathered, this->queue);
-    for (std::size_t r = 0; r < 3; ++r)
-      this->table.backward_local(ranks[r].backward(record(r), steps::payload_of(record(r))), this->queue);
-    for (std::size_t r = 0; r < 3; ++r)
-      this->table.backward_finish(ranks[r].backward(record(r), steps::payload_of(record(r))), gathered, this->queue);
+    std::vector<ForwardArgs> forward;
+    std::vector<BackwardArgs> backward;
+    for (std::size_t r = 0; r < 3; ++r) {
+      forward.push_back(ranks[r].forward(record(r)));
+      backward.push_back(ranks[r].backward(record(r), steps::payload_of(record(r))));
+    }
+    for (ForwardArgs& args : forward) this->table.forward_local(args, this->queue);
+    for (const ForwardArgs& args : forward) this->table.forward_finish(args, gathered, this->queue);
+    for (BackwardArgs& args : backward) this->table.backward_local(args, this->queue);
+    for (const BackwardArgs& args : backward) this->table.backward_finish(args, gathered, this->queue);
     this->queue.wait();
     expect_call(ranks);
     for (auto& rank : ranks) {
@@ -188,10 +199,12 @@ TYPED_TEST(RowsExchange, RowsThatDoNotFitOnChip) {
   ranks.emplace_back(2, 150000, 3u);
   Buffer<double> sums(4, this->queue);
   const Gathered own{nullptr, 0, 0, sums.data()};
-  this->table.forward_local(ranks[0].forward(nullptr), this->queue);
-  this->table.forward_finish(ranks[0].forward(nullptr), {}, this->queue);
-  this->table.backward_local(ranks[0].backward(nullptr, sums.data()), this->queue);
-  this->table.backward_finish(ranks[0].backward(nullptr, sums.data()), own, this->queue);
+  ForwardArgs forward = ranks[0].forward(nullptr);
+  BackwardArgs backward = ranks[0].backward(nullptr, sums.data());
+  this->table.forward_local(forward, this->queue);
+  this->table.forward_finish(forward, {}, this->queue);
+  this->table.backward_local(backward, this->queue);
+  this->table.backward_finish(backward, own, this->queue);
   this->queue.wait();
   expect_call(ranks);
   EXPECT_EQ(ranks[0].turn[0], 1u);
@@ -221,9 +234,9 @@ TYPED_TEST(RowsExchange, RanksThatDisagreeChangeNothing) {
   EXPECT_EQ(ranks[0].report[0].finished, 1u);
   EXPECT_NE(ranks[0].report[0].first.header, ranks[0].report[0].other.header);
   for (std::int64_t i = 0; i < ranks[0].y.size(); ++i) ASSERT_TRUE(std::isnan(ranks[0].y[i]));
-  this->table.backward_local(ranks[0].backward(records.data(), steps::payload_of(records.data())), this->queue);
-  this->table.backward_finish(ranks[0].backward(records.data(), steps::payload_of(records.data())), gathered,
-                              this->queue);
+  BackwardArgs backward = ranks[0].backward(records.data(), steps::payload_of(records.data()));
+  this->table.backward_local(backward, this->queue);
+  this->table.backward_finish(backward, gathered, this->queue);
   this->queue.wait();
   for (std::int64_t i = 0; i < ranks[0].dx.size(); ++i) ASSERT_TRUE(std::isnan(ranks[0].dx[i]));
 }

@@ -1,9 +1,10 @@
-// The second halves of a layer's call: what the ranks sent is checked, every block takes the steps of its own groups,
-// and the map follows at once; one launch each.
+// The halves of a layer's call. First the rank's sums and its record; then what the ranks sent is checked, every block
+// takes the steps of its own groups, and the map follows at once: one launch each. Or all of it in the second half,
+// where a lone rank's call has a faster route.
 #include <limits>
 
 #include "kernels/cuda/fused.hpp"
-#include "kernels/cuda/groupwise.hpp"
+#include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/map.cuh"
@@ -62,9 +63,7 @@ struct ForwardSource {
 
   template <class C>
   __device__ Affine<C> coefficients(const Shared& shared, std::int64_t fine) const {
-    const auto f = frame_of(args, gathered, shared.turn(), args.to_norm(fine), false);
-    const auto k = steps::affine_of(args, f, fine);
-    return affine<C>(f.mean, k.scale, k.shift);
+    return affine_frame<C>(args, frame_of(args, gathered, shared.turn(), args.to_norm(fine), false), fine);
   }
 
   /// Frame and next state; the last block to finish makes the next state the current one.
@@ -75,12 +74,12 @@ struct ForwardSource {
     for (std::int64_t g = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; g < args.norm.groups(); g += stride)
       args.frame.set(g, frame_of(args, gathered, turn, g, true));
     const bool is_first = blockIdx.x == 0 && threadIdx.x == 0;
-    if (is_first) *args.frame.scalars = {turn.count, turn.call};
-    if (args.source == FrameSource::running) return;
-
+    if (args.source == FrameSource::running) {
+      if (is_first) *args.frame.scalars = {turn.count, turn.call};
+      return;
+    }
     if (is_first) {
-      *args.state.last = turn;
-      if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
+      write_turn(args, turn);
       const Heads heads{gathered, args.record};
       Verdict verdict{ExchangeReport::fine, 0};
       if (turn.fails) verdict = lone_weights_changed() ? Verdict{ExchangeReport::weights_changed, 0} : heads.judge();
@@ -94,19 +93,15 @@ struct ForwardSource {
   }
 };
 
-struct BackwardGroup {
-  double center;
-  formulas::ApplyCoefficients gate;
-  formulas::GradCoefficients map;
-};
 /// The coefficients of a fine group in a backward call. Not inline, as above.
-__device__ __attribute__((noinline)) BackwardGroup group_of(const BackwardArgs& args, const Gathered& gathered,
-                                                            bool fails, std::int64_t fine) {
-  const std::int64_t g = args.to_norm(fine);
-  const auto f = args.frame.get(g);
-  const auto gate = steps::affine_of(args, f, fine);
-  if (fails) return {f.mean, gate, {nan_value, nan_value, nan_value, 1}};
-  return {f.mean, gate, steps::grad_of(args, gathered, f, args.weight[args.to_affine(fine)], g)};
+template <class C>
+__device__ __attribute__((noinline)) GradCoefficients<C> group_of(const BackwardArgs& args, const Gathered& gathered,
+                                                                  bool fails, std::int64_t fine) {
+  const std::int64_t g = args.to_norm(fine), groups = args.norm.groups();
+  auto k = grad_frame<C>(args, args.frame.get(g), fine, args.frame.scalars->count, steps::summed(gathered, g),
+                         steps::summed(gathered, groups + g));
+  if (fails) k.gain = k.slope = k.offset = std::numeric_limits<C>::quiet_NaN();
+  return k;
 }
 
 /// A backward call, from the frame and the sums over the ranks.
@@ -127,8 +122,7 @@ struct BackwardSource {
   }
   template <class C>
   __device__ GradCoefficients<C> coefficients(const Shared& shared, std::int64_t fine) const {
-    const auto group = group_of(args, gathered, shared.fails, fine);
-    return grad_coefficients<C>(group.center, group.gate.scale, group.gate.shift, group.map);
+    return group_of<C>(args, gathered, shared.fails, fine);
   }
   __device__ void end(const Shared& shared) const {
     if (blockIdx.x != 0 || threadIdx.x != 0) return;
@@ -137,12 +131,7 @@ struct BackwardSource {
   }
 };
 
-}  // namespace
-
-void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
-  if (groupwise_fits(args, properties_of(queue))) return groupwise_forward(args, queue);
-  if (fused_fits(args, queue)) return fused_forward(args, queue);
-  if (args.rows) return forward_finish_rows(args, gathered, queue);
+void apply_call(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
   ApplyArgs map{};
   map.x = args.x;
   map.residual = args.residual;
@@ -150,13 +139,11 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
   map.dtype = args.dtype;
   map.partition = args.fine;
   map.activation = args.activation;
+  map.along = along_of(args);
   run_apply<true>(queue, map, args.mask, ForwardSource{args, gathered, tickets(queue, 1)});
 }
 
-void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
-  if (groupwise_backward_fits(args, properties_of(queue))) return groupwise_backward(args, queue);
-  if (fused_fits(args, queue)) return fused_backward(args, queue);
-  if (args.rows) return backward_finish_rows(args, gathered, queue);
+void apply_grad_call(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   ApplyGradArgs map{};
   map.x = args.x;
   map.dy = args.dy;
@@ -166,10 +153,47 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
   map.partition = args.fine;
   map.gate.activation = args.activation;
   map.gate.mask = args.mask;
+  map.along = along_of(args);
   const bool wanted = args.dx != nullptr || args.dresidual != nullptr;
   if (!wanted && args.record == nullptr) return;
   if (!wanted) map.partition = {0, 1, 1, 1};  // the heads are checked all the same
   run_apply_grad(queue, map, BackwardSource{args, gathered});
+}
+
+}  // namespace
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+void forward_local(ForwardArgs& args, Queue& queue) {
+  args.route = groupwise_fits(args, properties_of(queue)) ? Route::groups
+               : fused_fits(args, queue)                  ? Route::tensor
+                                                          : Route::halves;
+  if (args.route == Route::halves) reduce_moments(args, queue);
+}
+
+void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (args.route == Route::groups) return groupwise_forward(args, queue);
+  if (args.route == Route::tensor) return fused_forward(args, queue);
+  apply_call(args, gathered, queue);
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+void backward_local(BackwardArgs& args, Queue& queue) {
+  args.route = rows_grad_fits(args)                         ? Route::rows
+               : groupwise_fits(args, properties_of(queue)) ? Route::groups
+               : fused_fits(args, queue)                    ? Route::tensor
+                                                            : Route::halves;
+  if (args.route != Route::halves) return;
+  reduce_gradient(args, queue);
+  if (args.along && args.wants_weight) reduce_affine_gradient(args, queue);
+}
+
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (args.route == Route::rows) return rows_grad(args, queue);
+  if (args.route == Route::groups) return groupwise_backward(args, queue);
+  if (args.route == Route::tensor) return fused_backward(args, queue);
+  apply_grad_call(args, gathered, queue);
 }
 
 }  // namespace allnorm::cuda
