@@ -10,8 +10,8 @@
 
 namespace allnorm::cpu {
 
-/// A place in memory and the group of a partition that it lies in. Stretches that follow each other, or of rows that do,
-/// cost no division.
+/// A place in memory and the group of a partition that it lies in. Stretches that follow each other, or of rows that
+/// do, cost no division.
 class GroupWalk {
  public:
   explicit GroupWalk(const Partition& partition) noexcept : p_(canonical(partition)) {}

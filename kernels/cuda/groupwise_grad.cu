@@ -114,7 +114,7 @@ __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, cons
   }
 }
 
-/// `gated`: there may be an activation; a layer_norm without one spares the registers. x and dy are read once; dx and
+/// `gated`: there may be an activation; a row without one spares the registers. x and dy are read once; dx and
 /// dresidual; and where gamma is folded, dgamma and dbeta of every fine group to `of_fine` (2, fine groups).
 template <class T, int width, class Gammas, bool gated>
 __global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
