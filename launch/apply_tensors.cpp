@@ -44,7 +44,7 @@ std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const
     case Split::none:
       break;
     case Split::batch:
-      if (is_activation(role)) return 0;
+      if (spec.axes.has(Axis::sample)) return 0;
       break;
     case Split::space:
       if (!is_activation(role)) return spec.axes.has(Axis::trailing) ? std::optional(0) : std::nullopt;
@@ -54,7 +54,8 @@ std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const
       return last ? 1 : 2;
     case Split::channels:
       if (role == TensorRole::activation) return last ? axes - 1 : 1;
-      if (role != TensorRole::conv_input && spec.axes.has(Axis::channel)) return 0;
+      if (role == TensorRole::table) return axes - 1;
+      if (role != TensorRole::conv_input && spec.axes.has(Axis::channel)) return spec.axes.has(Axis::sample) ? 1 : 0;
       break;
   }
   return std::nullopt;
@@ -139,6 +140,16 @@ LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType 
   if (is_activation(spec.role) && plan_->order == Order::channels_last && !plan_->layer.row->by_trailing()) {
     tensor.shape = channels_second(array.shape);
     tensor.order = Order::channels_last;
+  }
+  if (spec.role == TensorRole::labels || (spec.role == TensorRole::mixture && array.shape.rank() < 2)) {
+    if (!is_integer(array.type))
+      bad_file(array.file, std::string(spec.name) + " has the type " + std::string(to_string(array.type)) +
+                               ", must be an integer type");
+    const std::vector<std::int64_t> labels = to_int64(array);
+    tensor.dtype = DType::i64;
+    tensor.data.resize(labels.size() * sizeof(std::int64_t));
+    if (!labels.empty()) std::memcpy(tensor.data.data(), labels.data(), tensor.data.size());
+    return tensor;
   }
   if (spec.is_state())
     tensor.dtype = DType::f64;
@@ -225,6 +236,9 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
                  tensor.shape.product(2, tensor.shape.rank()) == 1,
              Code::invalid_argument, "--split is space, must be batch for a convolution with more than one tap");
       return;
+    case TensorRole::labels:
+    case TensorRole::mixture:
+    case TensorRole::table:  // whose rows they name: the operation looks at them together
     case TensorRole::counter:
       return;
   }

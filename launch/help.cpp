@@ -46,9 +46,13 @@ std::string default_text(const std::string& value) { return value.empty() ? "" :
 std::string example_of(const Row& row) {
   const Layer layer(row.name);
   const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
-  std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy") +
-                     " --weight gamma.npy --bias beta.npy";
-  if (layer.options.compensates()) text += " --tensor conv_input=a.{step}.npy --tensor conv_weight=w.{step}.npy";
+  std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy");
+  if (row.tensor("weight") != nullptr) text += " --weight gamma.npy";
+  if (row.tensor("bias") != nullptr) text += " --bias beta.npy";
+  for (const TensorSpec& tensor : row.tensors)
+    if (tensor.required != nullptr && tensor.required(layer.options))
+      text +=
+          " --tensor " + std::string(tensor.name) + "=" + std::string(tensor.name) + (steps ? ".{step}.npy" : ".npy");
   if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
   if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
   return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";

@@ -131,11 +131,16 @@ constexpr Attribute group_norm_attributes[] = {
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
-constexpr Axes none{}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
+constexpr Axes none{}, each_sample{Axis::sample}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
     each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing};
 
 constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
 constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }
+constexpr TensorSpec table(TensorSpec tensor, std::string_view help) {
+  tensor.role = TensorRole::table;
+  tensor.help = help;
+  return tensor;
+}
 constexpr TensorSpec residual{"residual", TensorRole::activation, every_axis, "added before the activation"};
 
 constexpr bool keeps_std(const O& options) { return options.keeps_std(); }
@@ -144,9 +149,15 @@ constexpr bool renormalizes(const O& options) { return options.renorm; }
 constexpr bool compensates(const O& options) { return options.compensates(); }
 constexpr std::string_view compensation = "for window > 1 unless compensate=false";
 
-constexpr TensorSpec batch_tensors[] = {
-    weight(each_channel),
-    bias(each_channel),
+/// The first tensors or outputs of a row that shares the others.
+template <class Spec, std::size_t First, std::size_t More>
+constexpr std::array<Spec, First + More> joined(const Spec (&first)[First], const Spec (&more)[More]) {
+  std::array<Spec, First + More> all{};
+  std::copy_n(more, More, std::copy_n(first, First, all.begin()));
+  return all;
+}
+
+constexpr TensorSpec shared_batch_tensors[] = {
     {"running_mean", TensorRole::state, each_channel, "0 when not given"},
     {"running_var", TensorRole::state, each_channel, "1 when not given", 1, Bound::not_negative, keeps_var,
      "running_std with renorm=true and variant=paper"},
@@ -160,6 +171,8 @@ constexpr TensorSpec batch_tensors[] = {
     {"conv_weight", TensorRole::conv_weight, each_channel, "the weights that made this step's input", 0, Bound::none,
      nullptr, "", compensates, compensation},
 };
+constexpr TensorSpec batch_affine[] = {weight(each_channel), bias(each_channel)};
+constexpr auto batch_tensors = joined(batch_affine, shared_batch_tensors);
 constexpr OutputSpec batch_outputs[] = {
     {"mean", each_channel, "that the layer normalized with"},
     {"var", each_channel, "that the layer normalized with: biased, without eps"},
@@ -173,6 +186,20 @@ constexpr OutputSpec batch_outputs[] = {
     {"grad_bias", each_channel, "of this rank's values"},
     {"grad_residual", every_axis, ""},
 };
+
+constexpr TensorSpec conditional_affine[] = {
+    table(weight(each_channel), "gamma: with labels a row for each of them, without (C); 1 when not given"),
+    table(bias(each_channel), "beta, likewise; 0 when not given"),
+    {"delta_weight", TensorRole::parameter, each_instance, "added to gamma; 0 when not given"},
+    {"delta_bias", TensorRole::parameter, each_instance, "added to beta; 0 when not given"},
+    {"labels", TensorRole::labels, each_sample, "integers: the row of weight and bias that each sample takes"},
+};
+constexpr auto conditional_batch_tensors = joined(conditional_affine, shared_batch_tensors);
+constexpr OutputSpec delta_outputs[] = {
+    {"grad_delta_weight", each_instance, ""},
+    {"grad_delta_bias", each_instance, ""},
+};
+constexpr auto conditional_batch_outputs = joined(batch_outputs, delta_outputs);
 
 constexpr TensorSpec layer_norm_tensors[] = {weight(each_column), bias(each_column), residual};
 constexpr OutputSpec layer_norm_outputs[] = {
@@ -261,6 +288,16 @@ constexpr Row rows[] = {
      instance_norm_attributes,
      {},
      instance_norm_outputs},
+    {"conditional_batch_norm",
+     "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
+     "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",
+     each_channel,
+     conditional_batch_tensors,
+     batch_attributes,
+     {},
+     conditional_batch_outputs,
+     true,
+     OperationKind::conditional},
 };
 
 constexpr bool fits_a_header(const Row& row) {
@@ -323,14 +360,22 @@ std::string shape_text(const TensorSpec& tensor) {
       return "(N,Ci,space)";
     case TensorRole::conv_weight:
       return "(C,Ci/groups,k...)";
+    case TensorRole::mixture:
+      return "(N) or (N,K)";
+    case TensorRole::table:
+      return "(K,C)";
     default:
       return shape_text(tensor.axes);
   }
 }
 
 std::size_t family_of(const Row& row) noexcept {
+  const auto outer = std::find_if(std::begin(rows), std::end(rows), [&](const Row& r) {
+    return r.name == row.name && r.attributes.data() == row.attributes.data();
+  });
+  const Row& own = outer == std::end(rows) ? row : *outer;
   const auto found = std::find_if(std::begin(rows), std::end(rows), [&](const Row& r) {
-    return r.attributes.data() == row.attributes.data() && r.statistics == row.statistics && r.centred == row.centred;
+    return r.attributes.data() == own.attributes.data() && r.statistics == own.statistics && r.centred == own.centred;
   });
   return static_cast<std::size_t>(found - std::begin(rows));
 }
@@ -398,6 +443,11 @@ void Layer::check() const {
 bool Layer::has(const OutputSpec& output) const {
   const TensorSpec* state = row->state(output.name);
   return (output.exists == nullptr || output.exists(options)) && (state == nullptr || has(*state));
+}
+
+bool Layer::has_state() const noexcept {
+  return std::any_of(row->tensors.begin(), row->tensors.end(),
+                     [&](const auto& t) { return t.role == TensorRole::state && has(t); });
 }
 
 double Layer::sigma(double var) const noexcept { return formulas::sigma(options, var); }

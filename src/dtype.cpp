@@ -33,8 +33,12 @@ float to_float(f16 value) noexcept {
 }
 
 std::string_view to_string(DType dtype) noexcept {
-  constexpr std::string_view names[] = {"f64", "f32", "f16", "bf16"};
+  constexpr std::string_view names[] = {"f64", "f32", "f16", "bf16", "i64"};
   return names[static_cast<int>(dtype)];
+}
+
+void refuse_integers(std::string_view name) {
+  fail(Code::invalid_argument, std::string(name) + " has dtype i64, must have f64, f32, f16 or bf16");
 }
 
 DType parse_dtype(std::string_view name) {

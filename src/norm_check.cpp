@@ -42,6 +42,7 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
     return "the queue is on " + to_string(queue.device()) + ", must be on the layer's " + to_string(device_);
   });
   expect(x.given(), Code::invalid_argument, "input is missing");
+  if (x.dtype == DType::i64) refuse_integers("input");
   expect(x.device == queue.device(), Code::device, [&] {
     return "input is on " + to_string(x.device) + ", must be on the queue's " + to_string(queue.device());
   });

@@ -12,18 +12,8 @@ namespace {
 
 constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
     {OperationKind::norm, make_norm_operation},
+    {OperationKind::conditional, make_conditional_operation},
 };
-
-// A rank whose own call is wrong tells the ranks that wait for it in the exchange.
-template <class Check>
-void tell_others(bool others_wait, Communicator& group, const Check& check) {
-  try {
-    check();
-  } catch (const Error& error) {
-    if (others_wait) group.decline(error);
-    throw;
-  }
-}
 
 }  // namespace
 
@@ -46,7 +36,7 @@ void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& output
 }
 
 std::unique_ptr<SavedCall> Operation::forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
-  const bool exchanges = layer().options.training || !layer().row->has_state();
+  const bool exchanges = layer().options.training || !layer().has_state();
   tell_others(exchanges, group(), [&] { expect_slots(inputs, outputs); });
   return run_forward(inputs, outputs, queue);
 }

@@ -1,5 +1,7 @@
-// The operations that rows of the catalogue can make, one maker each.
+// The operations that rows of the catalogue can make, one maker each, and what they share.
 #pragma once
+
+#include <string>
 
 #include "allnorm/operation.hpp"
 
@@ -8,6 +10,24 @@ namespace allnorm {
 using OperationMaker = std::unique_ptr<Operation>(const Layer& layer, std::int64_t channels,
                                                   std::shared_ptr<Communicator> group, Queue& queue, std::string name);
 
-OperationMaker make_norm_operation;  // src/norm_operation.cpp
+OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
+OperationMaker make_norm_operation;         // src/norm_operation.cpp
+
+/// Throws unsupported unless the queue is on the CPU: of operations that take steps on the host between their kernels.
+inline void expect_on_cpu(const Layer& layer, const Queue& queue) {
+  expect(queue.device().kind == DeviceKind::cpu, Code::unsupported,
+         [&] { return std::string(layer.row->name) + " is not yet on a GPU, must be on cpu"; });
+}
+
+/// Runs a check of this rank's own call. Where it throws, the ranks that wait for this one in an exchange are told.
+template <class Check>
+decltype(auto) tell_others(bool others_wait, Communicator& group, const Check& check) {
+  try {
+    return check();
+  } catch (const Error& error) {
+    if (others_wait) group.decline(error);
+    throw;
+  }
+}
 
 }  // namespace allnorm

@@ -147,7 +147,7 @@ NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_pt
 }
 
 torch::Tensor NormModule::forward(const torch::Tensor& input, const SlotTensors& more) {
-  if (!is_training() && !torch::GradMode::is_enabled() && operation_->layer().row->has_state()) {
+  if (!is_training() && !torch::GradMode::is_enabled() && operation_->layer().has_state()) {
     Given given(*this, input);
     for (const auto& own : parameters_) given.add(own.key(), own.value());
     for (const auto& [slot, tensor] : more)

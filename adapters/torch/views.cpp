@@ -38,11 +38,13 @@ DType dtype_of(const torch::Tensor& tensor) {
       return DType::f16;
     case torch::kBFloat16:
       return DType::bf16;
+    case torch::kLong:
+      return DType::i64;
     default:
       break;
   }
   fail(Code::invalid_argument, std::string("element type of a tensor is ") + toString(tensor.scalar_type()) +
-                                   ", must be Double, Float, Half or BFloat16");
+                                   ", must be Double, Float, Half or BFloat16, or Long for labels");
 }
 
 Shape shape_of(const torch::Tensor& tensor) {

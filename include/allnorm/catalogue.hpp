@@ -24,6 +24,9 @@ enum class TensorRole : std::uint8_t {
   counter,      ///< one integer
   conv_input,   ///< (N, Ci, space), in the input's order and dtype
   conv_weight,  ///< (C, Ci/groups, k...)
+  labels,       ///< i64 (N): the row of the tables that each sample takes
+  mixture,      ///< the same, or f32 or f64 (N, K): how much of each row
+  table,        ///< parameters (K, C), a row for each label; (C) where no labels are given
 };
 
 /// Something that depends on a layer's options.
@@ -86,7 +89,7 @@ struct Default {
 };
 
 /// What a row makes (allnorm/operation.hpp).
-enum class OperationKind : std::uint8_t { norm };
+enum class OperationKind : std::uint8_t { norm, conditional };
 
 struct Row {
   std::string_view name;
@@ -116,8 +119,9 @@ struct Row {
 /// All rows, in the order of the documentation.
 std::span<const Row> catalogue() noexcept;
 
-/// The first row with the same statistics and attributes: rows of one family differ in defaults alone, and their ranks
-/// understand each other. The catalogue's size for a row that is not of it.
+/// The first row with the same statistics and attributes: rows of one family differ in defaults and in how gamma and
+/// beta are given, and their states mean the same. Of a row with name and attributes of one of the catalogue, which is
+/// the norm within that layer: that one's. The catalogue's size for a row that is not of it.
 std::size_t family_of(const Row& row) noexcept;
 
 /// A row with values for its attributes.
@@ -137,6 +141,8 @@ struct Layer {
   /// The row's tensor, or output, exists with these options.
   bool has(const TensorSpec& tensor) const { return tensor.exists == nullptr || tensor.exists(options); }
   bool has(const OutputSpec& output) const;
+  /// A state exists with these options: running statistics are kept from call to call.
+  bool has_state() const noexcept;
   /// The shape of an array over `axes` of an input of that shape: their extents in its order, and where the space is
   /// among them 1 in place of N or C that is not. Throws invalid_argument where an attribute does not fit the shape,
   /// invalid_input where that has too few axes.

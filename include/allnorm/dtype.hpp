@@ -11,7 +11,8 @@
 
 namespace allnorm {
 
-enum class DType : std::uint8_t { f64, f32, f16, bf16 };
+/// i64 is of labels alone: nothing else takes it.
+enum class DType : std::uint8_t { f64, f32, f16, bf16, i64 };
 
 /// IEEE 754 binary16 as its bits. Conversions round to nearest even; subnormals, infinities and NaN are kept.
 struct f16 {
@@ -57,13 +58,18 @@ constexpr T store(compute_t<T> value) noexcept {
     return to_bf16(value);
 }
 
-constexpr std::size_t size_of(DType dtype) noexcept { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-/// "f64", "f32", "f16" or "bf16".
+constexpr std::size_t size_of(DType dtype) noexcept {
+  return dtype == DType::f64 || dtype == DType::i64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+/// "f64", "f32", "f16", "bf16" or "i64".
 std::string_view to_string(DType dtype) noexcept;
-/// The inverse of to_string. Throws invalid_argument for anything else.
+/// The inverse of to_string for floating-point types. Throws invalid_argument for anything else.
 DType parse_dtype(std::string_view name);
 
-/// Calls f(std::type_identity<T>{}) with the C++ type of `dtype`.
+/// Throws invalid_argument for i64, where a floating-point type must be.
+[[noreturn]] void refuse_integers(std::string_view name);
+
+/// Calls f(std::type_identity<T>{}) with the C++ type of `dtype`, a floating-point one.
 template <class F>
 decltype(auto) visit(DType dtype, F&& f) {
   switch (dtype) {
@@ -73,6 +79,8 @@ decltype(auto) visit(DType dtype, F&& f) {
       return f(std::type_identity<float>{});
     case DType::f16:
       return f(std::type_identity<f16>{});
+    case DType::i64:
+      refuse_integers("a tensor");
     case DType::bf16:
       break;
   }
@@ -87,6 +95,8 @@ constexpr DType dtype_of() noexcept {
     return DType::f32;
   else if constexpr (std::is_same_v<T, f16>)
     return DType::f16;
+  else if constexpr (std::is_same_v<T, std::int64_t>)
+    return DType::i64;
   else {
     static_assert(std::is_same_v<T, bf16>);
     return DType::bf16;

@@ -123,6 +123,8 @@ NpyType file_type(DType dtype) noexcept {
       return NpyType::f64;
     case DType::f16:
       return NpyType::f16;
+    case DType::i64:
+      return NpyType::i64;
     case DType::f32:
     case DType::bf16:
       break;

@@ -87,7 +87,10 @@ std::vector<std::string> cut_list(std::string_view text) {
 }
 
 NormChoice parse_choice(const std::string& text) {
-  parse_layer(text);  // throws for what the catalogue does not know
+  const Row& row = *parse_layer(text).row;  // throws for what the catalogue does not know
+  expect(row.operation == OperationKind::norm, Code::invalid_argument, [&] {
+    return "--norm has " + std::string(row.name) + ", must have layers that need no more than their input";
+  });
   NormChoice choice{text, text.substr(0, text.find(':')), {}};
   for (std::size_t at = text.find(':'); at != std::string::npos;) {
     const std::size_t next = text.find(':', at + 1);

@@ -1,0 +1,132 @@
+// Layers whose gamma and beta are each sample's or each value's own, in the program: files, cuts, exit codes.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "runner.hpp"
+
+namespace allnorm::test {
+namespace {
+
+using launch::NpyArray;
+using launch::NpyType;
+using Values = std::vector<double>;
+
+template <class T>
+void write(const Workplace& place, std::string_view name, NpyType type, const Shape& shape,
+           const std::vector<T>& values) {
+  NpyArray array{type, shape, std::vector<std::byte>(values.size() * sizeof(T))};
+  if (!values.empty()) std::memcpy(array.data.data(), values.data(), array.data.size());
+  place.write(name, array);
+}
+
+// The parts of an output that ranks wrote, one behind the other.
+Values joined(const Workplace& place, const std::string& name, int ranks) {
+  Values all;
+  for (int r = 0; r < ranks; ++r) {
+    const Values part = place.values(name + ".r" + std::to_string(r) + ".npy");
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+void expect_near(const Values& got, const Values& want, double bound) {
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], bound) << i;
+}
+
+TEST(ConditionalBatchNorm, TakesLabelsOfAnyIntegerType) {
+  Workplace place;
+  place.make("x.npy", {3, 2, 4});
+  place.make("gamma.npy", {2, 2});
+  write<std::int32_t>(place, "i32.npy", NpyType::i32, {3}, {1, 0, 1});
+  write<std::uint8_t>(place, "u8.npy", NpyType::u8, {3}, {1, 0, 1});
+  const std::string words = "apply conditional_batch_norm --input x.npy --weight gamma.npy --grad-output x.npy";
+  for (const std::string type : {"i32", "u8"}) {
+    const Outcome outcome = place.run(words + " --tensor labels=" + type + ".npy --out " + type);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+  }
+  EXPECT_EQ(place.bytes("i32/output.npy"), place.bytes("u8/output.npy"));
+  EXPECT_EQ(place.read("i32/grad_weight.npy").shape, (Shape{2, 2}));
+  EXPECT_EQ(place.list("i32"),
+            (std::vector<std::string>{"grad_input.npy", "grad_weight.npy", "mean.npy", "num_batches_tracked.npy",
+                                      "output.npy", "running_mean.npy", "running_var.npy", "var.npy"}));
+}
+
+TEST(ConditionalBatchNorm, CutOverRanksIsOneRank) {
+  Workplace place;
+  place.make("x.npy", {5, 3, 4});
+  place.make("dy.npy", {5, 3, 4});
+  place.make("table.npy", {4, 3});
+  place.make("delta.npy", {5, 3});
+  write<std::int64_t>(place, "labels.npy", NpyType::i64, {5}, {3, 0, 1, 1, 2});
+  const std::string words =
+      "apply conditional_batch_norm --input x.npy --grad-output dy.npy --weight table.npy --bias table.npy --tensor "
+      "delta_weight=delta.npy --tensor delta_bias=delta.npy --tensor labels=labels.npy";
+  ASSERT_EQ(place.run(words + " --out whole").code, 0);
+  const Outcome cut = place.run(words + " --split batch --ranks 2 --set sync=world --out cut");
+  ASSERT_EQ(cut.code, 0) << cut.err;
+  for (const char* name : {"output", "grad_input", "grad_delta_weight", "grad_delta_bias"})
+    expect_near(joined(place, "cut/" + std::string(name), 2), place.values("whole/" + std::string(name) + ".npy"),
+                1e-12);
+  Values sum = place.values("cut/grad_weight.r0.npy");
+  const Values other = place.values("cut/grad_weight.r1.npy");
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += other[i];
+  expect_near(sum, place.values("whole/grad_weight.npy"), 1e-12);
+
+  const Outcome channels = place.run(words + " --split channels --ranks 3 --out channels");
+  ASSERT_EQ(channels.code, 0) << channels.err;
+  const Values whole = place.values("whole/grad_weight.npy"), delta = place.values("whole/grad_delta_bias.npy");
+  for (std::size_t c = 0; c < 3; ++c) {
+    const Values table = place.values("channels/grad_weight.r" + std::to_string(c) + ".npy"),
+                 bias = place.values("channels/grad_delta_bias.r" + std::to_string(c) + ".npy");
+    for (std::size_t k = 0; k < 4; ++k) EXPECT_NEAR(table[k], whole[3 * k + c], 1e-12);
+    for (std::size_t n = 0; n < 5; ++n) EXPECT_NEAR(bias[n], delta[3 * n + c], 1e-12);
+  }
+}
+
+TEST(ConditionalBatchNorm, GoesOnFromItsState) {
+  Workplace place;
+  for (int i = 0; i < 4; ++i) place.make("x." + std::to_string(i) + ".npy", {3, 2, 4 + i});
+  place.make("table.npy", {2, 2});
+  write<std::int64_t>(place, "labels.npy", NpyType::i64, {3}, {1, 0, 1});
+  const std::string words =
+      "apply conditional_batch_norm --set window=3 --set compensate=false --weight table.npy --tensor "
+      "labels=labels.npy";
+  ASSERT_EQ(place.run(words + " --steps 3 --input x.{step}.npy --out whole").code, 0);
+  ASSERT_EQ(place.run(words + " --steps 2 --input x.{step}.npy --save-state s.st --out a").code, 0);
+  const Outcome outcome = place.run(words + " --load-state s.st --input x.2.npy --out b");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.values("b/output.npy"), place.values("whole/output.s2.npy"));
+  EXPECT_EQ(place.values("b/running_var.npy"), place.values("whole/running_var.s2.npy"));
+}
+
+TEST(ConditionalBatchNorm, SaysWhatIsWrong) {
+  Workplace place;
+  place.make("x.npy", {3, 2, 4});
+  place.make("table.npy", {2, 2});
+  place.make("floats.npy", {3});
+  write<std::int64_t>(place, "large.npy", NpyType::i64, {3}, {1, 2, 1});
+  write<std::int64_t>(place, "less.npy", NpyType::i64, {3}, {1, -1, 1});
+  write<std::int64_t>(place, "short.npy", NpyType::i64, {2}, {1, 0});
+  const auto run = [&](const std::string& words) {
+    return place.run("apply conditional_batch_norm --input x.npy --out o " + words);
+  };
+  for (const char* labels : {"large", "less", "short", "floats"}) {
+    const Outcome outcome = run("--weight table.npy --tensor labels=" + std::string(labels) + ".npy");
+    EXPECT_EQ(outcome.code, 3) << labels;
+    EXPECT_TRUE(outcome.one_line()) << outcome.err;
+    EXPECT_NE(outcome.err.find("labels"), std::string::npos) << outcome.err;
+    EXPECT_FALSE(place.exists("o"));
+  }
+  EXPECT_EQ(run("--weight table.npy").code, 3);
+  EXPECT_EQ(run("--tensor styles=large.npy").code, 2);
+  EXPECT_EQ(run("--set sync=world --split batch --ranks 3 --weight table.npy --tensor labels=large.npy").code, 3);
+}
+
+}  // namespace
+}  // namespace allnorm::test
