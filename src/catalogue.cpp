@@ -201,6 +201,20 @@ constexpr OutputSpec delta_outputs[] = {
 };
 constexpr auto conditional_batch_outputs = joined(batch_outputs, delta_outputs);
 
+constexpr bool always(const O&) { return true; }
+constexpr std::string_view with_input = "with input";
+
+constexpr Attribute conditional_instance_attributes[] = {eps_attribute};
+constexpr TensorSpec conditional_instance_tensors[] = {
+    table(weight(each_channel), "gamma: a row for each style; 1 when not given"),
+    table(bias(each_channel), "beta, likewise; 0 when not given"),
+    {"styles", TensorRole::mixture, each_sample,
+     "integers: the row of weight and bias that each sample takes; or how much of each row", 0, Bound::none, nullptr,
+     "", always, with_input},
+};
+constexpr OutputSpec conditional_instance_outputs[] = {{"grad_weight", each_channel, "a row for each style"},
+                                                       {"grad_bias", each_channel, "a row for each style"}};
+
 constexpr TensorSpec layer_norm_tensors[] = {weight(each_column), bias(each_column), residual};
 constexpr OutputSpec layer_norm_outputs[] = {
     {"mean", each_row, ""},         {"rstd", each_row, "1 / sqrt(var + eps)"}, {"grad_weight", each_column, ""},
@@ -296,6 +310,16 @@ constexpr Row rows[] = {
      batch_attributes,
      {},
      conditional_batch_outputs,
+     true,
+     OperationKind::conditional},
+    {"conditional_instance_norm",
+     "Conditional IN: instance_norm whose gamma and beta are those of each sample's style, or a mixture of styles",
+     "Dumoulin et al. 2017, arXiv:1610.07629",
+     each_instance,
+     conditional_instance_tensors,
+     conditional_instance_attributes,
+     {},
+     conditional_instance_outputs,
      true,
      OperationKind::conditional},
 };

@@ -128,5 +128,58 @@ TEST(ConditionalBatchNorm, SaysWhatIsWrong) {
   EXPECT_EQ(run("--set sync=world --split batch --ranks 3 --weight table.npy --tensor labels=large.npy").code, 3);
 }
 
+TEST(ConditionalInstanceNorm, TakesStylesOrWeightsOfThem) {
+  Workplace place;
+  place.make("x.npy", {4, 2, 3});
+  place.make("table.npy", {3, 2});
+  write<std::int64_t>(place, "styles.npy", NpyType::i64, {4}, {2, 0, 1, 2});
+  write<float>(place, "weights.npy", NpyType::f32, {4, 3}, {0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1});
+  const std::string words =
+      "apply conditional_instance_norm --input x.npy --weight table.npy --bias table.npy --grad-output x.npy";
+  for (const char* styles : {"styles", "weights"})
+    for (const char* ranks : {"", " --split batch --ranks 3"}) {
+      const Outcome outcome =
+          place.run(words + " --tensor styles=" + styles + ".npy --out " + styles + (*ranks != 0 ? "cut" : "") + ranks);
+      ASSERT_EQ(outcome.code, 0) << outcome.err;
+    }
+  EXPECT_EQ(place.list("styles"),
+            (std::vector<std::string>{"grad_bias.npy", "grad_input.npy", "grad_weight.npy", "output.npy"}));
+  for (const char* name : {"output", "grad_input"}) {
+    const Values whole = place.values("styles/" + std::string(name) + ".npy");
+    expect_near(place.values("weights/" + std::string(name) + ".npy"), whole, 1e-14);
+    for (const std::string folder : {"stylescut/", "weightscut/"})
+      expect_near(joined(place, folder + name, 3), whole, 1e-14);
+  }
+  for (const char* name : {"grad_weight", "grad_bias"}) {
+    const Values whole = place.values("styles/" + std::string(name) + ".npy");
+    expect_near(place.values("weights/" + std::string(name) + ".npy"), whole, 1e-13);
+    Values sum(whole.size());
+    for (int r = 0; r < 3; ++r) {
+      const Values part = place.values("stylescut/" + std::string(name) + ".r" + std::to_string(r) + ".npy");
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    }
+    expect_near(sum, whole, 1e-13);
+  }
+}
+
+TEST(ConditionalInstanceNorm, SaysWhatIsWrong) {
+  Workplace place;
+  place.make("x.npy", {4, 2, 3});
+  place.make("table.npy", {3, 2});
+  write<std::int64_t>(place, "styles.npy", NpyType::i64, {4}, {2, 0, 1, 3});
+  place.make("weights.npy", {4, 2});
+  place.make("floats.npy", {4});
+  const auto run = [&](const std::string& words) {
+    return place.run("apply conditional_instance_norm --input x.npy --out o " + words);
+  };
+  EXPECT_EQ(run("--weight table.npy").code, 2);
+  for (const char* styles : {"styles", "weights", "floats"}) {
+    const Outcome outcome = run("--weight table.npy --tensor styles=" + std::string(styles) + ".npy");
+    EXPECT_EQ(outcome.code, 3) << styles;
+    EXPECT_TRUE(outcome.one_line()) << outcome.err;
+    EXPECT_NE(outcome.err.find("styles"), std::string::npos) << outcome.err;
+  }
+}
+
 }  // namespace
 }  // namespace allnorm::test
