@@ -56,6 +56,9 @@ class StepMemory {
   std::vector<Made> outputs_;
 };
 
+// A tensor of the input's type, as its gradient is.
+bool is_of_input_type(TensorRole role) { return role == TensorRole::activation || role == TensorRole::style; }
+
 NpyArray array_of(const StateEntry& entry) {
   if (entry.type != StateType::i64) return from_dtype(entry.data.data(), DType::f64, entry.shape);
   std::vector<std::int64_t> values(static_cast<std::size_t>(entry.shape.elements()));
@@ -135,7 +138,7 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
     for (const OutputSpec& output : row.outputs)
       if (const TensorSpec* of = row.gradient(output.name); of != nullptr && plan.gives(of->name))
         gradients.add(output.name, memory.room(output.name, *tensors.find(of->name),
-                                               of->role == TensorRole::activation ? x.dtype : DType::f64));
+                                               is_of_input_type(of->role) ? x.dtype : DType::f64));
     operation.backward(*saved, {{"grad_output", memory.upload(tensors.find("grad_output")->view())}}, gradients, queue);
   }
 

@@ -15,8 +15,10 @@ namespace allnorm::launch {
 
 namespace {
 
-// Shaped (N, C or Ci, space...), in the order of --layout and the type of --dtype.
-bool is_activation(TensorRole role) { return role == TensorRole::activation || role == TensorRole::conv_input; }
+// Shaped (N, C or Ci, some space...), in the order of --layout and the type of --dtype.
+bool is_activation(TensorRole role) {
+  return role == TensorRole::activation || role == TensorRole::conv_input || role == TensorRole::style;
+}
 
 DType own_dtype(const NpyArray& array) {
   switch (array.type) {
@@ -53,7 +55,7 @@ std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const
              [&] { return "--split is space, must be batch or channels: " + array.file + " has no space axis"; });
       return last ? 1 : 2;
     case Split::channels:
-      if (role == TensorRole::activation) return last ? axes - 1 : 1;
+      if (role == TensorRole::activation || role == TensorRole::style) return last ? axes - 1 : 1;
       if (role == TensorRole::table) return axes - 1;
       if (role != TensorRole::conv_input && spec.axes.has(Axis::channel)) return spec.axes.has(Axis::sample) ? 1 : 0;
       break;
@@ -238,6 +240,7 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
       return;
     case TensorRole::labels:
     case TensorRole::mixture:
+    case TensorRole::style:
     case TensorRole::table:  // whose rows they name: the operation looks at them together
     case TensorRole::counter:
       return;

@@ -215,6 +215,16 @@ constexpr TensorSpec conditional_instance_tensors[] = {
 constexpr OutputSpec conditional_instance_outputs[] = {{"grad_weight", each_channel, "a row for each style"},
                                                        {"grad_bias", each_channel, "a row for each style"}};
 
+constexpr Attribute adaptive_attributes[] = {
+    attributes::real<0, &O::eps>("eps", "added to the variances of input and style, so that nothing is divided by 0"),
+    attributes::real<0, &O::alpha>("alpha", "how much of the output is of the style; the rest is the input"),
+    attributes::boolean<&O::unbiased>("unbiased", "variances of input and style are over one value less"),
+};
+constexpr TensorSpec adaptive_tensors[] = {{"style", TensorRole::style, every_axis,
+                                            "whose mean and deviation are taken", 0, Bound::none, nullptr, "", always,
+                                            with_input}};
+constexpr OutputSpec adaptive_outputs[] = {{"grad_style", every_axis, "shaped like style"}};
+
 constexpr TensorSpec layer_norm_tensors[] = {weight(each_column), bias(each_column), residual};
 constexpr OutputSpec layer_norm_outputs[] = {
     {"mean", each_row, ""},         {"rstd", each_row, "1 / sqrt(var + eps)"}, {"grad_weight", each_column, ""},
@@ -322,6 +332,16 @@ constexpr Row rows[] = {
      conditional_instance_outputs,
      true,
      OperationKind::conditional},
+    {"adaptive_instance_norm",
+     "AdaIN: every channel of a sample takes mean and deviation of that of a style",
+     "Huang and Belongie 2017, arXiv:1703.06868",
+     each_instance,
+     adaptive_tensors,
+     adaptive_attributes,
+     {},
+     adaptive_outputs,
+     true,
+     OperationKind::adaptive},
 };
 
 constexpr bool fits_a_header(const Row& row) {
@@ -384,6 +404,8 @@ std::string shape_text(const TensorSpec& tensor) {
       return "(N,Ci,space)";
     case TensorRole::conv_weight:
       return "(C,Ci/groups,k...)";
+    case TensorRole::style:
+      return "(N,C,any space)";
     case TensorRole::mixture:
       return "(N) or (N,K)";
     case TensorRole::table:

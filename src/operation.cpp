@@ -13,6 +13,7 @@ namespace {
 constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
     {OperationKind::norm, make_norm_operation},
     {OperationKind::conditional, make_conditional_operation},
+    {OperationKind::adaptive, make_adaptive_operation},
 };
 
 }  // namespace

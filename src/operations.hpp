@@ -10,6 +10,7 @@ namespace allnorm {
 using OperationMaker = std::unique_ptr<Operation>(const Layer& layer, std::int64_t channels,
                                                   std::shared_ptr<Communicator> group, Queue& queue, std::string name);
 
+OperationMaker make_adaptive_operation;     // src/adaptive_operation.cpp
 OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
 

@@ -42,7 +42,8 @@ struct Given {
   static Order order_of(const Row& row, std::string_view slot, Order of_input) {
     const TensorSpec* spec = row.tensor(slot);
     const bool like_input =
-        slot == "input" || (spec && (spec->role == TensorRole::activation || spec->role == TensorRole::conv_input));
+        slot == "input" || (spec && (spec->role == TensorRole::activation || spec->role == TensorRole::conv_input ||
+                                     spec->role == TensorRole::style));
     return like_input ? of_input : Order::channels_first;
   }
 

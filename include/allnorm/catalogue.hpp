@@ -26,6 +26,7 @@ enum class TensorRole : std::uint8_t {
   conv_weight,  ///< (C, Ci/groups, k...)
   labels,       ///< i64 (N): the row of the tables that each sample takes
   mixture,      ///< the same, or f32 or f64 (N, K): how much of each row
+  style,        ///< (N, C, any space), in the input's order and dtype
   table,        ///< parameters (K, C), a row for each label; (C) where no labels are given
 };
 
@@ -89,7 +90,7 @@ struct Default {
 };
 
 /// What a row makes (allnorm/operation.hpp).
-enum class OperationKind : std::uint8_t { norm, conditional };
+enum class OperationKind : std::uint8_t { norm, conditional, adaptive };
 
 struct Row {
   std::string_view name;

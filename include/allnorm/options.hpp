@@ -89,6 +89,8 @@ struct NormOptions : PlainOptions {
   Ramp r_max_ramp{}, d_max_ramp{};  ///< where given, in place of r_max and d_max; saved with the layer's state
   Convolution convolution{};
   std::vector<std::int64_t> normalized_shape{};  ///< layer_norm's; empty: all axes but the first
+  double alpha = 1;       ///< adaptive_instance_norm: how much of the style, the rest is the input
+  bool unbiased = false;  ///< adaptive_instance_norm: variances over one value less
 };
 
 }  // namespace allnorm

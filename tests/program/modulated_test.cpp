@@ -181,5 +181,62 @@ TEST(ConditionalInstanceNorm, SaysWhatIsWrong) {
   }
 }
 
+TEST(AdaptiveInstanceNorm, IsTheSameInBothLayoutsAndOverRanks) {
+  Workplace place;
+  place.make("x.npy", {3, 2, 4});
+  place.make("style.npy", {3, 2, 2, 3});
+  const auto last = [&](const char* from, const char* to, const Shape& shape, std::size_t space) {
+    const Values values = place.values(from);  // (3, 2, space) -> (3, space, 2)
+    Values moved(values.size());
+    for (std::size_t n = 0; n < 3; ++n)
+      for (std::size_t c = 0; c < 2; ++c)
+        for (std::size_t s = 0; s < space; ++s) moved[(n * space + s) * 2 + c] = values[(n * 2 + c) * space + s];
+    write<double>(place, to, NpyType::f64, shape, moved);
+  };
+  last("x.npy", "x_last.npy", {3, 4, 2}, 4);
+  last("style.npy", "style_last.npy", {3, 2, 3, 2}, 6);
+  const std::string words = "apply adaptive_instance_norm --set alpha=0.75 ";
+  const std::string given = "--input x.npy --grad-output x.npy --tensor style=style.npy ";
+  ASSERT_EQ(place.run(words + given + "--out whole").code, 0);
+  ASSERT_EQ(place.run(words + given + "--split batch --ranks 2 --out cut").code, 0);
+  const Outcome outcome =
+      place.run(words +
+                "--input x_last.npy --grad-output x_last.npy --tensor style=style_last.npy --layout "
+                "channels_last --out last");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.list("whole"), (std::vector<std::string>{"grad_input.npy", "grad_style.npy", "output.npy"}));
+  EXPECT_EQ(place.read("whole/grad_style.npy").shape, (Shape{3, 2, 2, 3}));
+  EXPECT_EQ(place.read("last/grad_style.npy").shape, (Shape{3, 2, 3, 2}));
+  for (const char* name : {"output", "grad_input", "grad_style"})
+    expect_near(joined(place, "cut/" + std::string(name), 2), place.values("whole/" + std::string(name) + ".npy"),
+                1e-13);
+  last("whole/output.npy", "output_last.npy", {3, 4, 2}, 4);
+  last("whole/grad_style.npy", "grad_style_last.npy", {3, 2, 3, 2}, 6);
+  expect_near(place.values("last/output.npy"), place.values("output_last.npy"), 1e-13);
+  expect_near(place.values("last/grad_style.npy"), place.values("grad_style_last.npy"), 1e-13);
+}
+
+TEST(AdaptiveInstanceNorm, WritesGradientsInTheTypeOfTheInput) {
+  Workplace place;
+  place.make("x.npy", {2, 2, 4});
+  place.make("style.npy", {2, 2, 5});
+  const Outcome outcome = place.run(
+      "apply adaptive_instance_norm --dtype f16 --input x.npy --grad-output x.npy --tensor style=style.npy --out o");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  for (const char* name : {"o/output.npy", "o/grad_style.npy"}) EXPECT_EQ(place.read(name).type, NpyType::f16);
+}
+
+TEST(AdaptiveInstanceNorm, SaysWhatIsWrong) {
+  Workplace place;
+  place.make("x.npy", {2, 2, 4});
+  place.make("style.npy", {2, 3, 5});
+  EXPECT_EQ(place.run("apply adaptive_instance_norm --input x.npy --out o").code, 2);
+  EXPECT_EQ(
+      place.run("apply adaptive_instance_norm --input x.npy --tensor style=style.npy --set alpha=-1 --out o").code, 2);
+  const Outcome outcome = place.run("apply adaptive_instance_norm --input x.npy --tensor style=style.npy --out o");
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+}
+
 }  // namespace
 }  // namespace allnorm::test
