@@ -137,8 +137,8 @@ void check_split(const ApplyPlan& plan, std::string_view text) {
   expect(!row.by_trailing() || plan.split != Split::channels, Code::invalid_argument, [&] {
     return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
   });
-  expect(plan.layer.options.sync.ranks == Sync::none || reduces(row.statistics, plan.split), Code::invalid_argument,
-         [&] {
+  expect(plan.layer.options.sync.ranks == Sync::none || reduces(plan.layer.statistics(), plan.split),
+         Code::invalid_argument, [&] {
            return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
                   " reduces over, or sync none";
          });

@@ -225,6 +225,65 @@ constexpr TensorSpec adaptive_tensors[] = {{"style", TensorRole::style, every_ax
                                             with_input}};
 constexpr OutputSpec adaptive_outputs[] = {{"grad_style", every_axis, "shaped like style"}};
 
+constexpr bool on_batch(const O& options) { return options.base == Base::batch_norm; }
+constexpr bool on_instance(const O& options) { return options.base == Base::instance_norm; }
+constexpr bool on_batch_keeps_var(const O& options) { return on_batch(options) && keeps_var(options); }
+constexpr bool on_batch_keeps_std(const O& options) { return on_batch(options) && keeps_std(options); }
+constexpr Axes statistics_of_base(const O& options) { return on_instance(options) ? each_instance : each_channel; }
+
+constexpr Attribute map_attributes_alone[] = {
+    attributes::choice<Words{"batch_norm", "instance_norm"}, &O::base>("base", "what normalizes"),
+    with(Agreement::none, attributes::boolean<&O::plus_one>("plus_one", "gamma is added to 1")),
+};
+constexpr auto map_attributes = joined(map_attributes_alone, batch_attributes);
+
+/// A base without running statistics has none of what is about them.
+void check_base(const O& options) {
+  if (on_batch(options)) return;
+  constexpr std::string_view of_both[] = {"eps", "activation", "slope", "sync"};
+  for (const Attribute& attribute : batch_attributes) {
+    if (std::find(std::begin(of_both), std::end(of_both), attribute.name) != std::end(of_both)) continue;
+    const std::string must = attribute.get({}), is = attribute.get(options);
+    expect(is == must, Code::invalid_argument, [&] {
+      return "attribute " + std::string(attribute.name) + " is " + is + ", must be " + must +
+             " where base is instance_norm";
+    });
+  }
+}
+
+constexpr TensorSpec maps_alone[] = {
+    {"gamma", TensorRole::activation, every_axis, "added to 1 unless plus_one=false", 0, Bound::none, nullptr, "",
+     always, with_input},
+    {"beta", TensorRole::activation, every_axis, "", 0, Bound::none, nullptr, "", always, with_input},
+};
+/// Those of batch_norm exist with it alone.
+constexpr auto map_tensors = [] {
+  auto all = joined(maps_alone, shared_batch_tensors);
+  for (TensorSpec& tensor : all) {
+    if (tensor.role == TensorRole::activation) continue;
+    if (tensor.exists == nullptr) tensor.instead = "left out where base is instance_norm";
+    tensor.exists = tensor.exists == keeps_var   ? on_batch_keeps_var
+                    : tensor.exists == keeps_std ? on_batch_keeps_std
+                                                 : on_batch;
+  }
+  return all;
+}();
+constexpr OutputSpec map_outputs[] = {
+    {"mean", each_channel, "that the layer normalized with", on_batch},
+    {"var", each_channel, "that the layer normalized with: biased, without eps", on_batch},
+    {"running_mean", each_channel, "after the call, in training"},
+    {"running_var", each_channel, "after the call, in training"},
+    {"running_std", each_channel, "in place of running_var when renorm=true and variant=paper"},
+    {"num_batches_tracked", none, "after the call, in training"},
+    {"r", each_channel, "with renorm", renormalizes},
+    {"d", each_channel, "with renorm", renormalizes},
+    {"mean", each_instance, "where base is instance_norm", on_instance},
+    {"rstd", each_instance, "where base is instance_norm: 1 / sqrt(var + eps)", on_instance},
+    {"grad_gamma", every_axis, ""},
+    {"grad_beta", every_axis, ""},
+    {"grad_residual", every_axis, ""},
+};
+
 constexpr TensorSpec layer_norm_tensors[] = {weight(each_column), bias(each_column), residual};
 constexpr OutputSpec layer_norm_outputs[] = {
     {"mean", each_row, ""},         {"rstd", each_row, "1 / sqrt(var + eps)"}, {"grad_weight", each_column, ""},
@@ -342,6 +401,18 @@ constexpr Row rows[] = {
      adaptive_outputs,
      true,
      OperationKind::adaptive},
+    {"spade",
+     "SPADE: a norm whose gamma and beta are maps, one value of each for every value",
+     "Park et al. 2019, arXiv:1903.07291",
+     each_channel,
+     map_tensors,
+     map_attributes,
+     {},
+     map_outputs,
+     true,
+     OperationKind::maps,
+     check_base,
+     statistics_of_base},
 };
 
 constexpr bool fits_a_header(const Row& row) {
@@ -466,6 +537,7 @@ void Layer::check() const {
   NormOptions copy = options;
   for (const Attribute& attribute : row->attributes)
     if (const std::string value = attribute.get(options); !value.empty()) attribute.set(copy, attribute.name, value);
+  if (row->check != nullptr) row->check(options);
   expect(product(options.normalized_shape).has_value(), Code::invalid_argument,
          "attribute normalized_shape has more than 2^63-1 elements, must have at most that");
   // What the row does not list must be as if it did not exist.

@@ -14,6 +14,7 @@ constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
     {OperationKind::norm, make_norm_operation},
     {OperationKind::conditional, make_conditional_operation},
     {OperationKind::adaptive, make_adaptive_operation},
+    {OperationKind::maps, make_maps_operation},
 };
 
 }  // namespace

@@ -12,6 +12,7 @@ using OperationMaker = std::unique_ptr<Operation>(const Layer& layer, std::int64
 
 OperationMaker make_adaptive_operation;     // src/adaptive_operation.cpp
 OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
+OperationMaker make_maps_operation;         // src/maps_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
 
 /// Throws unsupported unless the queue is on the CPU: of operations that take steps on the host between their kernels.

@@ -90,19 +90,23 @@ struct Default {
 };
 
 /// What a row makes (allnorm/operation.hpp).
-enum class OperationKind : std::uint8_t { norm, conditional, adaptive };
+enum class OperationKind : std::uint8_t { norm, conditional, adaptive, maps };
 
 struct Row {
   std::string_view name;
   std::string_view summary;             ///< one line
   std::string_view source;              ///< paper
-  Axes statistics;                      ///< one mean and variance for each of their indices
+  Axes statistics;                      ///< one mean and variance for each of their indices; see statistics_with
   std::span<const TensorSpec> tensors;  ///< optional ones, besides input and grad_output
   std::span<const Attribute> attributes;
   std::span<const Default> defaults;    ///< where they differ from NormOptions{}
   std::span<const OutputSpec> outputs;  ///< besides output and grad_input
   bool centred = true;                  ///< false: moments are about 0, the mean counts as 0
   OperationKind operation = OperationKind::norm;
+  /// Throws invalid_argument for attributes that do not go together; null: all do.
+  void (*check)(const NormOptions&) = nullptr;
+  /// In place of `statistics` where they depend on an attribute; null: they do not.
+  Axes (*statistics_with)(const NormOptions&) = nullptr;
 
   /// The tensor, output or attribute of that name; null where the row has none.
   const TensorSpec* tensor(std::string_view name) const noexcept;
@@ -144,6 +148,8 @@ struct Layer {
   bool has(const OutputSpec& output) const;
   /// A state exists with these options: running statistics are kept from call to call.
   bool has_state() const noexcept;
+  /// One mean and variance for each of their indices.
+  Axes statistics() const { return row->statistics_with != nullptr ? row->statistics_with(options) : row->statistics; }
   /// The shape of an array over `axes` of an input of that shape: their extents in its order, and where the space is
   /// among them 1 in place of N or C that is not. Throws invalid_argument where an attribute does not fit the shape,
   /// invalid_input where that has too few axes.

@@ -28,6 +28,8 @@ enum class Guard : std::uint8_t {
   clamp,  ///< a past second moment below its squared mean counts as equal to it (Cross-Iteration BN, section 3.3)
   drop,   ///< the past iteration leaves the average of that channel (the authors' code)
 };
+/// The norm without gamma and beta under maps of them (SPADE).
+enum class Base : std::uint8_t { batch_norm, instance_norm };
 enum class RunningSource : std::uint8_t { current, window };
 
 /// A piecewise linear function of the number of training calls made: points in ascending order of call, constant before
@@ -91,6 +93,8 @@ struct NormOptions : PlainOptions {
   std::vector<std::int64_t> normalized_shape{};  ///< layer_norm's; empty: all axes but the first
   double alpha = 1;       ///< adaptive_instance_norm: how much of the style, the rest is the input
   bool unbiased = false;  ///< adaptive_instance_norm: variances over one value less
+  Base base = Base::batch_norm;
+  bool plus_one = true;  ///< gamma's map is added to 1
 };
 
 }  // namespace allnorm

@@ -238,5 +238,69 @@ TEST(AdaptiveInstanceNorm, SaysWhatIsWrong) {
   EXPECT_TRUE(outcome.one_line()) << outcome.err;
 }
 
+TEST(Spade, WritesWhatItsBaseHas) {
+  Workplace place;
+  for (const char* name : {"x.npy", "gamma.npy", "beta.npy"}) place.make(name, {3, 2, 4}, NpyType::f32);
+  const std::string words =
+      "apply spade --input x.npy --tensor gamma=gamma.npy --tensor beta=beta.npy --grad-output x.npy ";
+  const Outcome batch = place.run(words + "--save-state s.st --out batch");
+  ASSERT_EQ(batch.code, 0) << batch.err;
+  EXPECT_EQ(place.list("batch"), (std::vector<std::string>{"grad_beta.npy", "grad_gamma.npy", "grad_input.npy",
+                                                           "mean.npy", "num_batches_tracked.npy", "output.npy",
+                                                           "running_mean.npy", "running_var.npy", "var.npy"}));
+  EXPECT_EQ(place.read("batch/grad_gamma.npy").type, NpyType::f32);
+  EXPECT_EQ(place.read("batch/mean.npy").shape, Shape{2});
+  EXPECT_EQ(place.run(words + "--load-state s.st --out again").code, 0);
+  const Outcome instance = place.run(words + "--set base=instance_norm --out instance");
+  ASSERT_EQ(instance.code, 0) << instance.err;
+  EXPECT_EQ(place.list("instance"), (std::vector<std::string>{"grad_beta.npy", "grad_gamma.npy", "grad_input.npy",
+                                                              "mean.npy", "output.npy", "rstd.npy"}));
+  EXPECT_EQ(place.read("instance/rstd.npy").shape, (Shape{3, 2}));
+}
+
+TEST(Spade, CutOverRanksIsOneRank) {
+  Workplace place;
+  for (const char* name : {"x.npy", "gamma.npy", "beta.npy"}) place.make(name, {3, 2, 4, 2});
+  const std::string words =
+      "apply spade --input x.npy --tensor gamma=gamma.npy --tensor beta=beta.npy --grad-output x.npy ";
+  for (const std::string base : {"batch_norm", "instance_norm"}) {
+    ASSERT_EQ(place.run(words + "--set base=" + base + " --out whole").code, 0);
+    const bool batch = base == "batch_norm";
+    const Outcome cut = place.run(words + "--set sync=world --ranks 2 --out cut --set base=" + base + " --split " +
+                                  (batch ? "batch" : "space"));
+    ASSERT_EQ(cut.code, 0) << cut.err;
+    for (const char* name : {"output", "grad_input", "grad_gamma"}) {
+      const Values whole = place.values("whole/" + std::string(name) + ".npy");
+      Values parts = joined(place, "cut/" + std::string(name), 2);
+      if (!batch) {  // rows 0 and 1 of four, and 2 and 3, of every channel
+        Values sorted(parts.size());
+        for (std::size_t i = 0; i < parts.size(); ++i) sorted[i / 4 % 6 * 8 + i / 24 * 4 + i % 4] = parts[i];
+        parts = sorted;
+      }
+      expect_near(parts, whole, 1e-12);
+    }
+  }
+  const Outcome refused =
+      place.run(words + "--set sync=world --set base=instance_norm --ranks 2 --split batch --out o");
+  EXPECT_EQ(refused.code, 2) << refused.err;
+}
+
+TEST(Spade, SaysWhatIsWrong) {
+  Workplace place;
+  for (const char* name : {"x.npy", "gamma.npy", "beta.npy"}) place.make(name, {3, 2, 4});
+  place.make("mean.npy", {2});
+  place.make("short.npy", {3, 2, 3});
+  const auto run = [&](const std::string& words) { return place.run("apply spade --input x.npy --out o " + words); };
+  const std::string maps = "--tensor gamma=gamma.npy --tensor beta=beta.npy ";
+  EXPECT_EQ(run("--tensor gamma=gamma.npy").code, 2);
+  EXPECT_EQ(run(maps + "--weight mean.npy").code, 2);
+  EXPECT_EQ(run(maps + "--bias mean.npy").code, 2);
+  EXPECT_EQ(run(maps + "--tensor running_mean=mean.npy").code, 0);
+  EXPECT_EQ(run(maps + "--tensor running_mean=mean.npy --set base=instance_norm").code, 2);
+  EXPECT_EQ(run(maps + "--set base=instance_norm --set window=2").code, 2);
+  EXPECT_EQ(run(maps + "--set base=group_norm").code, 2);
+  EXPECT_EQ(run("--tensor gamma=short.npy --tensor beta=beta.npy").code, 3);
+}
+
 }  // namespace
 }  // namespace allnorm::test
