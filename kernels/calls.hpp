@@ -77,7 +77,8 @@ namespace steps {
 
 /// What a call with FrameSource::call does.
 ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered& gathered) {
-  const double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : summed(gathered, 0);
+  double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : summed(gathered, 0);
+  if (args.rules.pools && args.norm.groups() == 0) count = 0;  // no sample has the positions that it would have
   return turn_of(args.rules, args.state.now(), count, args.derives);
 }
 
@@ -92,6 +93,24 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& g
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
   };
   return frame_of(args.rules, args.state, turn, g, current, lane, commits);
+}
+
+/// With pools: the next state of channel c, from the frames of all samples.
+ALLNORM_HOST_DEVICE inline void pool(const ForwardArgs& args, const Turn& turn, std::int64_t c) {
+  const std::int64_t channels = args.state.channels, groups = args.norm.groups();
+  const double share = static_cast<double>(channels) / static_cast<double>(groups);
+  formulas::Moments mean;
+  for (std::int64_t g = c; g < groups; g += channels) {
+    mean.mean += args.frame.mean[g] * share;
+    mean.var += args.frame.var[g] * share;
+  }
+  const double unbiased = args.rules.unbiased_running_var ? formulas::bessel(turn.count) : 1;
+  write_next(args.rules, args.state, turn, c, {}, {mean.mean, mean.var * unbiased, mean.var});
+}
+
+/// The frame of group g from the running statistics.
+ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const ForwardArgs& args, std::int64_t g) {
+  return running_frame(args.rules, args.state, args.rules.pools ? g % args.state.channels : g);
 }
 
 /// Gamma of fine group f, as far as it is folded.

@@ -44,7 +44,8 @@ struct RampView {
 struct Rules : PlainOptions {
   RampView r_max_ramp{}, d_max_ramp{};
   bool centred = true;    // false: the row's moments are about 0
-  bool persists = false;  // the batch_norm family: running statistics, history
+  bool persists = false;  // running statistics are kept; in the batch_norm family also a history
+  bool pools = false;     // they are averages over the samples of those of each sample and channel
 };
 
 /// What counts calls.

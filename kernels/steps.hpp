@@ -282,7 +282,7 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& stat
                                       formulas::Moments current, const Lane& lane, bool commits) {
   using S = LayerState;
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
-  if (!rules.persists) {
+  if (!rules.persists || rules.pools) {
     const auto used = rules.centred ? current : formulas::about_zero(current);
     return {used.mean, used.var, 1 / formulas::sigma(rules, used.var), 1, {}};
   }
@@ -347,7 +347,7 @@ ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState
              {state.now(S::candidate_mean)[c], state.now(S::candidate_var)[c], state.now(S::candidate_biased)[c]});
 }
 
-/// Inference: the running statistics.
+/// Inference: the running statistics of channel c.
 ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const Rules& rules, const LayerState& state, std::int64_t c) {
   const double spread = state.now(LayerState::running_spread)[c], sigma = running_sigma(rules, spread);
   return {state.now(LayerState::running_mean)[c],

@@ -70,13 +70,16 @@ constexpr Attribute activation_attribute = with(
 constexpr Attribute slope_attribute =
     with(Agreement::none, attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"));
 
+constexpr Attribute training_attribute =
+    with(Agreement::none,
+         attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"));
+
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
     attributes::choice<Words{"inside", "outside"}, &O::eps_place>(
         "eps_place", "values are divided by sqrt(var + eps), or by sqrt(var) + eps"),
     momentum_attribute,
-    with(Agreement::none,
-         attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing")),
+    training_attribute,
     attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
     activation_attribute,
     slope_attribute,
@@ -303,10 +306,35 @@ constexpr OutputSpec group_norm_outputs[] = {
     {"grad_bias", each_channel, ""}, {"grad_residual", every_axis, ""},
 };
 
-constexpr Attribute instance_norm_attributes[] = {eps_attribute, activation_attribute, slope_attribute};
+constexpr Attribute instance_norm_attributes[] = {
+    eps_attribute,
+    momentum_attribute,
+    attributes::boolean<&O::track>("track", "running statistics are kept: averages over the samples"),
+    training_attribute,
+    activation_attribute,
+    slope_attribute,
+};
+constexpr bool tracks(const O& options) { return options.track; }
+constexpr std::string_view tracked = "left out unless track=true";
+constexpr TensorSpec instance_norm_tensors[] = {
+    weight(each_channel),
+    bias(each_channel),
+    {"running_mean", TensorRole::state, each_channel, "with track=true; 0 when not given", 0, Bound::none, tracks,
+     tracked},
+    {"running_var", TensorRole::state, each_channel, "with track=true; 1 when not given", 1, Bound::not_negative,
+     tracks, tracked},
+    {"num_batches_tracked", TensorRole::counter, none, "with track=true: updates of the running statistics so far", 0,
+     Bound::none, tracks, tracked},
+    residual,
+};
 constexpr OutputSpec instance_norm_outputs[] = {
-    {"mean", each_instance, ""},       {"rstd", each_instance, "1 / sqrt(var + eps)"},
-    {"grad_weight", each_channel, ""}, {"grad_bias", each_channel, ""},
+    {"mean", each_instance, ""},
+    {"rstd", each_instance, "1 / sqrt(var + eps)"},
+    {"running_mean", each_channel, "after the call, in training with track=true"},
+    {"running_var", each_channel, "after the call, in training with track=true: unbiased"},
+    {"num_batches_tracked", none, "after the call, in training with track=true"},
+    {"grad_weight", each_channel, ""},
+    {"grad_bias", each_channel, ""},
     {"grad_residual", every_axis, ""},
 };
 
@@ -367,7 +395,7 @@ constexpr Row rows[] = {
      "Instance Normalization: mean and variance of each sample and channel over space",
      "Ulyanov et al. 2016, arXiv:1607.08022",
      each_instance,
-     group_norm_tensors,
+     instance_norm_tensors,
      instance_norm_attributes,
      {},
      instance_norm_outputs},
@@ -448,10 +476,6 @@ const TensorSpec* Row::gradient(std::string_view output) const noexcept {
 const TensorSpec* Row::state(std::string_view output) const noexcept {
   const TensorSpec* found = tensor(output);
   return found != nullptr && found->is_state() ? found : nullptr;
-}
-
-bool Row::has_state() const noexcept {
-  return std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.role == TensorRole::state; });
 }
 
 std::string shape_text(Axes axes) {
@@ -540,6 +564,10 @@ void Layer::check() const {
   if (row->check != nullptr) row->check(options);
   expect(product(options.normalized_shape).has_value(), Code::invalid_argument,
          "attribute normalized_shape has more than 2^63-1 elements, must have at most that");
+  expect(options.training || has_state() || row->attribute("training") == nullptr, Code::invalid_argument, [&] {
+    return "attribute training of " + std::string(row->name) +
+           " is false, must be true where no running statistics are kept";
+  });
   // What the row does not list must be as if it did not exist.
   for (const Row& other : rows)
     for (const Attribute& attribute : other.attributes)

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "src/norm_impl.hpp"
+#include "src/operations.hpp"
 #include "src/slots.hpp"
 
 namespace allnorm {
@@ -34,7 +35,9 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
       group_(group_for(layer, std::move(group))),
       name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
       device_(queue.device()),
-      memory_(layer, channels, queue) {}
+      memory_(layer, channels, queue) {
+  if (memory_.rules().pools) expect_on_cpu(std::string(layer.row->name) + " with running statistics", queue);
+}
 
 Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {
   const ConstTensorView& x = in.input;

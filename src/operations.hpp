@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "allnorm/operation.hpp"
 
@@ -31,5 +32,8 @@ decltype(auto) tell_others(bool others_wait, Communicator& group, const Check& c
     throw;
   }
 }
+
+/// Throws unsupported that `what` is not yet on a GPU, unless the queue is a CPU's.
+void expect_on_cpu(std::string_view what, const Queue& queue);
 
 }  // namespace allnorm

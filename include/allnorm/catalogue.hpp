@@ -115,8 +115,6 @@ struct Row {
   /// The tensor whose gradient the output of that name is, or which it is after the call; null where it is none.
   const TensorSpec* gradient(std::string_view output) const noexcept;
   const TensorSpec* state(std::string_view output) const noexcept;
-  /// Running statistics are kept from call to call: one of its tensors is a state.
-  bool has_state() const noexcept;
   /// The input is (leading..., trailing...) as it lies, and not (N, C, space...).
   bool by_trailing() const noexcept { return statistics.has(Axis::leading) || statistics.has(Axis::trailing); }
 };

@@ -70,7 +70,7 @@ class Saved {
   bool training_ = false;
 };
 
-/// Running statistics (C) of the batch_norm family, empty otherwise.
+/// Running statistics (C) of layers that keep them, empty otherwise.
 struct RunningStatistics {
   std::vector<double> mean{};
   std::vector<double> spread{};  ///< the variance, or sigma where Layer::keeps_std()
@@ -136,7 +136,7 @@ class Norm {
   /// negative spread.
   RunningStatistics running(Queue& queue) const;
   void set_running(const RunningStatistics& running, Queue& queue);
-  /// True for layers that have them: the batch_norm family.
+  /// True for layers that have them: the batch_norm family, instance_norm with track.
   bool has_running() const noexcept;
 
   /// Of the last training call with a window: past statistics as stored and as compensated, for reports. Row j (0 = the

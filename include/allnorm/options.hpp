@@ -57,6 +57,7 @@ struct PlainOptions {
   bool cumulative = false;  ///< momentum = 1 / number of updates: a plain average
   bool training = true;     ///< false: normalize with the running statistics; nothing is exchanged, no state changes
   bool unbiased_running_var = true;
+  bool track = false;  ///< instance_norm keeps running statistics
   Activation activation{};
   Sync sync{};
 

@@ -40,6 +40,7 @@ struct FineCoefficients {
 void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
   for (std::int64_t g = 0; g < args.norm.groups(); ++g)
     args.frame.set(g, steps::frame_of(args, gathered, turn, g, true));
+  for (std::int64_t c = 0; args.rules.pools && c < args.state.channels; ++c) steps::pool(args, turn, c);
   *args.frame.scalars = {turn.count, turn.call};
 }
 
@@ -72,7 +73,7 @@ void forward_local(ForwardArgs& args, Queue& queue) {
   steps::Hashes hashes;
   if (args.rules.persists) {
     hashes = steps::hashes_of(args.state);
-    for (std::int64_t c = 0; c < groups; ++c) hashes.add(steps::hashes_of(args.state, c));
+    for (std::int64_t c = 0; c < args.state.channels; ++c) hashes.add(steps::hashes_of(args.state, c));
   }
   steps::write_header(args.rules, args.state, hashes, head.header);
   if (args.weights != nullptr) {
@@ -91,8 +92,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
     return;
   }
   if (args.source == FrameSource::running) {
-    for (std::int64_t c = 0; c < args.norm.groups(); ++c)
-      args.frame.set(c, steps::running_frame(args.rules, args.state, c));
+    for (std::int64_t g = 0; g < args.norm.groups(); ++g) args.frame.set(g, steps::running_frame(args, g));
     *args.frame.scalars = {0, args.state.now().calls};
   }
   apply_frames(args, queue);

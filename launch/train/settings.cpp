@@ -190,7 +190,7 @@ Layer layer_of(const NormChoice& choice, std::int64_t batch, std::int64_t calls,
     if (!choice.sets(attribute)) value = ours;
   };
   if (layer.row->statistics.has(Axis::group)) unless_given("groups", options.groups, 4);
-  if (layer.row->has_state()) {
+  if (layer.has_state()) {
     unless_given("eps", options.eps, 1e-5);
     unless_given("momentum", options.momentum, 0.02);
   }

@@ -123,6 +123,36 @@ TEST(Outputs, OfGroupNormWithActivationAndResidual) {
   EXPECT_EQ(place.run("apply rms_norm --input x.npy --tensor bias=r.npy --out o").code, 2);
 }
 
+TEST(Outputs, OfInstanceNormFollowTrack) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.make("c.npy", {4});
+  const std::string call = "apply instance_norm --input x.npy ";
+  ASSERT_EQ(place.run(call + "--out plain").code, 0);
+  EXPECT_EQ(place.list("plain"), (Names{"mean.npy", "output.npy", "rstd.npy"}));
+  ASSERT_EQ(place.run(call + "--set track=true --save-state state.safetensors --out kept").code, 0);
+  EXPECT_EQ(place.list("kept"), (Names{"mean.npy", "num_batches_tracked.npy", "output.npy", "rstd.npy",
+                                       "running_mean.npy", "running_var.npy"}));
+  EXPECT_EQ(place.read("kept/running_var.npy").shape, (Shape{4}));
+  const Outcome later =
+      place.run(call + "--set track=true --set training=false --load-state state.safetensors --out i");
+  ASSERT_EQ(later.code, 0) << later.err;
+  EXPECT_EQ(place.list("i"), (Names{"mean.npy", "output.npy", "rstd.npy"}));
+  const std::vector<double> mean = place.values("i/mean.npy"), running = place.values("kept/running_mean.npy");
+  for (std::size_t i = 0; i < mean.size(); ++i) EXPECT_EQ(mean[i], running[i % 4]);
+
+  for (const auto& [words, line] :
+       {std::pair{"--set training=false",
+                  "attribute training of instance_norm is false, must be true where no running statistics are kept"},
+        {"--tensor running_mean=c.npy", "tensor of instance_norm is running_mean, must be left out unless track=true"},
+        {"--set track=yes", "attribute track is 'yes', must be true or false"}}) {
+    const Outcome outcome = place.run(call + words + " --out o");
+    EXPECT_EQ(outcome.code, 2);
+    EXPECT_EQ(outcome.err, "allnorm: " + std::string(line) + "\n");
+  }
+  EXPECT_EQ(place.run(call + "--set track=true --tensor running_mean=x.npy --out o").code, 3);
+}
+
 TEST(Names, CarryRankAndStep) {
   Workplace place;
   place.make("x.npy", {3, 4, 5});
