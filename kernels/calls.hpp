@@ -129,6 +129,10 @@ ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall
 /// as far as it is folded.
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& call, const GroupFrame& frame,
                                                               double weight, double count, double s1, double s2) {
+  if (call.rules.unbiased) {
+    if (count == 1) return {frame.rstd, frame.rstd, frame.rstd, 1};  // NaN, as y
+    s2 *= count / (count - 1);
+  }
   return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1,
                               s2 * formulas::steepness(call.rules, frame.var));
 }

@@ -86,6 +86,12 @@ ALLNORM_HOST_DEVICE inline double move(double running, double value, double mome
   return (1 - momentum) * running + momentum * value;
 }
 
+// The variance that values are divided by, of `count` of them with this biased one: with Bessel's factor it has no
+// value where there is one of them.
+ALLNORM_HOST_DEVICE inline double estimate(const PlainOptions& o, double var, double count) {
+  return o.unbiased ? var * (count / (count - 1)) : var;
+}
+
 // sigma, the deviation that values of this variance are divided by, and the variance that has this sigma.
 ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var) {
   return o.eps_place == EpsPlace::outside ? std::sqrt(var) + o.eps : std::sqrt(var + o.eps);

@@ -283,7 +283,8 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& stat
   using S = LayerState;
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists || rules.pools) {
-    const auto used = rules.centred ? current : formulas::about_zero(current);
+    auto used = rules.centred ? current : formulas::about_zero(current);
+    used.var = formulas::estimate(rules, used.var, t.count);
     return {used.mean, used.var, 1 / formulas::sigma(rules, used.var), 1, {}};
   }
   // CmBN: the batch so far

@@ -35,13 +35,18 @@ DType own_dtype(const NpyArray& array) {
            "has the type " + std::string(to_string(array.type)) + ", must be f64, f32 or f16, or --dtype be given");
 }
 
-// The axis of the file that --split cuts, if it cuts this tensor.
-std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const NpyArray& array) {
+// The axis of the file that --split cuts, if it cuts this tensor. `input`: a shape with its axes.
+std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const NpyArray& array, const Shape& input) {
   const TensorRole role = spec.role;
   const int axes = array.shape.rank();
   const bool rows = plan.layer.row->by_trailing();
   const bool last = plan.order == Order::channels_last && !rows;
   const auto given = static_cast<int>(plan.layer.options.normalized_shape.size());
+  if (role == TensorRole::parameter && spec.axes.has(Axis::row)) {  // (rows), or like the input
+    const int axis = plan.split == Split::batch ? 0 : 1;
+    if (plan.split == Split::none || plan.layer.row_axis(input) != axis) return std::nullopt;
+    return axes == 1 ? 0 : axis;
+  }
   switch (plan.split) {
     case Split::none:
       break;
@@ -136,7 +141,8 @@ LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType 
   NpyArray array = read_npy(expand(plan_->tensors.find(spec.name)->second, rank_, step));
   if (array.type == NpyType::b1) bad_file(array.file, "has the type b1, must be a floating-point or integer type");
   if (spec.name == "input" && !plan_->dtype) dtype = own_dtype(array);
-  if (const auto axis = cut_axis(*plan_, spec, array)) cut(array, *axis, rank_, ranks_);
+  const Shape& like = spec.name == "input" ? array.shape : input().file_shape;
+  if (const auto axis = cut_axis(*plan_, spec, array, like)) cut(array, *axis, rank_, ranks_);
 
   LoadedTensor tensor{array.file, array.shape, array.shape, Order::channels_first, dtype};
   if (is_activation(spec.role) && plan_->order == Order::channels_last && !plan_->layer.row->by_trailing()) {
@@ -217,6 +223,7 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
     case TensorRole::activation:
       return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
     case TensorRole::parameter:
+      if (layer_.fits(spec.axes, tensor.shape, x.shape)) return;
       return expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
     case TensorRole::state:
       expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));

@@ -80,7 +80,9 @@ constexpr Attribute boolean(std::string_view name, std::string_view help) {
 template <int Minimum>
 constexpr std::string_view number_text = Minimum == 0 ? "a number of at least 0" : "a number of at least 1";
 template <int Minimum>
-constexpr std::string_view integer_text = Minimum == 0 ? "an integer of at least 0" : "an integer of at least 1";
+constexpr std::string_view integer_text = Minimum < 0    ? "an integer"
+                                          : Minimum == 0 ? "an integer of at least 0"
+                                                         : "an integer of at least 1";
 template <int Minimum>
 constexpr std::string_view integers_text =
     Minimum == 0 ? "integers of at least 0, separated by commas" : "integers of at least 1, separated by commas";
@@ -102,6 +104,7 @@ constexpr Attribute real(std::string_view name, std::string_view help) {
           text_of_real};
 }
 
+/// An integer of at least `Minimum` (0 or 1), or of any value (-1).
 template <int Minimum, auto... Path>
 constexpr Attribute integer(std::string_view name, std::string_view help) {
   return {name,
@@ -109,7 +112,8 @@ constexpr Attribute integer(std::string_view name, std::string_view help) {
           help,
           [](NormOptions& options, std::string_view attribute, std::string_view value) {
             std::int64_t number = 0;
-            if (!parse(value, number) || number < Minimum) refuse(attribute, value, integer_text<Minimum>);
+            if (!parse(value, number) || (Minimum >= 0 && number < Minimum))
+              refuse(attribute, value, integer_text<Minimum>);
             member<Path...>(options) = number;
           },
           [](const NormOptions& options) { return std::to_string(member<Path...>(options)); },

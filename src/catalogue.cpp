@@ -70,14 +70,16 @@ constexpr Attribute activation_attribute = with(
 constexpr Attribute slope_attribute =
     with(Agreement::none, attributes::real<0, &O::activation, &Activation::slope>("slope", "of leaky_relu below 0"));
 
+constexpr Attribute eps_place_attribute = attributes::choice<Words{"inside", "outside"}, &O::eps_place>(
+    "eps_place", "values are divided by sqrt(var + eps), or by sqrt(var) + eps");
+
 constexpr Attribute training_attribute =
     with(Agreement::none,
          attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"));
 
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
-    attributes::choice<Words{"inside", "outside"}, &O::eps_place>(
-        "eps_place", "values are divided by sqrt(var + eps), or by sqrt(var) + eps"),
+    eps_place_attribute,
     momentum_attribute,
     training_attribute,
     attributes::boolean<&O::unbiased_running_var>("unbiased_running_var", "running_var takes var * M/(M-1)"),
@@ -135,7 +137,8 @@ constexpr Attribute group_norm_attributes[] = {
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
 constexpr Axes none{}, each_sample{Axis::sample}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
-    each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing};
+    each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing},
+    each_weight_row{Axis::row};
 
 constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
 constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }
@@ -338,6 +341,15 @@ constexpr OutputSpec instance_norm_outputs[] = {
     {"grad_residual", every_axis, ""},
 };
 
+constexpr Attribute standardization_attributes[] = {
+    attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
+    eps_attribute,
+    eps_place_attribute,
+};
+constexpr TensorSpec standardization_tensors[] = {
+    {"gain", TensorRole::parameter, each_weight_row, "multiplies the rows; 1 when not given", 1}};
+constexpr OutputSpec standardization_outputs[] = {{"grad_gain", each_weight_row, ""}};
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 constexpr Default sync_defaults[] = {{"sync", "world"}};
@@ -441,6 +453,14 @@ constexpr Row rows[] = {
      OperationKind::maps,
      check_base,
      statistics_of_base},
+    {"weight_standardization",
+     "Weight Standardization: mean and variance of each row of a weight (O,...)",
+     "Qiao et al. 2019, arXiv:1903.10520",
+     each_weight_row,
+     standardization_tensors,
+     standardization_attributes,
+     {},
+     standardization_outputs},
 };
 
 constexpr bool fits_a_header(const Row& row) {
@@ -480,6 +500,7 @@ const TensorSpec* Row::state(std::string_view output) const noexcept {
 
 std::string shape_text(Axes axes) {
   if (axes == every_axis) return "like input";
+  if (axes.has(Axis::row)) return "(rows)";
   if (axes.has(Axis::leading)) return "leading axes";
   if (axes.has(Axis::trailing)) return "normalized_shape";
   const bool space = axes.has(Axis::space);

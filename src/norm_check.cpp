@@ -37,6 +37,7 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
       device_(queue.device()),
       memory_(layer, channels, queue) {
   if (memory_.rules().pools) expect_on_cpu(std::string(layer.row->name) + " with running statistics", queue);
+  if (memory_.rules().unbiased) expect_on_cpu(std::string(layer.row->name) + " with unbiased=true", queue);
 }
 
 Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {
@@ -51,15 +52,16 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   });
   expect(x.data != nullptr || x.elements() == 0, Code::invalid_argument, "input has no data");
   expect_memory(x.data, queue, "input");
-  for (const auto& [name, view, tensor] : input_slots)
-    expect_known(*layer_.row, !(in.*view).given() || layer_.row->tensor(tensor) != nullptr, name);
+  for (const InputSlot& slot : input_slots)
+    expect_known(*layer_.row, !(in.*slot.view).given() || serves(*layer_.row, input_slots, slot), slot.name);
   const Plan plan = plan_for(layer_, x.shape, x.order);
   expect(!has_running() || x.shape[1] == channels_, Code::invalid_input, [&] {
     return "input has " + std::to_string(x.shape[1]) + " channels, must have " + std::to_string(channels_);
   });
   expect_like(output, x, queue, "output");
   for (const auto& [name, view, tensor] : input_slots)
-    if ((in.*view).given()) expect_tensor(layer_, *layer_.row->tensor(tensor), in.*view, x, queue, name);
+    if (const TensorSpec* spec = layer_.row->tensor(tensor); spec != nullptr && (in.*view).given())
+      expect_tensor(layer_, *spec, in.*view, x, queue, name);
   return plan;
 }
 
@@ -67,11 +69,12 @@ void NormImpl::check(const Saved& saved, const ConstTensorView& grad_output, con
                      const Queue& queue) const {
   const ConstTensorView& x = saved.inputs_.input;
   expect_like(grad_output, x, queue, "grad_output");
-  for (const auto& [name, view, tensor] : gradient_slots)
-    expect_known(*layer_.row, !(out.*view).given() || layer_.row->tensor(tensor) != nullptr, name);
+  for (const GradientSlot& slot : gradient_slots)
+    expect_known(*layer_.row, !(out.*slot.view).given() || serves(*layer_.row, gradient_slots, slot), slot.name);
   if (out.input.given()) expect_like(out.input, x, queue, "grad_input");
   for (const auto& [name, view, tensor] : gradient_slots)
-    if ((out.*view).given()) expect_tensor(layer_, *layer_.row->tensor(tensor), out.*view, x, queue, name);
+    if (const TensorSpec* spec = layer_.row->tensor(tensor); spec != nullptr && (out.*view).given())
+      expect_tensor(layer_, *spec, out.*view, x, queue, name);
   expect(!out.residual.given() || saved.inputs_.residual.given(), Code::invalid_argument,
          "grad_residual is asked for, must not be where forward had no residual");
 }

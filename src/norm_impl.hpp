@@ -1,7 +1,9 @@
 // The inside of a layer: what forward, backward and the state share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -25,6 +27,7 @@ struct InputSlot {
 };
 inline constexpr InputSlot input_slots[] = {{"residual", &ForwardInputs::residual, "residual"},
                                             {"weight", &ForwardInputs::weight, "weight"},
+                                            {"gain", &ForwardInputs::weight, "gain"},
                                             {"bias", &ForwardInputs::bias, "bias"},
                                             {"conv_input", &ForwardInputs::conv_input, "conv_input"},
                                             {"conv_weight", &ForwardInputs::conv_weight, "conv_weight"},
@@ -37,7 +40,15 @@ struct GradientSlot {
 };
 inline constexpr GradientSlot gradient_slots[] = {{"grad_residual", &BackwardOutputs::residual, "residual"},
                                                   {"grad_weight", &BackwardOutputs::weight, "weight"},
+                                                  {"grad_gain", &BackwardOutputs::weight, "gain"},
                                                   {"grad_bias", &BackwardOutputs::bias, "bias"}};
+
+/// The row lets the tensor of that slot be given, under this name or another.
+template <class Slot, std::size_t size>
+bool serves(const Row& row, const Slot (&slots)[size], const Slot& slot) {
+  return std::any_of(std::begin(slots), std::end(slots),
+                     [&](const Slot& other) { return other.view == slot.view && row.tensor(other.tensor) != nullptr; });
+}
 
 class NormImpl {
  public:

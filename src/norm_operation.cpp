@@ -33,14 +33,16 @@ const Saved& own(const SavedCall& call) {
 ForwardInputs typed(const InputSlots& inputs) {
   ForwardInputs made;
   made.input = inputs["input"];
-  for (const InputSlot& slot : input_slots) made.*slot.view = inputs[slot.name];
+  for (const InputSlot& slot : input_slots)
+    if (const ConstTensorView view = inputs[slot.name]; view.given()) made.*slot.view = view;
   return made;
 }
 
 BackwardOutputs typed(const OutputSlots& gradients) {
   BackwardOutputs made;
   made.input = gradients["grad_input"];
-  for (const GradientSlot& slot : gradient_slots) made.*slot.view = gradients[slot.name];
+  for (const GradientSlot& slot : gradient_slots)
+    if (const TensorView view = gradients[slot.name]; view.given()) made.*slot.view = view;
   return made;
 }
 

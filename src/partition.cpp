@@ -24,6 +24,12 @@ struct Parts {
 
 Parts parts_of(Axes axes, const Shape& shape, Order order, const Cut& cut) {
   Parts parts;
+  if (axes.has(Axis::row)) {
+    parts.add(shape.product(0, cut.row), {});
+    parts.add(shape[cut.row], {Axis::row});
+    parts.add(shape.product(cut.row + 1, shape.rank()), {});
+    return parts;
+  }
   if (axes.has(Axis::leading) || axes.has(Axis::trailing)) {
     const int first = shape.rank() - cut.trailing;
     parts.add(shape.product(0, first), {Axis::leading});

@@ -38,6 +38,7 @@ void expect_channels(const Shape& shape) {
 
 // How the layer cuts the axes of an input of that shape.
 Cut cut_of(const Layer& layer, const Shape& shape) {
+  if (layer.row->statistics.has(Axis::row)) return {1, 0, layer.row_axis(shape)};
   if (layer.row->by_trailing()) return {1, normalized_axes(layer, shape)};
   expect_channels(shape);
   if (!layer.row->statistics.has(Axis::group)) return {};
@@ -53,8 +54,8 @@ Cut cut_of(const Layer& layer, const Shape& shape) {
 
 Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   const Row& row = *layer.row;
-  const TensorSpec* weight = row.tensor("weight");
-  const Axes statistics = row.statistics, affine = weight != nullptr ? weight->axes : statistics;
+  const TensorSpec* gamma = row.tensor("weight") != nullptr ? row.tensor("weight") : row.tensor("gain");
+  const Axes statistics = row.statistics, affine = gamma != nullptr ? gamma->axes : statistics;
   const Cut cut = cut_of(layer, shape);
   Plan plan;
   plan.norm = partition(statistics, shape, order, cut);
@@ -76,9 +77,29 @@ Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   return plan;
 }
 
+int Layer::row_axis(const Shape& input) const {
+  const std::int64_t rank = input.rank(), dim = options.dim;
+  expect(rank >= 1, Code::invalid_input, "input has shape (), must have at least 1 axis");
+  expect(-rank <= dim && dim < rank, Code::invalid_argument, [&] {
+    return "attribute dim is " + std::to_string(dim) + ", must be from " + std::to_string(-rank) + " to " +
+           std::to_string(rank - 1) + ": input has shape " + to_string(input);
+  });
+  return static_cast<int>(dim < 0 ? dim + rank : dim);
+}
+
+bool Layer::fits(Axes axes, const Shape& given, const Shape& input) const {
+  if (given == shape_of(axes, input)) return true;
+  if (!axes.has(Axis::row) || axes == every_axis) return false;
+  std::vector<std::int64_t> kept(static_cast<std::size_t>(input.rank()), 1);
+  const int row = row_axis(input);
+  kept[static_cast<std::size_t>(row)] = input[row];
+  return given == Shape(kept);
+}
+
 Shape Layer::shape_of(Axes axes, const Shape& input) const {
   const Cut cut = cut_of(*this, input);
   if (axes == every_axis) return input;
+  if (axes.has(Axis::row)) return {input[cut.row]};
   const int first = input.rank() - cut.trailing;
   if (axes.has(Axis::leading)) return Shape(std::span(input.begin(), static_cast<std::size_t>(first)));
   if (axes.has(Axis::trailing)) return Shape(std::span(input.begin() + first, static_cast<std::size_t>(cut.trailing)));

@@ -27,7 +27,9 @@ void expect_tensor(const Layer& layer, const TensorSpec& tensor, const ConstTens
                    const ConstTensorView& input, const Queue& queue, const char* name) {
   if (tensor.role == TensorRole::activation) expect_like(view, input, queue, name);
   if (tensor.role == TensorRole::parameter)
-    expect_parameter(view, layer.shape_of(tensor.axes, input.shape), queue, name);
+    expect_parameter(
+        view, layer.fits(tensor.axes, view.shape, input.shape) ? view.shape : layer.shape_of(tensor.axes, input.shape),
+        queue, name);
 }
 
 }  // namespace allnorm

@@ -249,8 +249,10 @@ using Types = testing::Types<double, float, f16, bf16>;
 TYPED_TEST_SUITE(Catalogue, Types);
 
 TYPED_TEST(Catalogue, EveryRowEqualsTheOracle) {
-  for (const Row& row : catalogue())
-    if (row.operation == OperationKind::norm) check_all<TypeParam>(prepared(row), std::string(row.name));
+  for (const Row& row : catalogue()) {
+    if (row.operation != OperationKind::norm || row.statistics.has(Axis::row)) continue;  // in tests of their own
+    check_all<TypeParam>(prepared(row), std::string(row.name));
+  }
 }
 
 // Any statistics with any affine, centred or not: gamma is folded into the coefficients of a group, or read along it.

@@ -114,7 +114,7 @@ TEST(Operations, AreTheTypedLayer) {
       Norm norm(call.layer, call.shape[1], self(), call.queue);
       ForwardInputs in;
       in.input = given["input"];
-      in.weight = given["weight"];
+      in.weight = given[row.tensor("gain") != nullptr ? "gain" : "weight"];
       in.bias = given["bias"];
       in.residual = given["residual"];
       const auto saved = operation->forward(given, {{"output", call.output}}, call.queue);
@@ -130,14 +130,15 @@ TEST(Operations, AreTheTypedLayer) {
       const auto same_room = [&](std::string_view slot) {
         return gradients[slot].given() ? call.room(gradients[slot].shape) : TensorView{};
       };
-      out.weight = same_room("grad_weight");
+      const std::string_view gamma = row.tensor("gain") != nullptr ? "grad_gain" : "grad_weight";
+      out.weight = same_room(gamma);
       out.bias = same_room("grad_bias");
       out.residual = same_room("grad_residual");
       operation->backward(*saved, {{"grad_output", call.grad_output}}, gradients, call.queue);
       norm.backward(typed, call.grad_output, out, call.queue);
       EXPECT_EQ(Call::values(gradients["grad_input"]), Call::values(dx));
       for (const auto& [slot, of_norm] :
-           OutputSlots{{"grad_weight", out.weight}, {"grad_bias", out.bias}, {"grad_residual", out.residual}}) {
+           OutputSlots{{gamma, out.weight}, {"grad_bias", out.bias}, {"grad_residual", out.residual}}) {
         EXPECT_EQ(gradients[slot].given(), of_norm.given()) << slot;
         EXPECT_EQ(Call::values(gradients[slot]), Call::values(of_norm)) << slot;
       }

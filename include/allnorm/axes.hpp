@@ -7,8 +7,8 @@
 namespace allnorm {
 
 /// An input is seen as (N, C, space...), its channels in groups of adjacent ones, or as (leading..., trailing...),
-/// where attribute normalized_shape says which axes are trailing.
-enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailing };
+/// where attribute normalized_shape says which axes are trailing; a weight as the rows along its axis `dim`.
+enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailing, row };
 
 /// A set of axes: an array over it has one value for each of their indices. Without any it has one value.
 struct Axes {
@@ -28,6 +28,6 @@ struct Axes {
 };
 
 /// Of an array shaped like the input.
-inline constexpr Axes every_axis{Axis::sample, Axis::channel, Axis::space, Axis::leading, Axis::trailing};
+inline constexpr Axes every_axis{Axis::sample, Axis::channel, Axis::space, Axis::leading, Axis::trailing, Axis::row};
 
 }  // namespace allnorm

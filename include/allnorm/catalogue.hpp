@@ -115,8 +115,10 @@ struct Row {
   /// The tensor whose gradient the output of that name is, or which it is after the call; null where it is none.
   const TensorSpec* gradient(std::string_view output) const noexcept;
   const TensorSpec* state(std::string_view output) const noexcept;
-  /// The input is (leading..., trailing...) as it lies, and not (N, C, space...).
-  bool by_trailing() const noexcept { return statistics.has(Axis::leading) || statistics.has(Axis::trailing); }
+  /// The input is (leading..., trailing...), or rows, as it lies, and not (N, C, space...).
+  bool by_trailing() const noexcept {
+    return statistics.has(Axis::leading) || statistics.has(Axis::trailing) || statistics.has(Axis::row);
+  }
 };
 
 /// All rows, in the order of the documentation.
@@ -152,6 +154,12 @@ struct Layer {
   /// among them 1 in place of N or C that is not. Throws invalid_argument where an attribute does not fit the shape,
   /// invalid_input where that has too few axes.
   Shape shape_of(Axes axes, const Shape& input) const;
+  /// Whether an array over `axes` of an input of that shape may have the shape `given`: that of shape_of(), or for one
+  /// value per row the input's with 1 in place of all other axes.
+  bool fits(Axes axes, const Shape& given, const Shape& input) const;
+  /// The axis of an input of that shape whose indices are its rows. Throws invalid_argument where there is no such axis
+  /// and invalid_input for a scalar.
+  int row_axis(const Shape& input) const;
   /// running_std (true) or running_var (false) is what the layer keeps.
   bool keeps_std() const noexcept { return options.keeps_std(); }
   /// What values of this variance are divided by, as eps and eps_place say.

@@ -53,6 +53,7 @@ struct Convolution {
 struct PlainOptions {
   double eps = 1e-5;
   EpsPlace eps_place = EpsPlace::inside;
+  bool unbiased = false;    ///< values are divided by the unbiased deviation; in layers without running statistics
   double momentum = 0.1;    ///< running <- (1-momentum)*running + momentum*new
   bool cumulative = false;  ///< momentum = 1 / number of updates: a plain average
   bool training = true;     ///< false: normalize with the running statistics; nothing is exchanged, no state changes
@@ -92,8 +93,8 @@ struct NormOptions : PlainOptions {
   Ramp r_max_ramp{}, d_max_ramp{};  ///< where given, in place of r_max and d_max; saved with the layer's state
   Convolution convolution{};
   std::vector<std::int64_t> normalized_shape{};  ///< layer_norm's; empty: all axes but the first
-  double alpha = 1;       ///< adaptive_instance_norm: how much of the style, the rest is the input
-  bool unbiased = false;  ///< adaptive_instance_norm: variances over one value less
+  std::int64_t dim = 0;                          ///< the axis of a weight's rows; negative: from the end
+  double alpha = 1;  ///< adaptive_instance_norm: how much of the style, the rest is the input
   Base base = Base::batch_norm;
   bool plus_one = true;  ///< gamma's map is added to 1
 };

@@ -34,11 +34,12 @@ struct Partition {
 struct Cut {
   std::int64_t groups = 1;  ///< of channels; a divisor of C
   int trailing = 0;         ///< axes that are trailing ones
+  int row = 0;              ///< the axis of the rows
 };
 
-/// One group for each index of the `kept` axes. Where these have leading or trailing ones, the order of axes is the
-/// file's; otherwise the shape is (N, C, space...). Throws unsupported where the memory order interleaves kept and
-/// other axes more than twice.
+/// One group for each index of the `kept` axes. Where these have leading or trailing ones, or rows, the order of axes
+/// is the file's; otherwise the shape is (N, C, space...). Throws unsupported where the memory order interleaves kept
+/// and other axes more than twice.
 Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut = {});
 
 /// How the groups of a fine partition (the common refinement of a norm's and its affine part's) map to those of a

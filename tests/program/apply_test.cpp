@@ -153,6 +153,26 @@ TEST(Outputs, OfInstanceNormFollowTrack) {
   EXPECT_EQ(place.run(call + "--set track=true --tensor running_mean=x.npy --out o").code, 3);
 }
 
+TEST(Outputs, OfWeightStandardization) {
+  Workplace place;
+  place.make("w.npy", {3, 4, 2});
+  place.make("gain.npy", {3});
+  const std::string call = "apply weight_standardization --input w.npy --tensor gain=gain.npy --grad-output w.npy ";
+  const Outcome outcome = place.run(call + "--out whole");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.list("whole"), (Names{"grad_gain.npy", "grad_input.npy", "output.npy"}));
+  // The rows are cut with their gains; the layout says nothing.
+  ASSERT_EQ(place.run(call + "--layout channels_last --split batch --ranks 2 --out parts").code, 0);
+  for (const std::string name : {"output", "grad_input", "grad_gain"}) {
+    std::vector<double> joined = place.values("parts/" + name + ".r0.npy");
+    const std::vector<double> rest = place.values("parts/" + name + ".r1.npy");
+    joined.insert(joined.end(), rest.begin(), rest.end());
+    EXPECT_EQ(joined, place.values("whole/" + name + ".npy")) << name;
+  }
+  EXPECT_EQ(place.run(call + "--set unbiased=1 --out o").code, 2);
+  EXPECT_EQ(place.run("apply weight_standardization --input w.npy --tensor gain=w.npy --out o").code, 3);
+}
+
 TEST(Names, CarryRankAndStep) {
   Workplace place;
   place.make("x.npy", {3, 4, 5});
