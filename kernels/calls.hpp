@@ -133,8 +133,8 @@ ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& c
     if (count == 1) return {frame.rstd, frame.rstd, frame.rstd, 1};  // NaN, as y
     s2 *= count / (count - 1);
   }
-  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1,
-                              s2 * formulas::steepness(call.rules, frame.var));
+  s2 = call.rules.scaled ? s2 * formulas::steepness(call.rules, frame.var) : 0;
+  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1, s2);
 }
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const BackwardArgs& args, const Gathered& gathered,
                                                               const GroupFrame& frame, double weight, std::int64_t g) {

@@ -44,6 +44,7 @@ struct RampView {
 struct Rules : PlainOptions {
   RampView r_max_ramp{}, d_max_ramp{};
   bool centred = true;    // false: the row's moments are about 0
+  bool scaled = true;     // false: the deviation counts as 1
   bool persists = false;  // running statistics are kept; in the batch_norm family also a history
   bool pools = false;     // they are averages over the samples of those of each sample and channel
 };

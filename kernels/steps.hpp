@@ -208,9 +208,14 @@ struct GroupFrame {
   formulas::Correction correction{};
 };
 
+/// What values of this variance are divided by.
+ALLNORM_HOST_DEVICE inline double sigma_of(const Rules& rules, double var) {
+  return rules.scaled ? formulas::sigma(rules, var) : 1;
+}
+
 /// running_spread as sigma.
 ALLNORM_HOST_DEVICE inline double running_sigma(const Rules& rules, double spread) {
-  return rules.keeps_std() ? spread : formulas::sigma(rules, spread);
+  return rules.keeps_std() ? spread : sigma_of(rules, spread);
 }
 
 /// This call's moments of a group.
@@ -281,11 +286,12 @@ template <class Lane>
 ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t g,
                                       formulas::Moments current, const Lane& lane, bool commits) {
   using S = LayerState;
+  if (!rules.scaled) current.var = 0;  // squares need not be in range
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists || rules.pools) {
     auto used = rules.centred ? current : formulas::about_zero(current);
     used.var = formulas::estimate(rules, used.var, t.count);
-    return {used.mean, used.var, 1 / formulas::sigma(rules, used.var), 1, {}};
+    return {used.mean, used.var, 1 / sigma_of(rules, used.var), 1, {}};
   }
   // CmBN: the batch so far
   formulas::Moments batch = current;
@@ -320,7 +326,7 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& stat
     }
   }
   // without any value there is nothing to scale, and eps may be 0
-  const double sigma = formulas::sigma(rules, frame.var);
+  const double sigma = sigma_of(rules, frame.var);
   if (t.own_count > 0) frame.rstd = 1 / sigma;
   if (rules.renorm && t.own_count > 0)
     frame.correction = formulas::renorm(frame.mean, sigma, state.now(S::running_mean)[g],

@@ -47,12 +47,15 @@ std::string example_of(const Row& row) {
   const Layer layer(row.name);
   const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
   std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy");
-  if (row.tensor("weight") != nullptr) text += " --weight gamma.npy";
-  if (row.tensor("bias") != nullptr) text += " --bias beta.npy";
-  for (const TensorSpec& tensor : row.tensors)
+  for (const TensorSpec& tensor : row.tensors) {
+    const std::string name(tensor.name);
     if (tensor.required != nullptr && tensor.required(layer.options))
-      text +=
-          " --tensor " + std::string(tensor.name) + "=" + std::string(tensor.name) + (steps ? ".{step}.npy" : ".npy");
+      text += " --tensor " + name + "=" + name + (steps ? ".{step}.npy" : ".npy");
+    else if (tensor.role == TensorRole::parameter)
+      text += name == "weight" ? " --weight gamma.npy"
+              : name == "bias" ? " --bias beta.npy"
+                               : " --tensor " + name + "=" + name + ".npy";
+  }
   if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
   if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
   return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";

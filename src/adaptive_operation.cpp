@@ -36,7 +36,7 @@ class AdaptiveOperation final : public Operation {
       : layer_((layer.check(), layer)),
         group_(group ? std::move(group) : self()),
         name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {
-    expect_on_cpu(layer, queue);
+    expect_on_cpu(layer.row->name, queue);
   }
 
   const Layer& layer() const noexcept override { return layer_; }

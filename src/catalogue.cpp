@@ -350,6 +350,23 @@ constexpr TensorSpec standardization_tensors[] = {
     {"gain", TensorRole::parameter, each_weight_row, "multiplies the rows; 1 when not given", 1}};
 constexpr OutputSpec standardization_outputs[] = {{"grad_gain", each_weight_row, ""}};
 
+constexpr Attribute weight_norm_attributes[] = {
+    attributes::integer<-1, &O::dim>("dim", "the axis of v whose indices are the rows; negative: from the end"),
+};
+constexpr TensorSpec weight_norm_tensors[] = {
+    {"g", TensorRole::parameter, each_weight_row,
+     "the rows' lengths in w, or like v with 1 in place of the other axes; those of v when not given"}};
+constexpr OutputSpec weight_norm_outputs[] = {{"grad_g", each_weight_row, "like g"}};
+
+constexpr Attribute mean_only_attributes[] = {momentum_attribute, training_attribute, sync_attribute};
+constexpr TensorSpec mean_only_tensors[] = {bias(each_channel),
+                                            {"running_mean", TensorRole::state, each_channel, "0 when not given"}};
+constexpr OutputSpec mean_only_outputs[] = {
+    {"mean", each_channel, "that the layer centred with"},
+    {"running_mean", each_channel, "after the call, in training"},
+    {"grad_bias", each_channel, "of this rank's values"},
+};
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 constexpr Default sync_defaults[] = {{"sync", "world"}};
@@ -461,6 +478,29 @@ constexpr Row rows[] = {
      standardization_attributes,
      {},
      standardization_outputs},
+    {"weight_norm",
+     "Weight Normalization: the direction of each row of a weight v, with a length of its own",
+     "Salimans and Kingma 2016, arXiv:1602.07868",
+     each_weight_row,
+     weight_norm_tensors,
+     weight_norm_attributes,
+     {},
+     weight_norm_outputs,
+     false,
+     OperationKind::weight},
+    {"mean_only_batch_norm",
+     "Mean-only Batch Normalization: the mean of each channel over batch and space is taken away",
+     "Salimans and Kingma 2016, arXiv:1602.07868",
+     each_channel,
+     mean_only_tensors,
+     mean_only_attributes,
+     {},
+     mean_only_outputs,
+     true,
+     OperationKind::norm,
+     nullptr,
+     nullptr,
+     false},
 };
 
 constexpr bool fits_a_header(const Row& row) {
@@ -617,7 +657,7 @@ bool Layer::has_state() const noexcept {
                      [&](const auto& t) { return t.role == TensorRole::state && has(t); });
 }
 
-double Layer::sigma(double var) const noexcept { return formulas::sigma(options, var); }
+double Layer::sigma(double var) const noexcept { return row->scaled ? formulas::sigma(options, var) : 1; }
 
 void write_layer(const Layer& layer, Header& header) {
   header.set(Field::kind, std::uint64_t{family_of(*layer.row)});

@@ -29,6 +29,7 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   const NormOptions& o = layer.options;
   static_cast<PlainOptions&>(rules_) = o;
   rules_.centred = layer.row->centred;
+  rules_.scaled = layer.row->scaled;
   rules_.persists = layer.has_state();
   rules_.pools = rules_.persists && layer.row->state("running_mean")->axes != layer.row->statistics;
   rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};

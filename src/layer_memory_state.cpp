@@ -40,7 +40,7 @@ void LayerMemory::save(State& state, Queue& queue) const {
   const Shape C{view_.channels};
   const auto add = [&](const char* name, LayerState::Field field) { state.add(name, values(field, queue).data(), C); };
   add("running_mean", LayerState::running_mean);
-  add(spread_name(rules_), LayerState::running_spread);
+  if (rules_.scaled) add(spread_name(rules_), LayerState::running_spread);
   state.add("num_batches_tracked", now.tracked);
   state.add("allnorm.calls", now.counted);
   if (view_.has_history()) save_history(state, now, queue);
@@ -50,7 +50,7 @@ void LayerMemory::load(const State& state, bool history, std::int64_t calls, Que
   using namespace state_reader;
   const Shape C{view_.channels};
   put(LayerState::running_mean, finite(state, "running_mean", C), queue);
-  put(LayerState::running_spread, finite(state, spread_name(rules_), C, 0), queue);
+  if (rules_.scaled) put(LayerState::running_spread, finite(state, spread_name(rules_), C, 0), queue);
   Counters now;
   now.calls = calls;
   if (state.find("num_batches_tracked")) now.tracked = integer(state, "num_batches_tracked", 0);

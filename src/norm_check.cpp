@@ -36,6 +36,9 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
       name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
       device_(queue.device()),
       memory_(layer, channels, queue) {
+  expect(layer.row->operation == OperationKind::norm, Code::invalid_argument, [&] {
+    return std::string(layer.row->name) + " is no layer with mean and variance, must be made with make_operation()";
+  });
   if (memory_.rules().pools) expect_on_cpu(std::string(layer.row->name) + " with running statistics", queue);
   if (memory_.rules().unbiased) expect_on_cpu(std::string(layer.row->name) + " with unbiased=true", queue);
 }

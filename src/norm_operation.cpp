@@ -61,9 +61,10 @@ class NormOperation final : public Operation {
     if (!norm_.has_running()) return made;
     const RunningStatistics running = norm_.running(queue);
     const Shape channels{norm_.channels()};
+    const Row& row = *layer().row;
     made.add("running_mean", running.mean.data(), channels);
-    made.add(spread(), running.spread.data(), channels);
-    made.add("num_batches_tracked", running.tracked);
+    if (row.state(spread()) != nullptr) made.add(spread(), running.spread.data(), channels);
+    if (row.state("num_batches_tracked") != nullptr) made.add("num_batches_tracked", running.tracked);
     return made;
   }
 

@@ -11,10 +11,9 @@ namespace allnorm {
 namespace {
 
 constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
-    {OperationKind::norm, make_norm_operation},
-    {OperationKind::conditional, make_conditional_operation},
-    {OperationKind::adaptive, make_adaptive_operation},
-    {OperationKind::maps, make_maps_operation},
+    {OperationKind::norm, make_norm_operation},         {OperationKind::conditional, make_conditional_operation},
+    {OperationKind::adaptive, make_adaptive_operation}, {OperationKind::maps, make_maps_operation},
+    {OperationKind::weight, make_weight_operation},
 };
 
 }  // namespace

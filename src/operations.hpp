@@ -15,12 +15,11 @@ OperationMaker make_adaptive_operation;     // src/adaptive_operation.cpp
 OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
 OperationMaker make_maps_operation;         // src/maps_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
+OperationMaker make_weight_operation;       // src/weight_operation.cpp
 
-/// Throws unsupported unless the queue is on the CPU: of operations that take steps on the host between their kernels.
-inline void expect_on_cpu(const Layer& layer, const Queue& queue) {
-  expect(queue.device().kind == DeviceKind::cpu, Code::unsupported,
-         [&] { return std::string(layer.row->name) + " is not yet on a GPU, must be on cpu"; });
-}
+/// Throws unsupported that `what` is not yet on a GPU, unless the queue is a CPU's: of operations that take steps on
+/// the host between their kernels.
+void expect_on_cpu(std::string_view what, const Queue& queue);
 
 /// Runs a check of this rank's own call. Where it throws, the ranks that wait for this one in an exchange are told.
 template <class Check>
@@ -32,8 +31,5 @@ decltype(auto) tell_others(bool others_wait, Communicator& group, const Check& c
     throw;
   }
 }
-
-/// Throws unsupported that `what` is not yet on a GPU, unless the queue is a CPU's.
-void expect_on_cpu(std::string_view what, const Queue& queue);
 
 }  // namespace allnorm

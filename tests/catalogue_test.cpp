@@ -250,7 +250,8 @@ TYPED_TEST_SUITE(Catalogue, Types);
 
 TYPED_TEST(Catalogue, EveryRowEqualsTheOracle) {
   for (const Row& row : catalogue()) {
-    if (row.operation != OperationKind::norm || row.statistics.has(Axis::row)) continue;  // in tests of their own
+    if (row.operation != OperationKind::norm || row.statistics.has(Axis::row) || !row.scaled)
+      continue;  // in tests of their own
     check_all<TypeParam>(prepared(row), std::string(row.name));
   }
 }

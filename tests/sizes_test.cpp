@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "harness.hpp"
 
 namespace {
@@ -39,16 +40,15 @@ TEST(Sizes, ProductsThatDoNotFitAreNone) {
 // One call of the layer, with a convolution where it compensates.
 std::string calling(const Layer& layer) {
   std::vector<double> x{1, 2, 3, 4, 5, 6, 7, 8}, y(8), weight{1, 2, 3, 4};
-  ForwardInputs in;
-  in.input = view(x.data(), Shape{2, 2, 2});
+  InputSlots in{{"input", view(x.data(), Shape{2, 2, 2})}};
   if (layer.row->tensor("conv_input") != nullptr) {
-    in.conv_input = view(x.data(), Shape{2, 2, 2});
-    in.conv_weight = view(weight.data(), Shape{2, 2, 1});
+    in.add("conv_input", view(x.data(), Shape{2, 2, 2}));
+    in.add("conv_weight", view(weight.data(), Shape{2, 2, 1}));
   }
   return error_of([&] {
     Queue queue = Queue::cpu();
-    Norm norm(layer, 2, self(), queue);
-    for (int i = 0; i < 3; ++i) norm.forward(in, view(y.data(), Shape{2, 2, 2}), queue);
+    const auto operation = make_operation(layer, 2, self(), queue);
+    for (int i = 0; i < 3; ++i) operation->forward(in, {{"output", view(y.data(), Shape{2, 2, 2})}}, queue);
   });
 }
 

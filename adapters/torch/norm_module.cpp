@@ -118,6 +118,7 @@ std::unique_ptr<Operation> operation_on(const Layer& layer, std::int64_t channel
 /// An input for which the layer's parameters have their shapes: one sample without space.
 Shape any_input(const Layer& layer, std::int64_t channels) {
   if (!layer.row->by_trailing()) return {1, channels};
+  if (layer.row->statistics.has(Axis::row)) return {1};  // what it has per row is given with a call
   std::vector<std::int64_t> extents = layer.options.normalized_shape;
   expect(!extents.empty(), Code::invalid_argument,
          "normalized_shape of a layer with parameters is not given, must be the trailing extents");
@@ -128,7 +129,7 @@ Shape any_input(const Layer& layer, std::int64_t channels) {
 /// The same for every input.
 bool is_of_module(const TensorSpec& spec) {
   return spec.role == TensorRole::parameter && !spec.axes.has(Axis::sample) && !spec.axes.has(Axis::space) &&
-         !spec.axes.has(Axis::leading);
+         !spec.axes.has(Axis::leading) && !spec.axes.has(Axis::row);
 }
 
 }  // namespace

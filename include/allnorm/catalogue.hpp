@@ -90,7 +90,13 @@ struct Default {
 };
 
 /// What a row makes (allnorm/operation.hpp).
-enum class OperationKind : std::uint8_t { norm, conditional, adaptive, maps };
+enum class OperationKind : std::uint8_t {
+  norm,
+  conditional,  ///< gamma and beta of each sample
+  adaptive,     ///< those of a style
+  maps,         ///< those of each value
+  weight,       ///< a weight by its rows' lengths
+};
 
 struct Row {
   std::string_view name;
@@ -107,6 +113,7 @@ struct Row {
   void (*check)(const NormOptions&) = nullptr;
   /// In place of `statistics` where they depend on an attribute; null: they do not.
   Axes (*statistics_with)(const NormOptions&) = nullptr;
+  bool scaled = true;  ///< false: values are centred alone, the deviation counts as 1 and the variance as 0
 
   /// The tensor, output or attribute of that name; null where the row has none.
   const TensorSpec* tensor(std::string_view name) const noexcept;

@@ -88,7 +88,7 @@ std::vector<std::string> cut_list(std::string_view text) {
 
 NormChoice parse_choice(const std::string& text) {
   const Row& row = *parse_layer(text).row;  // throws for what the catalogue does not know
-  expect(row.operation == OperationKind::norm, Code::invalid_argument, [&] {
+  expect(row.operation == OperationKind::norm && !row.statistics.has(Axis::row), Code::invalid_argument, [&] {
     return "--norm has " + std::string(row.name) + ", must have layers that need no more than their input";
   });
   NormChoice choice{text, text.substr(0, text.find(':')), {}};

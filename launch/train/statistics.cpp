@@ -23,8 +23,10 @@ LayerStatistics measure_layer(Norm& norm, const SavedCall& call, Queue& queue) {
   const auto values = [&](const char* name) { return to_host(call.statistic(name), queue); };
   const std::vector<double> mean = values("mean"), r = values("r"), d = values("d");
   LayerStatistics result;
-  result.gap = spread(mean.size(), [&](std::size_t c) {
-    return std::abs(mean[c] - running.mean[c]) /
+  // Means of every sample and channel are in the order of the samples.
+  result.gap = spread(mean.size(), [&](std::size_t group) {
+    const std::size_t c = group % running.mean.size();
+    return std::abs(mean[group] - running.mean[c]) /
            (norm.layer().keeps_std() ? running.spread[c] : norm.layer().sigma(running.spread[c]));
   });
   result.renorm = !r.empty();

@@ -173,6 +173,44 @@ TEST(Outputs, OfWeightStandardization) {
   EXPECT_EQ(place.run("apply weight_standardization --input w.npy --tensor gain=w.npy --out o").code, 3);
 }
 
+TEST(Outputs, OfWeightNorm) {
+  Workplace place;
+  place.make("v.npy", {3, 4, 2});
+  place.make("g.npy", {4});
+  place.make("kept.npy", {1, 4, 1});
+  const std::string call = "apply weight_norm --input v.npy --grad-output v.npy ";
+  for (const std::string words : {"--tensor g=g.npy --set dim=1", "--tensor g=kept.npy --set dim=-2"}) {
+    const Outcome outcome = place.run(call + words + " --out o");
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_EQ(place.list("o"), (Names{"grad_g.npy", "grad_input.npy", "output.npy"}));
+    EXPECT_EQ(place.read("o/grad_g.npy").shape, words.find("kept") == words.npos ? (Shape{4}) : (Shape{1, 4, 1}));
+  }
+  ASSERT_EQ(place.run(call + "--out plain").code, 0);
+  EXPECT_EQ(place.list("plain"), (Names{"grad_input.npy", "output.npy"}));
+  expect_near(place.values("plain/output.npy"), place.values("v.npy"));
+  const Outcome outcome = place.run(call + "--set dim=3 --out p");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.err, "allnorm: attribute dim is 3, must be from -3 to 2: input has shape (3,4,2)\n");
+  EXPECT_EQ(place.run(call + "--tensor g=g.npy --out p").code, 3);
+}
+
+TEST(Outputs, OfMeanOnlyBatchNorm) {
+  Workplace place;
+  place.make("x.npy", {4, 3, 2});
+  place.make("b.npy", {3});
+  const std::string call = "apply mean_only_batch_norm --input x.npy --bias b.npy --grad-output x.npy ";
+  const Outcome outcome = place.run(call + "--save-state state.safetensors --out whole");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(place.list("whole"),
+            (Names{"grad_bias.npy", "grad_input.npy", "mean.npy", "output.npy", "running_mean.npy"}));
+  ASSERT_EQ(place.run(call + "--split batch --ranks 2 --set sync=world --out parts").code, 0);
+  expect_near(place.values("parts/mean.r1.npy"), place.values("whole/mean.npy"));
+  ASSERT_EQ(place.run(call + "--set training=false --load-state state.safetensors --out later").code, 0);
+  EXPECT_EQ(place.list("later"), (Names{"grad_bias.npy", "grad_input.npy", "mean.npy", "output.npy"}));
+  EXPECT_EQ(place.values("later/mean.npy"), place.values("whole/running_mean.npy"));
+  EXPECT_EQ(place.run(call + "--weight b.npy --out o").code, 2);
+}
+
 TEST(Names, CarryRankAndStep) {
   Workplace place;
   place.make("x.npy", {3, 4, 5});
