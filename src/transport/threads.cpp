@@ -1,8 +1,8 @@
 // Ranks as threads of one process: a mailbox each, and between GPUs what device_threads.hpp has.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -14,17 +14,65 @@ namespace allnorm {
 
 namespace {
 
-struct Letter {
-  int from;
-  std::uint64_t tag;
-  std::shared_ptr<const Bytes> bytes;  // one copy for all receivers
-};
+// The letters of one rank. Nobody locks anything that others need: a rank that hangs, wherever that is, keeps no other
+// one from its own letters. So those who post push onto a stack, and the owner takes it whole.
+class Mailbox {
+ public:
+  Mailbox() = default;
+  Mailbox(const Mailbox&) = delete;
+  Mailbox& operator=(const Mailbox&) = delete;
+  ~Mailbox() { take(); }
 
-struct Mailbox {
-  std::mutex mutex;
-  std::condition_variable arrived;
-  std::list<Letter> letters;
-  std::uint64_t arrivals = 0;  // letters so far
+  void post(int from, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) {
+    auto* const node = new Node{{from, tag, std::move(bytes)}, top_.load(std::memory_order_relaxed)};
+    while (!top_.compare_exchange_weak(node->below, node)) {
+    }
+    if (sleeps_) posted_.notify_one();  // one that has not quite begun to sleep is not woken: it sleeps a moment only
+  }
+
+  // The owner's: the first letter of that rank and tag, if there is one.
+  std::shared_ptr<const Bytes> find(int from, std::uint64_t tag) {
+    take();
+    for (auto letter = letters_.begin(); letter != letters_.end(); ++letter)
+      if (letter->from == from && letter->tag == tag) {
+        std::shared_ptr<const Bytes> bytes = std::move(letter->bytes);
+        letters_.erase(letter);
+        return bytes;
+      }
+    return nullptr;
+  }
+  // The owner's: returns when something is posted, or after a moment.
+  void sleep() {
+    std::unique_lock lock(mutex_);
+    sleeps_ = true;
+    if (top_.load() == nullptr) posted_.wait_for(lock, std::chrono::milliseconds(1));
+    sleeps_ = false;
+  }
+
+ private:
+  struct Letter {
+    int from;
+    std::uint64_t tag;
+    std::shared_ptr<const Bytes> bytes;  // one copy for all receivers
+  };
+  struct Node {
+    Letter letter;
+    Node* below;
+  };
+
+  void take() {
+    if (top_.load(std::memory_order_relaxed) == nullptr) return;
+    const std::size_t before = letters_.size();
+    for (std::unique_ptr<Node> node(top_.exchange(nullptr)); node; node.reset(node->below))
+      letters_.push_back(std::move(node->letter));
+    std::reverse(letters_.begin() + static_cast<std::ptrdiff_t>(before), letters_.end());
+  }
+
+  std::atomic<Node*> top_{nullptr};  // the last letter that was posted
+  std::atomic<bool> sleeps_{false};
+  std::condition_variable posted_;
+  std::mutex mutex_;             // the owner's own, for the sake of posted_
+  std::vector<Letter> letters_;  // taken, in the order in which they were posted
 };
 
 // What the ranks share.
@@ -48,50 +96,28 @@ class ThreadLinks final : public Links {
   std::string_view transport() const noexcept override { return "threads"; }
 
   void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
-    for (const int rank : to) {
-      Mailbox& box = hub_->boxes[static_cast<std::size_t>(rank)];
-      {
-        const std::lock_guard lock(box.mutex);
-        box.letters.push_back({rank_, tag, bytes});
-        ++box.arrivals;
-      }
-      box.arrived.notify_one();
-    }
+    for (const int rank : to) hub_->boxes[static_cast<std::size_t>(rank)].post(rank_, tag, bytes);
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
     // Asked before the look: what a rank sent before it failed is still read.
     const bool aborted = hub_->aborted.load(std::memory_order_acquire);
-    std::shared_ptr<const Bytes> bytes;
-    {
-      const std::lock_guard lock(own().mutex);
-      auto& letters = own().letters;
-      for (auto letter = letters.begin(); letter != letters.end(); ++letter)
-        if (letter->from == from && letter->tag == tag) {
-          bytes = std::move(letter->bytes);
-          letters.erase(letter);
-          break;
-        }
-    }
-    if (bytes) return bytes;
-    if (aborted) {
+    auto bytes = own().find(from, tag);
+    if (!bytes && aborted) {
       const std::lock_guard lock(hub_->mutex);
       fail(Code::aborted, hub_->abort_reason);
     }
-    return nullptr;
+    return bytes;
   }
 
   bool flushed(std::uint64_t) override { return true; }
 
   // The first looks only give way to ranks that have work; then sleep until something arrives.
   void relax(int looks) override {
-    if (looks < 64) {
+    if (looks < 64)
       std::this_thread::yield();
-      return;
-    }
-    std::unique_lock lock(own().mutex);
-    if (seen_ == own().arrivals) own().arrived.wait_for(lock, std::chrono::milliseconds(1));
-    seen_ = own().arrivals;
+    else
+      own().sleep();
   }
 
   void abort(const Error& error) noexcept override {
@@ -127,7 +153,6 @@ class ThreadLinks final : public Links {
 
   std::shared_ptr<Hub> hub_;
   int rank_;
-  std::uint64_t seen_ = 0;  // arrivals at the last look
 };
 
 }  // namespace
