@@ -7,6 +7,7 @@
 
 #include "src/gpu.hpp"
 #include "src/record_room.hpp"
+#include "src/transport/deadline.hpp"
 #include "src/wire.hpp"
 
 namespace allnorm {
@@ -22,11 +23,11 @@ Message Pending::wait() {
   return std::exchange(impl_, nullptr)->take();
 }
 
-std::string verdict(const Header& first, int first_rank, const Header& other, int rank) {
-  const std::string text = differences(first, first_rank, other);
+std::string verdict(const Header& first, std::string_view first_name, const Header& other, const std::string& name) {
+  const std::string text = differences(first, first_name, other);
   if (text.empty()) return {};
   // "is at ..." reads on from the rank; everything else belongs to the call that all ranks are in
-  return "rank " + std::to_string(rank) + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
+  return name + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
 }
 
 std::size_t Communicator::room(std::size_t, const Queue&) const { return 0; }
@@ -136,6 +137,7 @@ class LinkedCommunicator final : public Communicator {
 
   int rank() const noexcept override { return group_->rank; }
   int size() const noexcept override { return group_->size(); }
+  std::string name_of(int rank) const override { return group_->name_of(rank); }
   std::string_view transport() const noexcept override { return group_->links->transport(); }
   Traffic traffic() const noexcept override { return traffic_; }
   void abort(const Error& error) noexcept override { group_->links->abort(error); }
@@ -144,7 +146,7 @@ class LinkedCommunicator final : public Communicator {
   Reporter reporter(const Queue& queue) override {
     if (hub_) return hub_->reporter(rank());
     if (size() > 1 || !is_gpu(queue)) return {};
-    if (!lone_) lone_ = lone_reports(queue.device().index);
+    if (!lone_) lone_ = lone_reports(queue.device().index, name_of(0));
     return lone_->reporter();
   }
   void check() override {
@@ -186,7 +188,7 @@ class LinkedCommunicator final : public Communicator {
     if (size() == 1) return;
     try {
       if (hub_) return hub_->decline(rank(), error);  // peers wait in their streams: their kernels find it
-      const std::string why = "rank " + std::to_string(rank()) + " failed: " + error.message();
+      const std::string why = name_of(rank()) + " failed: " + error.message();
       group_->declined->add(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
     } catch (...) {  // no memory to say so: the peers' deadline remains
     }
@@ -213,6 +215,8 @@ class LinkedCommunicator final : public Communicator {
     group_->links->next_context = static_cast<std::uint64_t>(context) + 1;
     return communicate(group_->links, std::move(members), static_cast<std::uint64_t>(context), group_->patience);
   }
+
+  double overdue() const { return now(group_->patience) - group_->links->whereabouts.patience_ends(); }
 
  private:
   void count(std::size_t doubles) noexcept {
@@ -273,6 +277,11 @@ class LinkedCommunicator final : public Communicator {
 
 }  // namespace
 
+double overdue(const Communicator& group) {
+  const auto* const linked = dynamic_cast<const LinkedCommunicator*>(&group);
+  return linked != nullptr ? linked->overdue() : -1;
+}
+
 std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members, std::uint64_t context,
                                           const Patience& patience) {
   expect(patience.timeout > 0 && patience.first_timeout > 0, Code::invalid_argument,
@@ -290,7 +299,7 @@ std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, const Pa
 }
 
 std::shared_ptr<Communicator> sync_group(const std::shared_ptr<Communicator>& world, Sync sync, Queue& queue) {
-  if (sync.ranks == Sync::none) return self();
+  if (sync.ranks == Sync::none) return alone(world->name_of(world->rank()));
   if (sync.ranks == Sync::world) return world;
   return world->split(world->rank() / sync.ranks, queue);
 }

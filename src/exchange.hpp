@@ -11,6 +11,7 @@
 
 #include "allnorm/communicator.hpp"
 #include "src/transport/device_threads.hpp"
+#include "src/whereabouts.hpp"
 
 namespace allnorm {
 
@@ -28,11 +29,13 @@ class Links {
   virtual void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) = 0;
   /// The next message of that rank and tag, or null while there is none. Throws aborted when the job was aborted.
   virtual std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) = 0;
-  /// True when everything posted under this tag has left; makes progress.
-  virtual bool flushed(std::uint64_t tag) = 0;
+  /// Those who have not taken everything yet that was posted to them under this tag; makes progress.
+  virtual std::vector<int> unsent(std::uint64_t tag) = 0;
   /// What a waiting rank does between two looks; `looks` counts them.
   virtual void relax(int looks) = 0;
   virtual void abort(const Error& error) noexcept = 0;
+  /// How errors call a rank: see Communicator::name_of.
+  virtual std::string name_of(int rank) const { return "rank " + std::to_string(rank); }
   /// Whether memory of GPUs may be sent and received in place.
   virtual bool takes_gpu_memory() const noexcept { return false; }
   /// As post, of `size` bytes at `data`, in memory of the host or of a GPU, done being written; kept until they have
@@ -48,15 +51,23 @@ class Links {
                                                 const Patience& patience);
 
   /// The smallest context number that no communicator over these links uses yet on this rank.
-  std::uint64_t next_context = 1;
+  std::uint64_t next_context = question_context + 1;
+  Whereabouts whereabouts;
 };
 
 /// Throws invalid_argument for a message whose payload is not what its header says.
 void expect_sound(const Message& message);
 
-/// How `rank`'s header differs from `first_rank`'s: "rank 1: batch_norm, call 3, forward: eps is ..."; empty when
-/// equal.
-std::string verdict(const Header& first, int first_rank, const Header& other, int rank);
+/// How the header of the rank called `name` differs from that of the one called `first_name`: "rank 1: batch_norm, call
+/// 3, forward: eps is ..."; empty when equal.
+std::string verdict(const Header& first, std::string_view first_name, const Header& other, const std::string& name);
+
+/// Seconds for which a rank, of a communicator over links, has been in an exchange since its patience was over; below 0
+/// where it is in none, or still has patience. A thread that can end by itself does so within a second. For any thread.
+double overdue(const Communicator& group);
+
+/// A group of one, called `name`.
+std::shared_ptr<Communicator> alone(const std::string& name);
 
 /// The communicator of the ranks `members` (positions in `links`, ascending, this rank among them).
 std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vector<int> members, std::uint64_t context,

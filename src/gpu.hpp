@@ -32,8 +32,8 @@ class LoneReports {
   /// Throws what kernels have found since the last call.
   virtual void check() = 0;
 };
-/// In memory that all GPUs reach. Throws device, unsupported.
-std::shared_ptr<LoneReports> lone_reports(int index);
+/// In memory that all GPUs reach, for the rank of that name. Throws device, unsupported.
+std::shared_ptr<LoneReports> lone_reports(int index, const std::string& name);
 
 /// True while the stream of a CUDA queue is being captured in a graph.
 bool is_captured(Queue& queue);

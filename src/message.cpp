@@ -90,9 +90,9 @@ std::string describe(const Header& header) {
          (direction < std::size(directions) ? std::string(directions[direction]) : std::to_string(direction));
 }
 
-std::string differences(const Header& first, int first_rank, const Header& other) {
+std::string differences(const Header& first, std::string_view first_name, const Header& other) {
   if (first == other) return {};
-  const std::string on_first = " as on rank " + std::to_string(first_rank);
+  const std::string on_first = " as on " + std::string(first_name);
   for (const Field field : {Field::magic, Field::wire_version})
     if (first.get(field) != other.get(field)) return "another version of allnorm, must be the same" + on_first;
   const auto differs = [&](Field field) { return first.get(field) != other.get(field); };

@@ -62,7 +62,9 @@ struct Arrival {
   }
 };
 
-Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
+// `from()`: how errors call the rank that it came from.
+template <class Name>
+Arrival unpack(std::shared_ptr<const Bytes> bytes, const Name& from) {
   Arrival arrival{std::move(bytes), {}};
   const std::size_t size = arrival.bytes->size();
   if (size > 0) std::memcpy(&arrival.prefix, arrival.bytes->data(), std::min(size, sizeof(Prefix)));
@@ -71,8 +73,8 @@ Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
   // These two fields are where they always were; the rest is another length in another version.
   const std::uint64_t version = header.get(Field::wire_version);
   expect(!ours || version == Header::version_value, Code::mismatch, [&] {
-    return "rank " + std::to_string(from) + ": another version of allnorm, whose messages are of wire version " +
-           std::to_string(version) + ", must be of " + std::to_string(Header::version_value);
+    return from() + ": another version of allnorm, whose messages are of wire version " + std::to_string(version) +
+           ", must be of " + std::to_string(Header::version_value);
   });
   if ((ours = ours && size >= sizeof(Prefix))) {
     const std::size_t rest = size - sizeof(Prefix);
@@ -80,8 +82,7 @@ Arrival unpack(std::shared_ptr<const Bytes> bytes, int from) {
            arrival.prefix.verdict_size == rest - arrival.prefix.count * sizeof(double);
   }
   expect(ours, Code::transport, [&] {
-    return "a message from rank " + std::to_string(from) + " has " + std::to_string(size) +
-           " bytes and is not one of allnorm's";
+    return "a message from " + from() + " has " + std::to_string(size) + " bytes and is not one of allnorm's";
   });
   return arrival;
 }
@@ -93,14 +94,22 @@ class Exchange : public Pending::Impl {
       : group_(std::move(group)),
         tag_(group_->tag(sequence)),
         own_(std::move(own)),
-        deadline_(group_->patience, timeout) {}
+        deadline_(group_->patience, timeout),
+        ask_when_left_(std::min(timeout / 2, 1.0)) {
+    if (!own_.declined) group_->links->whereabouts.begin_exchange(deadline_.end());
+  }
+  ~Exchange() override {
+    if (!own_.declined) group_->links->whereabouts.end_exchange();
+  }
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
 
   // A rank that declined may take what was sent to it later, or never: nobody waits for that.
   bool poll() final {
     group_->declined->drain();
     if (!done_) done_ = advance();
-    if (done_ && (group_->links->flushed(tag_) || result_.declined)) return true;
-    if (++looks_ % 64 == 0 && deadline_.over()) late();
+    if (done_ && (group_->links->unsent(tag_).empty() || result_.declined)) return true;
+    if (++looks_ % 16 == 0 || inquiry_) look_around();
     return false;
   }
   void relax() final {
@@ -116,9 +125,8 @@ class Exchange : public Pending::Impl {
 
  protected:
   virtual bool advance() = 0;
-  /// The group's ranks that this one waits for, and what else it may be.
+  /// The group's ranks whose messages this one waits for.
   virtual std::vector<int> missing() const = 0;
-  virtual std::string behind() const { return {}; }
 
   std::vector<int> others() const {
     std::vector<int> ranks;
@@ -131,12 +139,20 @@ class Exchange : public Pending::Impl {
     for (int& rank : ranks) rank = group_->members[static_cast<std::size_t>(rank)];
     return ranks;
   }
+  std::string compare(const Header& first, int first_rank, const Header& other, int rank) const {
+    if (first == other) return {};
+    return verdict(first, group_->name_of(first_rank), other, group_->name_of(rank));
+  }
   void post(std::vector<int> to, const Parcel& parcel) {
     if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, pack(parcel));
   }
   Arrival receive(int from) {
-    auto bytes = group_->links->poll(group_->members[static_cast<std::size_t>(from)], tag_);
-    return bytes ? unpack(std::move(bytes), from) : Arrival{};
+    const int in_links = group_->members[static_cast<std::size_t>(from)];
+    auto bytes = group_->links->poll(in_links, tag_);
+    if (!bytes) return {};
+    Arrival arrival = unpack(std::move(bytes), [&] { return group_->name_of(from); });
+    group_->links->whereabouts.heard_of(in_links, arrival.prefix.header);
+    return arrival;
   }
 
   std::shared_ptr<const Group> group_;
@@ -145,15 +161,35 @@ class Exchange : public Pending::Impl {
   std::vector<std::uint64_t> rank_flags_;
 
  private:
-  [[noreturn]] void late() const {
-    std::string who;
-    for (const int rank : missing()) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
-    fail(Code::timeout, describe(own_.header) + ": " +
-                            (who.empty() ? "sending to the other ranks is" : who + behind() + " is missing,") +
-                            " not done after " + deadline_.text());
+  // As the links number them: whose messages are not there, and who has not taken this rank's.
+  std::vector<int> waits_for() const {
+    std::vector<int> ranks = done_ ? std::vector<int>{} : in_links(missing());
+    for (const int rank : group_->links->unsent(tag_))
+      if (std::find(ranks.begin(), ranks.end(), rank) == ranks.end()) ranks.push_back(rank);
+    return ranks;
+  }
+
+  // What a rank does that waits long: it answers those who ask where it is, asks itself before its own patience ends,
+  // and says then who is missing.
+  void look_around() {
+    const double left = deadline_.left();
+    if (own_.declined) {  // nobody waits for this rank, nor it for anybody
+      expect(left >= 0, Code::timeout, "a declined exchange is not done");
+      return;
+    }
+    Links& links = *group_->links;
+    links.whereabouts.answer(links, own_.header, [this] { return waits_for(); });
+    if (left > ask_when_left_) return;
+    const std::vector<int> ranks = waits_for();
+    if (!inquiry_) inquiry_ = std::make_unique<Inquiry>(links);
+    inquiry_->look(ranks);
+    if (left < 0 && inquiry_->over())
+      fail(Code::timeout, describe(own_.header) + ": " + inquiry_->findings(ranks, deadline_.text()));
   }
 
   Deadline deadline_;
+  double ask_when_left_;  // seconds
+  std::unique_ptr<Inquiry> inquiry_;
   int looks_ = 0;
   bool done_ = false;
 };
@@ -180,7 +216,7 @@ class GatherExchange final : public Exchange {
     if (!all) return false;
 
     // Every rank compares with rank 0 and merges in rank order, itself at its own place.
-    const Header first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
+    const Header& first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
     result_.header = own_.header;
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank) {
       result_.declined = is_own(rank) ? own_.declined : arrivals_[rank].prefix.declined != 0;
@@ -188,7 +224,7 @@ class GatherExchange final : public Exchange {
     }
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
       result_.verdict =
-          verdict(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
+          compare(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
     if (result_.verdict.empty()) result_.payload.assign(own_.payload.size(), 0.0);
     for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
       rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
@@ -240,7 +276,7 @@ class TreeExchange final : public Exchange {
         result_.verdict = child.verdict();
         result_.declined = child.prefix.declined != 0;
       }
-      if (result_.verdict.empty()) result_.verdict = verdict(own_.header, group_->rank, child.prefix.header, rank);
+      if (result_.verdict.empty()) result_.verdict = compare(own_.header, group_->rank, child.prefix.header, rank);
       if (result_.verdict.empty())
         child.merge_into(result_.payload);
       else
@@ -263,8 +299,6 @@ class TreeExchange final : public Exchange {
     if (parent_ >= 0) return {parent_};
     return {};
   }
-  // A rank further down or up may be the one that is late: only its neighbours in the tree know.
-  std::string behind() const override { return ", or a rank that it waits for,"; }
 
   std::vector<int> children_;
   int parent_ = -1;

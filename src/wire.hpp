@@ -41,6 +41,7 @@ struct Group {
   std::unique_ptr<Declined> declined = std::make_unique<Declined>();
 
   int size() const noexcept { return static_cast<int>(members.size()); }
+  std::string name_of(int of_rank) const { return links->name_of(members[static_cast<std::size_t>(of_rank)]); }
   std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
 };
 

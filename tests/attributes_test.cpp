@@ -37,7 +37,7 @@ TEST(Attributes, ThatMustAgreeAreToldByName) {
     for (const Attribute& attribute : row.attributes) {
       SCOPED_TRACE(std::string(row.name) + ", " + std::string(attribute.name));
       const Layer layer(row.name), other = with_another(layer, attribute);
-      const std::string told = differences(header_of(layer), 0, header_of(other)), name(attribute.name);
+      const std::string told = differences(header_of(layer), "rank 0", header_of(other)), name(attribute.name);
       if (attribute.agreement != Agreement::same)
         EXPECT_EQ(told, "");
       else if (attribute.text == nullptr)
@@ -52,13 +52,13 @@ TEST(Attributes, OfRowsOfOneFamilyMeanTheSame) {
   EXPECT_EQ(header_of(parse_layer("batch_norm:window=4")), header_of(Layer("cross_iteration_batch_norm")));
   EXPECT_EQ(header_of(Layer("batch_norm")), header_of(Layer("sync_batch_norm")));
   EXPECT_EQ(header_of(parse_layer("batch_norm:conv_padding=1")), header_of(parse_layer("batch_norm:conv_padding=1,1")));
-  EXPECT_EQ(differences(header_of(parse_layer("batch_norm:conv_padding=1")), 0,
+  EXPECT_EQ(differences(header_of(parse_layer("batch_norm:conv_padding=1")), "rank 0",
                         header_of(parse_layer("batch_norm:conv_padding=1,0:eps=1"))),
             "eps is 1, must be 1e-05 as on rank 0; conv_padding differs, must be the same as on rank 0");
 }
 
 TEST(Attributes, OfAnotherFamilyAreNotCompared) {
-  EXPECT_EQ(differences(header_of(Layer("batch_norm")), 2, header_of(parse_layer("group_norm:eps=1"))),
+  EXPECT_EQ(differences(header_of(Layer("batch_norm")), "rank 2", header_of(parse_layer("group_norm:eps=1"))),
             "kind is group_norm, must be the batch_norm family as on rank 2");
 }
 

@@ -86,7 +86,7 @@ TEST(RendezvousTcp, MissingRanksAreNamed) {
     });
     if (rank == 0)
       EXPECT_EQ(error, "timeout: rendezvous at port " + std::to_string(port) +
-                           ": rank 2, rank 3 is missing, not done after 0.25 s");
+                           ": rank 2 and rank 3 are missing, not done after 0.25 s");
     else
       EXPECT_NE(error.find("timeout: rendezvous with rank 0 at 127.0.0.1:" + std::to_string(port)), std::string::npos)
           << error;

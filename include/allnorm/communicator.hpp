@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -18,7 +19,7 @@ namespace allnorm {
 
 /// How ranks wait for each other. The functions must not throw.
 struct Patience {
-  double timeout = 120;        ///< seconds until a missing rank is an Error{timeout}
+  double timeout = 120;  ///< seconds until a missing rank is an Error{timeout}; below 1 up to 0.5 more, to ask who
   double first_timeout = 600;  ///< the same for the first exchange of a communicator: ranks start at different times
   int gather_limit = 32;  ///< up to this many ranks messages are gathered and merged in rank order; beyond, along a
                           ///< fixed binary tree
@@ -59,6 +60,9 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const noexcept = 0;
   virtual int size() const noexcept = 0;
+  /// How errors call a rank of this group: by its number among all ranks that the transport joins, "rank 3", and by its
+  /// host where these are on several, "rank 3 (node7)".
+  virtual std::string name_of(int rank) const = 0;
   /// "self", "threads", "mpi" or "nccl".
   virtual std::string_view transport() const noexcept = 0;
   /// Sends `message` to the group and returns at once.

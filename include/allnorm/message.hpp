@@ -49,9 +49,10 @@ struct Header {
 
 /// "batch_norm, call 3, forward".
 std::string describe(const Header& header);
-/// The fields of `other` that differ from `first`: "eps is 0.001, must be 1e-05 as on rank 0; ...". Empty when equal.
-/// Where the two belong to different exchanges, only what says so is listed.
-std::string differences(const Header& first, int first_rank, const Header& other);
+/// The fields of `other` that differ from `first`, the header of the rank of that name ("rank 0"): "eps is 0.001, must
+/// be 1e-05 as on rank 0; ...". Empty when equal. Where the two belong to different exchanges, only what says so is
+/// listed.
+std::string differences(const Header& first, std::string_view first_name, const Header& other);
 
 /// Bits of a rank's own, for callers, that are not summed: the result has their union, `Message::rank_flags` each
 /// rank's.

@@ -47,17 +47,20 @@ namespace {
 
 class OwnReports final : public LoneReports {
  public:
-  explicit OwnReports(int index) : reports_(index, nullptr) {}
+  OwnReports(int index, const std::string& name) : reports_(index, nullptr), name_{name} {}
   Reporter reporter() const noexcept override { return reports_.reporter(); }
-  void check() override { reports_.check(); }
+  void check() override { reports_.check(name_); }
 
  private:
   cuda::Reports reports_;
+  std::vector<std::string> name_;
 };
 
 }  // namespace
 
-std::shared_ptr<LoneReports> lone_reports(int index) { return std::make_shared<OwnReports>(index); }
+std::shared_ptr<LoneReports> lone_reports(int index, const std::string& name) {
+  return std::make_shared<OwnReports>(index, name);
+}
 
 bool is_captured(Queue& queue) { return cuda::is_capturing(queue); }
 

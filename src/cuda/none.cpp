@@ -27,7 +27,7 @@ std::shared_ptr<std::byte> pinned_memory(std::size_t, int index) { refuse(index)
 std::shared_ptr<std::byte> gpu_memory(std::size_t, int index) { refuse(index); }
 std::shared_ptr<void> current_gpu(const Queue&) { return nullptr; }
 std::string gpu_identity(int index) { refuse(index); }
-std::shared_ptr<LoneReports> lone_reports(int index) { refuse(index); }
+std::shared_ptr<LoneReports> lone_reports(int index, const std::string&) { refuse(index); }
 bool is_captured(Queue&) { return false; }
 
 }  // namespace allnorm

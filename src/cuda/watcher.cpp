@@ -96,30 +96,27 @@ std::string Reports::late(const Patience& patience, const std::string& who) {
   }
   const double timeout = finished == 0 ? patience.first_timeout : patience.timeout;
   if (time - since_ <= timeout) return {};
-  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) + ": " + who +
-         " is missing or late";
+  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) + ": " + who;
 }
 
-void Reports::check() {
+void Reports::check(const std::vector<std::string>& names) {
   ExchangeReport& shared = report();
   const std::uint64_t status = read(shared.status);
   if (status == ExchangeReport::fine) return;
-  const auto rank = static_cast<int>(shared.rank);
+  const std::string &first_name = names.front(), &name = names.at(shared.rank);
   const RecordHead first = shared.first, other = shared.other;
   std::atomic_ref(shared.status).store(ExchangeReport::fine, std::memory_order_release);
   if (status == ExchangeReport::weights_changed)
     fail(Code::invalid_argument,
-         "rank " + std::to_string(rank) +
-             ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
-  if (status == ExchangeReport::declined)
-    fail(Code::aborted, "rank " + std::to_string(rank) + " failed: " + other.reason.data());
+         name + ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
+  if (status == ExchangeReport::declined) fail(Code::aborted, name + " failed: " + other.reason.data());
   Header theirs = other.header;
-  std::string text = verdict(first.header, 0, theirs, rank);
+  std::string text = verdict(first.header, first_name, theirs, name);
   if (text.empty()) {  // equal headers, other lengths
     Header ours = first.header;
     ours.set(Field::payload, first.count);
     theirs.set(Field::payload, other.count);
-    text = verdict(ours, 0, theirs, rank);
+    text = verdict(ours, first_name, theirs, name);
   }
   fail(Code::mismatch, text);
 }

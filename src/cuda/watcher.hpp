@@ -69,9 +69,10 @@ class Reports {
   Reporter reporter() const noexcept;
   /// What is wrong when exchanges have been under way for longer than `patience` allows; empty while all is well. The
   /// watcher's, regularly. `who`: what is known of the missing.
-  std::string late(const Patience& patience, const std::string& who = "a rank");
-  /// Throws what kernels have found since the last call: mismatch, invalid_argument.
-  void check();
+  std::string late(const Patience& patience, const std::string& who = "a rank is missing or late");
+  /// Throws what kernels have found since the last call: mismatch, invalid_argument. `names`: how errors call the
+  /// group's ranks.
+  void check(const std::vector<std::string>& names);
 
  private:
   ExchangeReport& report() const noexcept { return *static_cast<ExchangeReport*>(block_.host()); }

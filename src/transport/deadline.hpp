@@ -29,7 +29,10 @@ class Deadline {
   Deadline(const Patience& patience, double seconds)
       : patience_(patience), seconds_(seconds), end_(now(patience) + seconds) {}
 
-  bool over() const { return now(patience_) > end_; }
+  bool over() const { return left() < 0; }
+  /// Seconds until then.
+  double left() const { return end_ - now(patience_); }
+  double end() const noexcept { return end_; }
   std::string text() const { return seconds_text(seconds_); }
   /// Between two looks: gives way to threads that have work for some milliseconds, later sleeps.
   void relax() {

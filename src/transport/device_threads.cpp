@@ -19,11 +19,13 @@
 #include <limits>
 #include <list>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "src/cuda/watcher.hpp"
 #include "src/runtime/cuda/queue.hpp"
 #include "src/transport/deadline.hpp"
+#include "src/whereabouts.hpp"
 
 namespace allnorm {
 
@@ -82,13 +84,14 @@ void expect_loaded_kernels() {
 
 class ThreadHub final : public DeviceHub, public cuda::Watched {
  public:
-  ThreadHub(int ranks, const Patience& patience)
-      : patience_(patience),
-        members_(static_cast<std::size_t>(ranks)),
-        flags_block_(static_cast<std::size_t>(ranks) * sizeof(std::uint64_t), current_device()),
-        declined_block_(static_cast<std::size_t>(ranks) * sizeof(RecordHead), current_device()),
+  ThreadHub(std::vector<std::string> names, const Patience& patience)
+      : names_(std::move(names)),
+        patience_(patience),
+        members_(names_.size()),
+        flags_block_(names_.size() * sizeof(std::uint64_t), current_device()),
+        declined_block_(names_.size() * sizeof(RecordHead), current_device()),
         watcher_(cuda::Watcher::of_process()) {
-    if (ranks > 1) expect_loaded_kernels();
+    if (size() > 1) expect_loaded_kernels();
     find("cuStreamWriteValue64", stream_flags_.write);
     find("cuStreamWaitValue64", stream_flags_.wait);
     const int device = current_device();
@@ -120,7 +123,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     Member& member = members_[static_cast<std::size_t>(rank)];
     if (member.device < 0) join(member, queue);
     expect(queue.device().index == member.device, Code::invalid_argument, [&] {
-      return "the queue of rank " + std::to_string(rank) + " is on " + to_string(queue.device()) +
+      return "the queue of " + name_of(rank) + " is on " + to_string(queue.device()) +
              ", must be on cuda:" + std::to_string(member.device) + " as before";
     });
     const cuda::DeviceGuard guard(member.device);
@@ -142,7 +145,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
       *head = RecordHead(Header("declined", Direction::agreement, member.exchanges), error.message());
       exchange(member, rank, reinterpret_cast<const std::byte*>(head), sizeof *head, member.stream());
     } catch (...) {
-      end(Code::aborted, "rank " + std::to_string(rank) + " failed: " + error.message());
+      end(Code::aborted, name_of(rank) + " failed: " + error.message());
     }
   }
 
@@ -152,7 +155,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
 
   void check(int rank) override {
     failure_.rethrow();
-    members_[static_cast<std::size_t>(rank)].reports->check();
+    members_[static_cast<std::size_t>(rank)].reports->check(names_);
   }
 
   void abort(const std::string& why) noexcept override { end(Code::aborted, why); }
@@ -176,7 +179,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
         return;
       }
       for (Member& member : members_)
-        if (const std::string late = member.reports->late(patience_, missing()); !late.empty())
+        if (const std::string late = member.reports->late(patience_, missing() + " or late"); !late.empty())
           return end(Code::timeout, late);
     } catch (...) {
       end(Code::transport, "the watcher of a group of threads ran out of memory");
@@ -232,6 +235,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     return device;
   }
   int size() const noexcept { return static_cast<int>(members_.size()); }
+  const std::string& name_of(int rank) const noexcept { return names_[static_cast<std::size_t>(rank)]; }
   std::atomic_ref<std::uint64_t> flag(std::size_t rank) const noexcept {
     return std::atomic_ref(static_cast<std::uint64_t*>(flags_block_.host())[rank]);
   }
@@ -250,14 +254,14 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     joined_.notify_all();
   }
 
-  // "rank 2", "rank 0, rank 3": those that others are ahead of.
+  // "rank 2 is missing": those that others are ahead of.
   std::string missing() const {
     std::uint64_t most = 0;
     for (std::size_t rank = 0; rank < members_.size(); ++rank) most = std::max(most, flag(rank).load());
-    std::string who;
+    std::vector<std::string> who;
     for (std::size_t rank = 0; rank < members_.size(); ++rank)
-      if (flag(rank).load() < most) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
-    return who.empty() ? "a rank" : who;
+      if (flag(rank).load() < most) who.push_back(names_[rank]);
+    return who.empty() ? "a rank is missing" : are_missing(who);
   }
 
   // Every rank's record goes to every device, so all must have said theirs.
@@ -273,10 +277,10 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     while (members_there_ < size() && !failure_.is_set()) {
       joined_.wait_for(lock, std::chrono::milliseconds(10));
       if (members_there_ == size() || !deadline.over()) continue;
-      std::string who;
+      std::vector<std::string> who;
       for (std::size_t rank = 0; rank < members_.size(); ++rank)
-        if (members_[rank].device < 0) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
-      end(Code::timeout, "exchange 1: " + who + " is missing, not done after " + deadline.text());
+        if (members_[rank].device < 0) who.push_back(names_[rank]);
+      end(Code::timeout, "exchange 1: " + are_missing(who) + ", not done after " + deadline.text());
     }
     const auto sharing =
         std::count_if(members_.begin(), members_.end(), [&](const Member& m) { return m.device == member.device; });
@@ -345,6 +349,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
     return {member.spread.data(), bytes, size(), nullptr};
   }
 
+  std::vector<std::string> names_;  // [rank]
   Patience patience_;
   StreamFlags stream_flags_{};
   std::vector<Member> members_;       // [rank]
@@ -362,8 +367,8 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
 
 }  // namespace
 
-std::shared_ptr<DeviceHub> make_device_hub(int ranks, const Patience& patience) {
-  return std::make_shared<ThreadHub>(ranks, patience);
+std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience) {
+  return std::make_shared<ThreadHub>(std::move(names), patience);
 }
 
 }  // namespace allnorm

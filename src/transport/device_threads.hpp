@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "allnorm/communicator.hpp"
 
@@ -28,7 +29,8 @@ class DeviceHub {
   virtual void leave(int rank) noexcept = 0;
 };
 
-/// For ranks 0 to `ranks` - 1. Throws unsupported where this build has no CUDA.
-std::shared_ptr<DeviceHub> make_device_hub(int ranks, const Patience& patience);
+/// For a group of as many ranks as there are names, which errors call them by. Throws unsupported where this build has
+/// no CUDA.
+std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience);
 
 }  // namespace allnorm

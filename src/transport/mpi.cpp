@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "src/exchange.hpp"
 
@@ -85,7 +86,7 @@ class MpiLinks final : public Links {
     expect(size <= INT_MAX, Code::unsupported,
            [&] { return "a message has " + std::to_string(size) + " bytes, MPI takes at most 2^31-1"; });
     for (const int rank : to) {
-      Sending sending{MPI_REQUEST_NULL, tag, data};
+      Sending sending{MPI_REQUEST_NULL, tag, rank, data};
       check(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, rank, mpi_tag(tag), comm_, &sending.request),
             "MPI_Isend");
       sendings_.push_back(std::move(sending));
@@ -102,16 +103,17 @@ class MpiLinks final : public Links {
     };
     const auto received = receive(from, tag, in_place);
     if (received && received->bytes)
-      fail(Code::transport, "a record from rank " + std::to_string(from) + " has " +
-                                std::to_string(received->bytes->size()) + " bytes, must have " + std::to_string(size));
+      fail(Code::transport, "a record from " + name_of(from) + " has " + std::to_string(received->bytes->size()) +
+                                " bytes, must have " + std::to_string(size));
     return received.has_value();
   }
 
-  bool flushed(std::uint64_t tag) override {
+  std::vector<int> unsent(std::uint64_t tag) override {
     progress();
+    std::vector<int> ranks;
     for (const Sending& sending : sendings_)
-      if (sending.tag == tag) return false;
-    return true;
+      if (sending.tag == tag) ranks.push_back(sending.to);
+    return ranks;
   }
 
   void relax(int) override { std::this_thread::yield(); }
@@ -121,6 +123,7 @@ class MpiLinks final : public Links {
   struct Sending {
     MPI_Request request;
     std::uint64_t tag;
+    int to;
     std::shared_ptr<const std::byte> data;
   };
   struct Receiving {
@@ -175,7 +178,7 @@ class MpiLinks final : public Links {
   // pair arrive in order, and no rank is more than a few exchanges ahead, so a wrapping sequence is harmless.
   static int mpi_tag(std::uint64_t tag) {
     const std::uint64_t context = tag >> 32;
-    expect(context < 2048, Code::unsupported, "there are over 2047 subgroups, must be fewer with MPI");
+    expect(context < 2048, Code::unsupported, "there are over 2046 subgroups, must be fewer with MPI");
     return static_cast<int>(context << 15 | (tag & 0x7fffu));
   }
 

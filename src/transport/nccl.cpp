@@ -47,7 +47,7 @@ void expect_sound(const Queue& queue, int rank, int size, const Patience& patien
 }
 
 std::shared_ptr<Communicator> connect(
-    const NcclId& id, int rank, int size, Queue& queue, const Patience& patience, const SideChannels& channels,
+    const NcclId& id, int rank, RankNames names, Queue& queue, const Patience& patience, const SideChannels& channels,
     const std::shared_ptr<HostExchanges>& pending = std::make_shared<HostExchanges>());
 
 class NcclCommunicator final : public Communicator {
@@ -56,13 +56,14 @@ class NcclCommunicator final : public Communicator {
 
   int rank() const noexcept override { return group_->rank(); }
   int size() const noexcept override { return group_->size(); }
+  std::string name_of(int rank) const override { return group_->names()[static_cast<std::size_t>(rank)]; }
   std::string_view transport() const noexcept override { return "nccl"; }
   Traffic traffic() const noexcept override { return traffic_; }
   Reporter reporter(const Queue&) override { return group_->reports().reporter(); }
 
   void check() override {
     group_->failure().rethrow();
-    group_->reports().check();
+    group_->reports().check(group_->names());
   }
 
   std::size_t room(std::size_t count, const Queue&) const override {
@@ -123,19 +124,20 @@ class NcclCommunicator final : public Communicator {
     colors.payload[own] = static_cast<double>(color);
     colors = exchange(std::move(colors), queue);
     std::size_t first = ranks;  // of this color
-    int place = 0, members = 0;
+    int place = 0;
+    RankNames names;
     for (std::size_t r = 0; r < ranks; ++r) {
       if (colors.payload[r] != static_cast<double>(color)) continue;
       if (first == ranks) first = r;
       if (r < own) ++place;
-      ++members;
+      names.push_back(group_->names()[r]);
     }
     Message ids{Header("split", Direction::split, group_->host_exchanges), {}, 0, {}};
     ids.payload.assign(ranks * words, 0.0);
     if (first == own) put(NcclId::make(), &ids.payload[own * words]);
     ids = exchange(std::move(ids), queue);
-    return connect(id_from(&ids.payload[first * words]), place, members, queue, group_->patience(), group_->channels(),
-                   group_->pending());
+    return connect(id_from(&ids.payload[first * words]), place, std::move(names), queue, group_->patience(),
+                   group_->channels(), group_->pending());
   }
 
   void decline(const Error& error) noexcept override {
@@ -143,7 +145,7 @@ class NcclCommunicator final : public Communicator {
   }
   void abort(const Error& error) noexcept override {
     try {
-      group_->abort("rank " + std::to_string(rank()) + " failed: " + error.message());
+      group_->abort(group_->own_name() + " failed: " + error.message());
     } catch (...) {
       group_->end(Code::aborted, {});
     }
@@ -174,10 +176,12 @@ class NcclCommunicator final : public Communicator {
   Traffic traffic_{};
 };
 
-std::shared_ptr<Communicator> connect(const NcclId& id, int rank, int size, Queue& queue, const Patience& patience,
-                                      const SideChannels& channels, const std::shared_ptr<HostExchanges>& pending) {
-  OwnComm comm = connect_nccl(id, rank, size, queue, patience);
-  auto group = std::make_shared<NcclGroup>(comm.get(), true, queue, patience, channels, pending);
+std::shared_ptr<Communicator> connect(const NcclId& id, int rank, RankNames names, Queue& queue,
+                                      const Patience& patience, const SideChannels& channels,
+                                      const std::shared_ptr<HostExchanges>& pending) {
+  const auto size = static_cast<int>(names.size());
+  OwnComm comm = connect_nccl(id, rank, size, names[static_cast<std::size_t>(rank)], queue, patience);
+  auto group = std::make_shared<NcclGroup>(comm.get(), true, queue, patience, channels, std::move(names), pending);
   (void)comm.release();  // the group's from here on
   return std::make_shared<NcclCommunicator>(std::move(group));
 }
@@ -201,7 +205,7 @@ std::shared_ptr<Communicator> nccl(void* comm, Queue& queue, const Patience& pat
 
 std::shared_ptr<Communicator> nccl(const NcclId& id, int rank, int size, Queue& queue, const Patience& patience) {
   expect_sound(queue, rank, size, patience);
-  return connect(id, rank, size, queue, patience, {});
+  return connect(id, rank, numbered(size), queue, patience, {});
 }
 
 std::shared_ptr<Communicator> nccl_over(const std::shared_ptr<Communicator>& bootstrap, Queue& queue,
@@ -212,7 +216,9 @@ std::shared_ptr<Communicator> nccl_over(const std::shared_ptr<Communicator>& boo
   Message message{Header("nccl", Direction::agreement, 0), std::vector<double>(IdWords{}.size(), 0.0), 0, {}};
   if (bootstrap->rank() == 0) put(NcclId::make(), message.payload.data());
   const Message sum = bootstrap->exchange(std::move(message), queue);
-  return connect(id_from(sum.payload.data()), bootstrap->rank(), bootstrap->size(), queue, patience,
+  RankNames names;
+  for (int rank = 0; rank < bootstrap->size(); ++rank) names.push_back(bootstrap->name_of(rank));
+  return connect(id_from(sum.payload.data()), bootstrap->rank(), std::move(names), queue, patience,
                  {nullptr, bootstrap});
 }
 
@@ -225,7 +231,7 @@ std::shared_ptr<Communicator> nccl_over(const Meeting& meeting, Queue& queue, co
   }
   auto gathering = std::make_shared<Gathering>(meeting, std::move(bytes), patience);
   const NcclId id = id_from(gathering->bytes());
-  return connect(id, meeting.rank, meeting.size, queue, patience, {std::move(gathering), nullptr});
+  return connect(id, meeting.rank, numbered(meeting.size), queue, patience, {std::move(gathering), nullptr});
 }
 
 std::shared_ptr<Communicator> nccl_over(const std::string& path, const std::string& run, int rank, int size,
@@ -237,7 +243,7 @@ std::shared_ptr<Communicator> nccl_over(const std::string& path, const std::stri
     bytes.assign(id.bytes.begin(), id.bytes.end());
   }
   const NcclId id = id_from(meet_in_file(path, run, rank, bytes, patience));
-  auto group = connect(id, rank, size, queue, patience, {});
+  auto group = connect(id, rank, numbered(size), queue, patience, {});
   if (rank == 0) std::remove(path.c_str());
   return group;
 }

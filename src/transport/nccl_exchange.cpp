@@ -166,7 +166,8 @@ class HostExchange {
     std::memcpy(all.data(), on_host(heads()), ranks_ * sizeof(RecordHead));
     message_.flags = 0;
     for (std::size_t rank = 0; rank < ranks_; ++rank) {
-      if (verdict_.empty()) verdict_ = verdict(all[0].header, 0, all[rank].header, static_cast<int>(rank));
+      if (verdict_.empty())
+        verdict_ = verdict(all[0].header, group_.names()[0], all[rank].header, group_.names()[rank]);
       message_.flags |= all[rank].flags;
       if (group_.gathers()) message_.rank_flags.push_back(all[rank].flags);
     }

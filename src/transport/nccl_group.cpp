@@ -17,7 +17,14 @@ void expect_nccl(ncclResult_t result, ncclComm_t comm, const std::string& tried,
   fail(Code::transport, text);
 }
 
-OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience) {
+RankNames numbered(int ranks) {
+  RankNames names;
+  for (int rank = 0; rank < ranks; ++rank) names.push_back("rank " + std::to_string(rank));
+  return names;
+}
+
+OwnComm connect_nccl(const NcclId& id, int rank, int size, const std::string& name, const Queue& queue,
+                     const Patience& patience) {
   const cuda::DeviceGuard guard(queue.device().index);
   ncclUniqueId unique;
   static_assert(sizeof unique == sizeof id.bytes);
@@ -25,7 +32,7 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, c
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   constexpr const char* misuse = ": ranks must each have a GPU of their own or an NCCL_HOSTID of their own";
-  const std::string tried = "NCCL's communicator of rank " + std::to_string(rank) + " of " + std::to_string(size);
+  const std::string tried = "NCCL's communicator of " + std::to_string(size) + " ranks on " + name;
   Deadline deadline(patience, patience.first_timeout);
   ncclComm_t made = nullptr;
   ncclResult_t state = ncclCommInitRankConfig(&made, size, unique, rank, &config);
@@ -41,18 +48,20 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, c
 }
 
 NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
-                     std::shared_ptr<HostExchanges> pending)
+                     RankNames names, std::shared_ptr<HostExchanges> pending)
     : comm_(comm),
       own_(own),
       device_(queue.device().index),
       patience_(patience),
       channels_(std::move(channels)),
+      names_(std::move(names)),
       pending_(std::move(pending)),
       counts_(2, queue),
       reports_(device_, counts_.data()),
       watcher_(cuda::Watcher::of_process()) {
   expect_nccl(ncclCommUserRank(comm, &rank_), comm, "asking NCCL for the rank");
   expect_nccl(ncclCommCount(comm, &size_), comm, "asking NCCL for the number of ranks");
+  if (names_.empty()) names_ = numbered(size_);
   int device = 0;
   expect_nccl(ncclCommCuDevice(comm, &device), comm, "asking NCCL for the GPU");
   expect(device == device_, Code::invalid_argument, [&] {
@@ -167,8 +176,7 @@ void NcclGroup::look() noexcept {
     if (asked != ncclSuccess) state = asked;
     if (state != ncclSuccess && state != ncclInProgress && !failure_.is_set()) {
       fail_with(state, "an exchange over NCCL");
-      if (channels_.gathering)
-        channels_.gathering->tell("rank " + std::to_string(rank_) + " lost NCCL: " + ncclGetErrorString(state));
+      if (channels_.gathering) channels_.gathering->tell(own_name() + " lost NCCL: " + ncclGetErrorString(state));
     }
     if (const std::string late = reports_.late(patience_); !late.empty()) failure_.set(Code::timeout, late);
     if (failure_.is_set()) kill();

@@ -10,6 +10,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "allnorm/nccl.hpp"
 #include "src/cuda/watcher.hpp"
@@ -32,6 +33,11 @@ struct SideChannels {
   std::shared_ptr<Communicator> bootstrap{};
 };
 
+/// How errors call the ranks of a group, [rank].
+using RankNames = std::vector<std::string>;
+/// "rank 0" to the last.
+RankNames numbered(int ranks);
+
 /// Exchanges that the host waits for, of a group and of all groups split from it, oldest first. One at a time is under
 /// way: so all ranks enqueue their parts in one order, whichever result they ask for first.
 class HostExchange;
@@ -40,15 +46,18 @@ using HostExchanges = std::list<std::shared_ptr<HostExchange>>;
 /// Shared by the communicator and its pending exchanges; watched from its making to its end.
 class NcclGroup final : public cuda::Watched {
  public:
-  /// Takes `comm`, connected; an own one is destroyed at the end. `pending`: the parent's, of a group that was split.
+  /// Takes `comm`, connected; an own one is destroyed at the end. Without `names` the ranks are numbered. `pending`:
+  /// the parent's, of a group that was split.
   NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
-            std::shared_ptr<HostExchanges> pending = std::make_shared<HostExchanges>());
+            RankNames names = {}, std::shared_ptr<HostExchanges> pending = std::make_shared<HostExchanges>());
   ~NcclGroup() override;
   NcclGroup(const NcclGroup&) = delete;
   NcclGroup& operator=(const NcclGroup&) = delete;
 
   int rank() const noexcept { return rank_; }
   int size() const noexcept { return size_; }
+  const RankNames& names() const noexcept { return names_; }
+  const std::string& own_name() const noexcept { return names_[static_cast<std::size_t>(rank_)]; }
   bool gathers() const noexcept { return size_ <= patience_.gather_limit; }
   const Patience& patience() const noexcept { return patience_; }
   const SideChannels& channels() const noexcept { return channels_; }
@@ -88,6 +97,7 @@ class NcclGroup final : public cuda::Watched {
   int rank_ = 0, size_ = 1, device_ = 0;
   Patience patience_;
   SideChannels channels_;
+  RankNames names_;
   std::shared_ptr<HostExchanges> pending_;
   Buffer<std::uint64_t> counts_;  // (2) exchanges begun and done, kernels advance them
   cuda::Reports reports_;
@@ -107,8 +117,10 @@ struct AbortComm {
 /// Aborted unless released.
 using OwnComm = std::unique_ptr<std::remove_pointer_t<ncclComm_t>, AbortComm>;
 
-/// Connects a new communicator, collective over its ranks, on the queue's GPU. Throws timeout, transport.
-OwnComm connect_nccl(const NcclId& id, int rank, int size, const Queue& queue, const Patience& patience);
+/// Connects a new communicator, collective over its ranks, on the queue's GPU; errors call this rank `name`. Throws
+/// timeout, transport.
+OwnComm connect_nccl(const NcclId& id, int rank, int size, const std::string& name, const Queue& queue,
+                     const Patience& patience);
 
 /// The message of all ranks, summed: see Communicator::start_exchange.
 Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message message, Queue& queue);

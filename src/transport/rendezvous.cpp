@@ -20,6 +20,7 @@
 #include <string_view>
 
 #include "allnorm/message.hpp"
+#include "src/whereabouts.hpp"
 
 namespace allnorm {
 
@@ -329,11 +330,11 @@ void Gathering::host(const Patience& patience) {
       stranger = stays ? std::next(stranger) : strangers.erase(stranger);
     }
     if (missing > 0 && deadline.over()) {
-      std::string who;
+      std::vector<std::string> who;
       for (std::size_t rank = 1; rank < peers_.size(); ++rank)
-        if (!peers_[rank].socket) who += (who.empty() ? "rank " : ", rank ") + std::to_string(rank);
-      fail(Code::timeout, "rendezvous at port " + std::to_string(meeting_.port) + ": " + who +
-                              " is missing, not done after " + deadline.text());
+        if (!peers_[rank].socket) who.push_back("rank " + std::to_string(rank));
+      fail(Code::timeout, "rendezvous at port " + std::to_string(meeting_.port) + ": " + are_missing(who) +
+                              ", not done after " + deadline.text());
     }
     if (missing > 0) deadline.relax();
   }

@@ -110,7 +110,7 @@ class ThreadLinks final : public Links {
     return bytes;
   }
 
-  bool flushed(std::uint64_t) override { return true; }
+  std::vector<int> unsent(std::uint64_t) override { return {}; }
 
   // The first looks only give way to ranks that have work; then sleep until something arrives.
   void relax(int looks) override {
@@ -125,7 +125,7 @@ class ThreadLinks final : public Links {
       std::vector<std::shared_ptr<DeviceHub>> ended;  // let go of without the lock
       const std::lock_guard lock(hub_->mutex);
       if (hub_->aborted.load(std::memory_order_relaxed)) return;
-      hub_->abort_reason = "rank " + std::to_string(rank_) + " failed: " + error.message();
+      hub_->abort_reason = name_of(rank_) + " failed: " + error.message();
       for (const auto& [group, weak] : hub_->devices)
         if (ended.push_back(weak.lock()); ended.back()) ended.back()->abort(hub_->abort_reason);
     } catch (...) {  // no memory for the reason: the flag says enough
@@ -142,7 +142,9 @@ class ThreadLinks final : public Links {
     if (devices) return devices;
     Patience later = patience;
     later.first_timeout = patience.timeout;  // all ranks have made an exchange through the host
-    devices = make_device_hub(static_cast<int>(members.size()), later);
+    std::vector<std::string> names;
+    for (const int member : members) names.push_back(name_of(member));
+    devices = make_device_hub(std::move(names), later);
     if (!hub_->abort_reason.empty()) devices->abort(hub_->abort_reason);
     known = devices;
     return devices;

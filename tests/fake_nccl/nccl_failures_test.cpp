@@ -95,8 +95,9 @@ TEST_F(Nccl, AMissingRankIsNotConnectedFor) {
   Patience patience;
   patience.first_timeout = 0.1;
   Queue queue = Queue::cuda(0);
-  EXPECT_EQ(error_of([&] { nccl(NcclId::make(), 0, 2, queue, patience); }),
-            "timeout: NCCL's communicator of rank 0 of 2 is not connected after 0.1 s: a rank is missing or late");
+  EXPECT_EQ(
+      error_of([&] { nccl(NcclId::make(), 0, 2, queue, patience); }),
+      "timeout: NCCL's communicator of 2 ranks on rank 0 is not connected after 0.1 s: a rank is missing or late");
 }
 
 TEST_F(Nccl, AHostExchangeEndsAtTheDeadline) {

@@ -224,10 +224,9 @@ TEST_F(Nccl, TwoRanksOnOneGpuAreRefused) {
   const NcclId id = NcclId::make();
   on_ranks(2, [&](int rank) {
     Queue queue = Queue::cuda(0);
-    EXPECT_EQ(
-        error_of([&] { nccl(id, rank, 2, queue); }),
-        "transport: NCCL's communicator of rank " + std::to_string(rank) +
-            " of 2 failed: invalid usage: ranks must each have a GPU of their own or an NCCL_HOSTID of their own");
+    EXPECT_EQ(error_of([&] { nccl(id, rank, 2, queue); }),
+              "transport: NCCL's communicator of 2 ranks on rank " + std::to_string(rank) +
+                  " failed: invalid usage: ranks must each have a GPU of their own or an NCCL_HOSTID of their own");
   });
 }
 

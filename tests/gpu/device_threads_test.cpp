@@ -25,7 +25,9 @@ struct Rank {
   Queue& queue;
 };
 void on_hub(int ranks, int gpus, const Patience& patience, const std::function<void(const Rank&)>& body) {
-  const Hub hub = make_device_hub(ranks, patience);
+  std::vector<std::string> names;
+  for (int rank = 0; rank < ranks; ++rank) names.push_back("rank " + std::to_string(rank));
+  const Hub hub = make_device_hub(names, patience);
   on_ranks(ranks, [&](int rank) {
     Queue queue = Queue::cuda(rank % gpus);
     body({hub, rank, ranks, queue});
@@ -226,9 +228,12 @@ TEST(DeviceThreads, AnAbortReleasesStreamsThatWait) {
 TEST(DeviceThreads, LazyLoadingOfKernelsIsRefused) {
 #if ALLNORM_CUDA_EMULATED  // the driver reads its environment once
   ::setenv("CUDA_MODULE_LOADING", "LAZY", 1);
-  EXPECT_NE(error_of([] { make_device_hub(2, {}); }).find("set CUDA_MODULE_LOADING=EAGER"), std::string::npos);
+  EXPECT_NE(error_of([] {
+              make_device_hub({"rank 0", "rank 1"}, {});
+            }).find("set CUDA_MODULE_LOADING=EAGER"),
+            std::string::npos);
   ::setenv("CUDA_MODULE_LOADING", "EAGER", 1);
-  EXPECT_EQ(error_of([] { make_device_hub(2, {}); }), "");
+  EXPECT_EQ(error_of([] { make_device_hub({"rank 0", "rank 1"}, {}); }), "");
 #else
   GTEST_SKIP() << "the driver reads CUDA_MODULE_LOADING once";
 #endif

@@ -96,7 +96,7 @@ TYPED_TEST(FirstHalves, ForwardMakesTheRanksRecord) {
       if (history) header.set(Field::weight_hash, weights[0]);
       RecordHead head{};
       std::memcpy(&head, record.data(), sizeof(head));
-      EXPECT_EQ(head.header, header) << describe(head.header) << differences(header, 0, head.header);
+      EXPECT_EQ(head.header, header) << describe(head.header) << differences(header, "rank 0", head.header);
       EXPECT_EQ(head.flags, history ? std::uint64_t{flag_weights_changed} : 0);
       EXPECT_EQ(head.count, static_cast<std::uint64_t>(layout.size(lanes)));
 

@@ -1,9 +1,8 @@
-// The exchange among threads, gathered and along a tree, and what happens when a rank is late or fails.
+// The exchange among threads, gathered and along a tree, and what happens when a rank fails.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <set>
@@ -121,84 +120,11 @@ TEST(DeclinedRecord, IsToldWithItsReasonAndTheGroupGoesOn) {
   }
 }
 
-TEST(LateRank, IsNamedAfterTheDeadline) {
-  Patience patience;
-  patience.first_timeout = patience.timeout = 0.2;
-  const auto error = error_of([&] {
-    harness::run(
-        3,
-        [](const World& world, Queue& queue) {
-          if (world->rank() == 2) return;  // never joins
-          world->exchange({Header("bn", Direction::forward, 5), {1.0}, 0, {}}, queue);
-        },
-        patience);
-  });
-  EXPECT_EQ(error, "timeout: bn, call 5, forward: rank 2 is missing, not done after 0.2 s");
-}
-
-TEST(LateRank, InATreeIsNamedByItsNeighbours) {
-  Patience patience;
-  patience.gather_limit = 1;
-  patience.first_timeout = 0.2;
-  std::mutex mutex;
-  std::vector<std::string> told(7);
-  harness::run(
-      7,
-      [&](const World& world, Queue& queue) {
-        if (world->rank() == 5) return;  // a leaf below rank 4
-        const std::string error = error_of([&] {
-          world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
-        });
-        const std::lock_guard lock(mutex);
-        told[static_cast<std::size_t>(world->rank())] = error;
-      },
-      patience);
-  EXPECT_EQ(told[4],
-            "timeout: bn, call 0, forward: rank 5, or a rank that it waits for, is missing, not done after 0.2 s");
-  for (const std::size_t rank : {0u, 1u, 2u, 3u, 6u})
-    EXPECT_NE(told[rank].find("or a rank that it waits for, is missing"), std::string::npos);
-}
-
 TEST(Split, RefusesAColorThatADoubleCannotHold) {
   harness::run(2, [](const World& world, Queue& queue) {
     EXPECT_EQ(error_of([&] { world->split((std::int64_t{1} << 53) + 1, queue); }),
               "invalid argument: the color of a split is 9007199254740993, must be from -2^53 to 2^53");
   });
-}
-
-TEST(LateRank, TheFirstExchangeHasItsOwnDeadline) {
-  Patience patience;
-  patience.first_timeout = 30;
-  patience.timeout = 0.05;
-  harness::run(
-      2,
-      [](const World& world, Queue& queue) {
-        if (world->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-        world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
-      },
-      patience);
-}
-
-TEST(LateRank, ClockAndWaitingAreTheCallers) {
-  std::atomic<int> relaxed{0};
-  std::atomic<double> clock{0};
-  Patience patience;
-  patience.first_timeout = 1000;
-  patience.now = [&] { return clock.load(); };
-  patience.relax = [&] {
-    clock = clock + 10;
-    ++relaxed;
-  };
-  const auto error = error_of([&] {
-    harness::run(
-        2,
-        [](const World& world, Queue& queue) {
-          if (world->rank() == 0) world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
-        },
-        patience);
-  });
-  EXPECT_EQ(error, "timeout: bn, call 0, forward: rank 1 is missing, not done after 1000 s");
-  EXPECT_GT(relaxed, 0);
 }
 
 TEST(FailedRank, ReleasesItsPeers) {
@@ -232,7 +158,7 @@ class OnePeer final : public Links {
   std::string_view transport() const noexcept override { return "a test"; }
   void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
   std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return bytes_; }
-  bool flushed(std::uint64_t) override { return true; }
+  std::vector<int> unsent(std::uint64_t) override { return {}; }
   void relax(int) override {}
   void abort(const Error&) noexcept override {}
 

@@ -162,8 +162,10 @@ TEST(MpiRecords, OfALateRankEndAtTheDeadline) {
     if (world->rank() != last) {
       DeviceRecord record(world->room(many, queue), many, queue);
       record.write(Header("bn", Direction::forward, 1), std::vector<double>(many, 1.0), queue);
+      const std::string name = "rank " + std::to_string(last);
       EXPECT_EQ(error_of([&] { world->gather(record.view(), queue); }),
-                "timeout: bn, call 1, forward: rank " + std::to_string(last) + " is missing, not done after 0.3 s");
+                "timeout: bn, call 1, forward: " + name + " is missing, not done after 0.3 s; " + name +
+                    " was last heard of at bn, call 0, forward");
     }
     MPI_Barrier(MPI_COMM_WORLD);
   }

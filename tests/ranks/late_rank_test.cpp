@@ -1,0 +1,236 @@
+// Who is blamed when a rank is late: it, and nobody who waits for it, in groups and in trees too.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "allnorm/catalogue.hpp"
+#include "harness.hpp"
+#include "src/exchange.hpp"
+
+namespace {
+
+using namespace allnorm;
+using harness::error_of;
+using harness::World;
+
+Patience patience_of(double seconds, int gather_limit = 32) {
+  Patience patience;
+  patience.timeout = patience.first_timeout = seconds;
+  patience.gather_limit = gather_limit;
+  return patience;
+}
+
+Message message(std::string_view name, std::uint64_t call = 0) {
+  return {Header(name, Direction::forward, call), {1.0}, 0, {}};
+}
+
+// What each rank is told in `body`, and that the longest took no less than `least` and at most a second more, in
+// seconds.
+std::vector<std::string> told(int ranks, const Patience& patience, double least,
+                              const std::function<void(const World&, Queue&)>& body) {
+  std::vector<std::string> errors(static_cast<std::size_t>(ranks));
+  const auto start = std::chrono::steady_clock::now();
+  harness::run(
+      ranks,
+      [&](const World& world, Queue& queue) {
+        errors[static_cast<std::size_t>(world->rank())] = error_of([&] { body(world, queue); });
+      },
+      patience);
+  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  EXPECT_GE(took, least);
+  EXPECT_LE(took, least + 1);
+  return errors;
+}
+
+TEST(LateRank, IsNamedAfterTheDeadline) {
+  const auto errors = told(3, patience_of(1.2), 1.2, [](const World& world, Queue& queue) {
+    if (world->rank() != 2) world->exchange(message("bn", 5), queue);
+  });
+  for (const int rank : {0, 1})
+    EXPECT_EQ(errors[static_cast<std::size_t>(rank)],
+              "timeout: bn, call 5, forward: rank 2 is missing, not done after 1.2 s");
+}
+
+TEST(LateRank, IsToldWithTheCallThatItWasLastHeardOfAt) {
+  const auto errors = told(4, patience_of(0.2), 0.2, [](const World& world, Queue& queue) {
+    world->exchange(message("bn", 5), queue);
+    if (world->rank() % 2 == 0) world->exchange(message("bn", 6), queue);
+  });
+  const std::string both =
+      "timeout: bn, call 6, forward: rank 1 and rank 3 are missing, not done after 0.2 s; rank 1 was last heard of at "
+      "bn, call 5, forward; rank 3 was last heard of at bn, call 5, forward";
+  EXPECT_EQ(errors[0], both);
+  EXPECT_EQ(errors[2], both);
+}
+
+// A message that is not there may be that of a rank which itself waits: of this group or of another one.
+TEST(LateRank, WhoWaitsForItIsNotBlamed) {
+  const auto errors = told(5, patience_of(0.4), 0.4, [](const World& world, Queue& queue) {
+    const World group = sync_group(world, Sync{2}, queue);
+    if (world->rank() == 2) return;
+    group->exchange(message("bn"), queue);
+    world->exchange(message("all"), queue);
+  });
+  EXPECT_EQ(errors[3],
+            "timeout: bn, call 0, forward: rank 2 is missing, not done after 0.4 s; rank 2 was last heard of at split, "
+            "call 0, split");
+  for (const int rank : {0, 1, 4})
+    EXPECT_EQ(errors[static_cast<std::size_t>(rank)],
+              "timeout: all, call 0, forward: rank 2 is missing, not done after 0.4 s; rank 2 was last heard of at "
+              "split, call 0, split; rank 3 waits for rank 2 at bn, call 0, forward");
+}
+
+// Of the others, how many name it and it alone.
+int named_by(int ranks, int absent, const Patience& patience) {
+  const std::string expected = "timeout: bn, call 0, forward: rank " + std::to_string(absent) +
+                               " is missing, not done after " + (patience.timeout < 1 ? "0.4 s" : "1 s");
+  int named = 0;
+  for (const std::string& error : told(ranks, patience, patience.timeout, [&](const World&world, Queue&queue) {
+         if (world->rank() != absent) world->exchange(message("bn"), queue);
+       }))
+    named += error.starts_with(expected);
+  return named;
+}
+
+TEST(LateRank, InATreeIsNamedByAll) {
+  for (const int absent : {0, 4, 5, 6})  // the root, an inner node, leaves
+    EXPECT_EQ(named_by(7, absent, patience_of(0.4, 1)), 6) << absent;
+}
+TEST(LateRank, OfManyIsNamedByAll) { EXPECT_EQ(named_by(40, 37, patience_of(1)), 39); }
+
+TEST(LateRank, IsNobodyWhereAllWaitForEachOther) {
+  const auto errors = told(2, patience_of(0.4), 0.4, [](const World& world, Queue& queue) {
+    const World pair = world->split(0, queue);
+    (world->rank() == 0 ? world : pair)->exchange(message("bn", world->rank() == 0 ? 1 : 2), queue);
+  });
+  const std::string nobody = "forward: no rank is missing, they wait for each other, not done after 0.4 s; ";
+  EXPECT_EQ(errors[0], "timeout: bn, call 1, " + nobody + "rank 1 waits for rank 0 at bn, call 2, forward");
+  EXPECT_EQ(errors[1], "timeout: bn, call 2, " + nobody + "rank 0 waits for rank 1 at bn, call 1, forward");
+}
+
+TEST(LateRank, TheFirstExchangeHasItsOwnDeadline) {
+  Patience patience = patience_of(0.05);
+  patience.first_timeout = 30;
+  harness::run(
+      2,
+      [](const World& world, Queue& queue) {
+        if (world->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        world->exchange(message("bn"), queue);
+      },
+      patience);
+}
+
+TEST(LateRank, ClockAndWaitingAreTheCallers) {
+  std::atomic<int> relaxed{0};
+  std::atomic<double> clock{0};
+  Patience patience = patience_of(1000);
+  patience.now = [&] { return clock.load(); };
+  patience.relax = [&] {
+    clock = clock + 10;
+    ++relaxed;
+  };
+  const auto error = error_of([&] {
+    harness::run(
+        2,
+        [](const World& world, Queue& queue) {
+          if (world->rank() == 0) world->exchange(message("bn"), queue);
+        },
+        patience);
+  });
+  EXPECT_EQ(error, "timeout: bn, call 0, forward: rank 1 is missing, not done after 1000 s");
+  EXPECT_GT(relaxed, 0);
+}
+
+// Rank 0 of 2 on two hosts: what rank 1 sends it is known, and whether it takes anything.
+class OnePeer final : public Links {
+ public:
+  explicit OnePeer(bool sends) : sends_(sends) {}
+  int rank() const noexcept override { return 0; }
+  int size() const noexcept override { return 2; }
+  std::string_view transport() const noexcept override { return "a test"; }
+  void post(std::span<const int>, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
+    if (tag >> 32 == 0) own_ = std::move(bytes);
+  }
+  std::shared_ptr<const Bytes> poll(int, std::uint64_t tag) override {
+    return sends_ && tag >> 32 == 0 ? std::exchange(own_, nullptr) : nullptr;
+  }
+  std::vector<int> unsent(std::uint64_t) override { return {1}; }
+  void relax(int) override { std::this_thread::yield(); }
+  void abort(const Error&) noexcept override {}
+  std::string name_of(int rank) const override { return "rank " + std::to_string(rank) + " (node7)"; }
+
+ private:
+  bool sends_;
+  std::shared_ptr<const Bytes> own_;
+};
+
+TEST(LateRank, IsNamedWhereItTakesNothing) {
+  Queue queue = Queue::cpu();
+  const auto world = communicate(std::make_shared<OnePeer>(true), patience_of(0.1));
+  EXPECT_EQ(error_of([&] { world->exchange(message("bn", 3), queue); }),
+            "timeout: bn, call 3, forward: rank 1 (node7) is missing, not done after 0.1 s; rank 1 (node7) was last "
+            "heard of at bn, call 3, forward");
+}
+
+TEST(LateRank, IsOverdueForOtherThreads) {
+  Queue queue = Queue::cpu();
+  const auto world = communicate(std::make_shared<OnePeer>(false), patience_of(0.1));
+  EXPECT_LT(overdue(*world), 0);
+  {
+    const Pending first = world->start_exchange(message("bn"), queue);
+    EXPECT_LT(overdue(*world), 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(150));
+    {
+      const Pending second = world->start_exchange(message("bn"), queue);
+      EXPECT_GT(overdue(*world), 0.04);
+    }
+    EXPECT_GT(overdue(*world), 0.04);
+  }
+  EXPECT_LT(overdue(*world), 0);
+}
+
+TEST(Names, OfRanksInGroupsAreThoseOfTheWorld) {
+  harness::run(4, [](const World& world, Queue& queue) {
+    const World pair = sync_group(world, Sync{2}, queue);
+    const int first = world->rank() / 2 * 2, second = first + 1;
+    const std::string name_of_first = "rank " + std::to_string(first),
+                      name_of_second = "rank " + std::to_string(second);
+    EXPECT_EQ(pair->name_of(0), name_of_first);
+    EXPECT_EQ(pair->name_of(1), name_of_second);
+    EXPECT_EQ(sync_group(world, Sync{Sync::none}, queue)->name_of(0), world->name_of(world->rank()));
+
+    const bool odd = world->rank() == second;
+    Message layer = message("bn");
+    write_layer(parse_layer(odd ? "batch_norm:eps=1e-3" : "batch_norm"), layer.header);
+    EXPECT_EQ(
+        error_of([&] { pair->exchange(layer, queue); }),
+        "mismatch: " + name_of_second + ": bn, call 0, forward: eps is 0.001, must be 1e-05 as on " + name_of_first);
+    EXPECT_EQ(error_of([&] { pair->exchange(message("bn", odd ? 2 : 1), queue); }),
+              "mismatch: " + name_of_second + " is at bn, call 2, forward, must be at bn, call 1, forward as on " +
+                  name_of_first);
+    if (odd)
+      pair->decline(Error(Code::invalid_input, "weight is wrong"));
+    else
+      EXPECT_EQ(error_of([&] { pair->exchange(message("bn"), queue); }),
+                "aborted: " + name_of_second + " failed: weight is wrong");
+  });
+}
+
+TEST(Names, OfManyAreNotAllShown) {
+  std::vector<std::string> names;
+  for (const char* name : {"a", "b", "c", "d", "e", "f", "g", "h"}) names.emplace_back(name);
+  EXPECT_EQ(are_missing({"a"}), "a is missing");
+  EXPECT_EQ(are_missing({"a", "b"}), "a and b are missing");
+  EXPECT_EQ(are_missing(names), "a, b, c, d, e, f, g and h are missing");
+  names.emplace_back("i");
+  EXPECT_EQ(are_missing(names), "a, b, c, d, e, f, g and 2 more are missing");
+}
+
+}  // namespace
