@@ -1,16 +1,21 @@
 // Ranks as MPI processes: point-to-point messages, probed for, so that lengths may differ and no call blocks.
 #include "allnorm/mpi.hpp"
 
+#include <algorithm>
+#include <array>
 #include <climits>
 #include <cstring>
 #include <list>
 #include <map>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "src/exchange.hpp"
+#include "src/transport/deadline.hpp"
 
 #if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>
@@ -40,14 +45,87 @@ bool mpi_takes_gpu_memory() {
 #endif
 }
 
+using HostName = std::array<char, 64>;  // cut to fit, zeros behind it
+
+HostName host_name() {
+  char text[MPI_MAX_PROCESSOR_NAME] = "";
+  int length = 0;
+  MPI_Get_processor_name(text, &length);
+  HostName name{};
+  std::copy_n(text, std::min(static_cast<std::size_t>(length), name.size() - 1), name.begin());
+  return name;
+}
+
+// A communicator of ours, so that our tags meet nobody else's, and the hosts of its ranks. Where a rank does not come
+// MPI may still write here later.
+struct Meeting {
+  MPI_Comm comm = MPI_COMM_NULL;
+  MPI_Request request = MPI_REQUEST_NULL;
+  HostName own_host = host_name();
+  std::vector<HostName> hosts{};  // [rank]
+};
+
+// Collective over `comm`, with the first exchange's deadline. No rank can be named: nothing joins them yet.
+std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
+  auto meeting = std::make_unique<Meeting>();
+  Deadline deadline(patience, patience.first_timeout);
+  const auto wait = [&](const char* call) {
+    for (int done = 0;;) {
+      check(MPI_Test(&meeting->request, &done, MPI_STATUS_IGNORE), call);
+      if (done) return;
+      if (deadline.over()) {
+        (void)meeting.release();  // never deleted
+        fail(Code::timeout, "the communicator over MPI: a rank is missing or late, not done after " + deadline.text());
+      }
+      if (patience.relax)
+        patience.relax();
+      else
+        std::this_thread::yield();
+    }
+  };
+  check(MPI_Comm_idup(comm, &meeting->comm, &meeting->request), "MPI_Comm_idup");
+  wait("MPI_Comm_idup");
+  MPI_Comm_set_errhandler(meeting->comm, MPI_ERRORS_RETURN);
+  int size = 0;
+  check(MPI_Comm_size(meeting->comm, &size), "MPI_Comm_size");
+  meeting->hosts.resize(static_cast<std::size_t>(size));
+  constexpr int bytes = sizeof(HostName);
+  check(MPI_Iallgather(meeting->own_host.data(), bytes, MPI_BYTE, meeting->hosts.data(), bytes, MPI_BYTE, meeting->comm,
+                       &meeting->request),
+        "MPI_Iallgather");
+  wait("MPI_Iallgather");
+  return meeting;
+}
+
+// [rank in comm] -> its number in MPI_COMM_WORLD, or in comm for a process that is not in there.
+std::vector<int> world_ranks(MPI_Comm comm, int size) {
+  std::vector<int> own(static_cast<std::size_t>(size)), world(own.size(), MPI_UNDEFINED);
+  std::iota(own.begin(), own.end(), 0);
+  MPI_Group ours = MPI_GROUP_NULL, all = MPI_GROUP_NULL;
+  check(MPI_Comm_group(comm, &ours), "MPI_Comm_group");
+  check(MPI_Comm_group(MPI_COMM_WORLD, &all), "MPI_Comm_group");
+  check(MPI_Group_translate_ranks(ours, size, own.data(), all, world.data()), "MPI_Group_translate_ranks");
+  MPI_Group_free(&ours);
+  MPI_Group_free(&all);
+  for (std::size_t rank = 0; rank < own.size(); ++rank)
+    if (world[rank] == MPI_UNDEFINED) world[rank] = own[rank];
+  return world;
+}
+
 class MpiLinks final : public Links {
  public:
-  MpiLinks(MPI_Comm comm, GpuMemory gpu_memory)
+  MpiLinks(MPI_Comm comm, const Patience& patience, GpuMemory gpu_memory)
       : takes_gpu_memory_(gpu_memory == GpuMemory::taken || (gpu_memory == GpuMemory::ask && mpi_takes_gpu_memory())) {
-    check(MPI_Comm_dup(comm, &comm_), "MPI_Comm_dup");  // our tags meet nobody else's
-    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+    const auto meeting = meet(comm, patience);
+    comm_ = meeting->comm;
     check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
     check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+    const auto& hosts = meeting->hosts;
+    const bool several = std::any_of(hosts.begin(), hosts.end(), [&](const HostName& h) { return h != hosts[0]; });
+    const std::vector<int> numbers = world_ranks(comm_, size_);
+    for (std::size_t rank = 0; rank < hosts.size(); ++rank)
+      names_.push_back("rank " + std::to_string(numbers[rank]) +
+                       (several ? " (" + std::string(hosts[rank].data()) + ")" : ""));
   }
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
@@ -115,6 +193,7 @@ class MpiLinks final : public Links {
       if (sending.tag == tag) ranks.push_back(sending.to);
     return ranks;
   }
+  std::string name_of(int rank) const override { return names_[static_cast<std::size_t>(rank)]; }
 
   void relax(int) override { std::this_thread::yield(); }
   void abort(const Error&) noexcept override {}  // the program's decision: it alone knows the exit code
@@ -185,6 +264,7 @@ class MpiLinks final : public Links {
   bool takes_gpu_memory_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
+  std::vector<std::string> names_;  // [rank]
   std::list<Sending> sendings_;
   Receivings receivings_;
 };
@@ -195,7 +275,7 @@ std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience, GpuMe
   int initialized = 0;
   MPI_Initialized(&initialized);
   expect(initialized != 0, Code::invalid_argument, "MPI is not initialized: call MPI_Init before allnorm::mpi()");
-  return communicate(std::make_shared<MpiLinks>(comm, gpu_memory), patience);
+  return communicate(std::make_shared<MpiLinks>(comm, patience, gpu_memory), patience);
 }
 
 }  // namespace allnorm

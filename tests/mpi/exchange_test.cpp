@@ -1,6 +1,10 @@
 // The exchange among processes.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <string>
+#include <thread>
+
 #include "allnorm/mpi.hpp"
 #include "exchange_cases.hpp"
 
@@ -35,15 +39,22 @@ TEST(MpiGatheredExchange, MismatchesAreNamed) {
   exchange_cases::mismatches_are_named(mpi(MPI_COMM_WORLD), queue);
 }
 
+// A communicator whose ranks have met: the next exchange has this deadline, in seconds.
+std::shared_ptr<Communicator> met(double timeout, Queue& queue) {
+  Patience patience;
+  patience.timeout = timeout;
+  const auto world = mpi(MPI_COMM_WORLD, patience);
+  world->exchange({Header("first", Direction::agreement, 0), {}, 0, {}}, queue);
+  return world;
+}
+
 // A message too large to leave before the peer asks for it, given up on, must not be freed under MPI's hands.
 TEST(MpiLateRank, MayComeAfterItsPeersGaveUp) {
-  Patience patience;
-  patience.first_timeout = 0.2;
   Queue queue = Queue::cpu();
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   {
-    const auto world = mpi(MPI_COMM_WORLD, patience);
+    const auto world = met(0.2, queue);
     const Message large{Header("bn", Direction::forward, 0), std::vector<double>(400000, 1.0), 0, {}};
     if (rank == 0) {
       EXPECT_NE(harness::error_of([&] { world->exchange(large, queue); }).find("timeout"), std::string::npos);
@@ -60,20 +71,80 @@ TEST(MpiLateRank, IsNamedAfterTheDeadline) {
   int size = 0, rank = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  Patience patience;
-  patience.first_timeout = 0.3;
   Queue queue = Queue::cpu();
   {
-    const auto world = mpi(MPI_COMM_WORLD, patience);
+    const auto world = met(0.3, queue);
     if (rank != size - 1) {
       const auto error = harness::error_of([&] {
         world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
       });
-      EXPECT_EQ(error,
-                "timeout: bn, call 0, forward: rank " + std::to_string(size - 1) + " is missing, not done after 0.3 s");
+      const std::string last = "rank " + std::to_string(size - 1);
+      EXPECT_EQ(error, "timeout: bn, call 0, forward: " + last + " is missing, not done after 0.3 s; " + last +
+                           " was last heard of at first, call 0, agreement");
     }
     MPI_Barrier(MPI_COMM_WORLD);
   }
+}
+
+TEST(MpiLateRank, IsNamedByThoseWhoDoNotWaitForItThemselves) {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (size < 3) GTEST_SKIP() << "needs three ranks";
+  Queue queue = Queue::cpu();
+  {
+    const auto world = met(0.4, queue);
+    const auto group = world->split(world->rank() == 0 ? 0 : 1, queue);  // rank 1 waits for rank 2 in there
+    group->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+    std::string error;
+    if (world->rank() != 2) {
+      error = harness::error_of([&] {
+        group->exchange({Header("bn", Direction::forward, 1), {1.0}, 0, {}}, queue);
+        world->exchange({Header("all", Direction::forward, 0), {1.0}, 0, {}}, queue);
+      });
+      EXPECT_NE(error.find("forward: rank 2 is missing, not done after 0.4 s"), std::string::npos) << error;
+    }
+    if (world->rank() == 0) {
+      EXPECT_NE(error.find("; rank 1 waits for rank 2 "), std::string::npos) << error;
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+  }
+}
+
+// Nothing joins the ranks then, so that nobody can be named.
+TEST(MpiLateRank, DoesNotHoldUpTheStart) {
+  int size = 0, rank = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  Patience patience;
+  patience.first_timeout = 0.3;
+  if (rank == size - 1) std::this_thread::sleep_for(std::chrono::milliseconds(800));
+  const auto start = std::chrono::steady_clock::now();
+  const std::string error = harness::error_of([&] { mpi(MPI_COMM_WORLD, patience); });
+  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  EXPECT_EQ(error, "timeout: the communicator over MPI: a rank is missing or late, not done after 0.3 s");
+  EXPECT_GE(took, 0.3);
+  EXPECT_LE(took, 1.3);
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+TEST(MpiNames, OfRanksAreThoseOfTheWorld) {
+  int size = 0, rank = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm turned = MPI_COMM_NULL;
+  ASSERT_EQ(MPI_Comm_split(MPI_COMM_WORLD, 0, -rank, &turned), MPI_SUCCESS);
+  {
+    Queue queue = Queue::cpu();
+    const auto world = mpi(turned);
+    EXPECT_EQ(world->rank(), size - 1 - rank);
+    EXPECT_EQ(world->name_of(world->rank()), "rank " + std::to_string(rank));
+    EXPECT_EQ(harness::error_of([&] {
+                world->exchange({Header("bn", Direction::forward, rank == 0 ? 1u : 0u), {1.0}, 0, {}}, queue);
+              }),
+              "mismatch: rank 0 is at bn, call 1, forward, must be at bn, call 0, forward as on rank " +
+                  std::to_string(size - 1));
+  }
+  MPI_Comm_free(&turned);
 }
 
 }  // namespace
