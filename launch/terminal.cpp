@@ -1,6 +1,10 @@
 // What reaches the terminal. Names come from files, and a terminal obeys what is in them.
 #include "launch/terminal.hpp"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <iostream>
@@ -24,6 +28,8 @@ std::size_t printable_prefix(std::string_view text) {
   const bool surrogate = point >= 0xd800 && point < 0xe000, c1 = point < 0xa0;
   return point < least[size] || point > 0x10ffff || surrogate || c1 ? 0 : size;
 }
+
+std::string as_line(std::string_view text) { return "allnorm: " + for_terminal(text) + "\n"; }
 
 }  // namespace
 
@@ -49,7 +55,16 @@ std::string for_terminal(std::string_view text, Lines lines) {
 
 void print_line(std::string_view text) {
   std::cout.flush();
-  std::cerr << "allnorm: " + for_terminal(text) + "\n" << std::flush;
+  std::cerr << as_line(text) << std::flush;
+}
+
+void print_line_at_once(std::string_view text) {
+  const std::string line = as_line(text);
+  for (std::size_t at = 0; at < line.size();) {
+    const ::ssize_t written = ::write(STDERR_FILENO, line.data() + at, line.size() - at);
+    if (written < 0 && errno != EINTR) return;
+    at += static_cast<std::size_t>(std::max<::ssize_t>(written, 0));
+  }
 }
 
 void warn(std::string_view text) { print_line("warning: " + std::string(text)); }

@@ -13,6 +13,8 @@ std::string for_terminal(std::string_view text, Lines lines = Lines::join);
 
 /// "allnorm: TEXT" on stderr, one line, after what stdout has.
 void print_line(std::string_view text);
+/// The same without a wait for other threads, which may hold the streams and never let them go.
+void print_line_at_once(std::string_view text);
 /// The same for what is wrong but does not end the run.
 void warn(std::string_view text);
 

@@ -149,6 +149,25 @@ TEST(Processes, MayHaveDifferentCommandLines) {
   EXPECT_NE(usage.err.find("allnorm: rank 1: attribute eps"), std::string::npos) << usage.err;
 }
 
+TEST(Processes, OnSeveralHostsAreNamedWithThem) {
+  if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  if (std::system("unshare --uts hostname node7 > /dev/null 2>&1") != 0)
+    GTEST_SKIP() << "this system lets no process have a host name of its own";
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.write_bytes("on_node7.sh", "hostname node7\nexec \"$@\"\n");
+  const std::string base = "apply sync_batch_norm --timeout 20 --first-timeout 20 --input x.npy --out o";
+  const Outcome outcome = place.run(
+      base + " : -n 1 unshare --uts sh on_node7.sh " + program() + " " + base + " --set eps=1e-3", "mpirun -n 1");
+  EXPECT_EQ(outcome.code, 4) << outcome.err;
+  const auto lines = own_lines(outcome.err);
+  ASSERT_EQ(lines.size(), 1u) << outcome.err;
+  EXPECT_TRUE(
+      lines[0].starts_with("allnorm: rank 1 (node7): sync_batch_norm, call 0, forward: eps is 0.001, must be "
+                           "1e-05 as on rank 0 ("))
+      << lines[0];
+}
+
 // Open MPI's daemons may have been started by srun, in whatever job, and pass its variables on to the ranks.
 TEST(Processes, InheritedVariablesAreNoLauncher) {
   if (!mpirun_works()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";

@@ -94,11 +94,7 @@ std::string program() {
 }
 
 Outcome Workplace::run(std::string_view words, std::string_view before) const {
-  std::vector<std::string> all;
-  split_words(before, all);
-  all.push_back(program());
-  split_words(words, all);
-  return wait(start(all, {}));
+  return wait(start(words, before));
 }
 
 Outcome Workplace::run_with(std::span<const std::string_view> environment, std::string_view words) const {
@@ -107,8 +103,10 @@ Outcome Workplace::run_with(std::span<const std::string_view> environment, std::
   return wait(start(all, {environment.begin(), environment.end()}));
 }
 
-pid_t Workplace::start(std::string_view words) const {
-  std::vector<std::string> all{ALLNORM_PROGRAM};
+pid_t Workplace::start(std::string_view words, std::string_view before) const {
+  std::vector<std::string> all;
+  split_words(before, all);
+  all.push_back(program());
   split_words(words, all);
   return start(all, {});
 }

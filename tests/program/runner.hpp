@@ -55,7 +55,7 @@ class Workplace {
   }
 
   /// The same in two parts, for a test that does something to the process in between.
-  pid_t start(std::string_view words) const;
+  pid_t start(std::string_view words, std::string_view before = {}) const;
   Outcome wait(pid_t child) const;
 
  private:

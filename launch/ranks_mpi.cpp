@@ -1,0 +1,129 @@
+// Ranks as processes that MPI knows: from MPI_Init to MPI_Finalize nothing waits without a deadline.
+#include <cstdlib>
+#include <utility>
+
+#include "build_config.hpp"
+#include "launch/launcher.hpp"
+#include "launch/ranks_run.hpp"
+#include "launch/terminal.hpp"
+#include "launch/watchdog.hpp"
+#include "src/transport/deadline.hpp"
+
+#if ALLNORM_HAVE_MPI
+
+#include <algorithm>
+
+#include "allnorm/mpi.hpp"
+
+namespace allnorm::launch {
+
+namespace {
+
+// Where MPI says of itself what is not so.
+GpuMemory gpu_memory_from_environment() {
+  const char* const given = std::getenv("ALLNORM_MPI_GPU_MEMORY");
+  const std::string text = given == nullptr ? "" : given;
+  if (text.empty()) return GpuMemory::ask;
+  expect(text == "taken" || text == "refused", Code::invalid_argument,
+         [&] { return "ALLNORM_MPI_GPU_MEMORY is " + text + ", must be taken or refused"; });
+  return text == "taken" ? GpuMemory::taken : GpuMemory::refused;
+}
+
+// "Open MPI v4.1.4": the start of what the library says of itself.
+std::string mpi_name() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string_view version(text, static_cast<std::size_t>(length));
+  std::string name(version.substr(0, version.find_first_of(",\n")));
+  std::replace(name.begin(), name.end(), '\t', ' ');
+  return name;
+}
+
+// Processes that one launcher started and that MPI does not know as its ranks: each would compute alone, and all would
+// write the same files. Empty where the two agree.
+std::string never_met(int size) {
+  const auto from = launcher();
+  if (!from || from->size == 0 || from->size == size) return {};
+  const std::string starter = from->name == srun       ? "srun --mpi=pmix or mpirun"
+                              : from->name == torchrun ? "mpirun or srun"
+                                                       : "the mpirun of this build's MPI, " + mpi_name();
+  return "ranks of MPI: " + std::to_string(size) + ", must be the " + std::to_string(from->size) + " of " +
+         std::string(from->name) + ": start them with " + starter +
+         " (a process that is meant to be alone: --transport self or threads)";
+}
+
+// Between two processes MPI itself waits for ever, at its start and at its end. No rank can be named then.
+std::string waits_in(const char* call, double seconds) {
+  const auto from = launcher();
+  return std::string(call) + ": a rank of " + (from ? text_of(*from) : "MPI") + " is missing or late, not done after " +
+         seconds_text(seconds);
+}
+
+// The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other.
+int leave(const Failure& failure, int rank, int size) {
+  const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
+  const int base = aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
+  give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
+  const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);
+  print_line((own ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
+  const Watchdog watchdog(5, failure.code, {});
+  MPI_Abort(MPI_COMM_WORLD, failure.code);
+  return failure.code;
+}
+
+}  // namespace
+
+int run_mpi(const RankOptions& options, const RankBody& body) {
+  const auto from = launcher();
+  {
+    const Watchdog watchdog(options.first_timeout, exit_timeout, waits_in("MPI_Init", options.first_timeout),
+                            from ? from->rank : 0);
+    int provided = 0;
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  }
+  int rank = 0, size = 1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (const std::string lost = never_met(size); !lost.empty()) {
+    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost}, rank, size);
+    MPI_Finalize();  // nobody waits for this process
+    fail(Code::unsupported, lost);
+  }
+  if (options.ranks > 0 && options.ranks != size)
+    return leave({exit_usage, Code::invalid_argument,
+                  "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)},
+                 rank, size);
+  std::optional<Watchdog> watchdog;
+  try {
+    Queue queue = queue_of(options, local_rank(rank));
+    const auto bootstrap = mpi(MPI_COMM_WORLD, patience_of(options), gpu_memory_from_environment());
+    Rank own{rank, size, world_over(options, bootstrap, queue), std::move(queue), false};
+    const auto to_the_end = [&](Rank& here) {
+      body(here);
+      // MPI_Finalize waits for all ranks, without a deadline and without a name: nobody goes there alone.
+      bootstrap->exchange({Header("the end", Direction::agreement, 0), {}, 0, {}}, here.queue);
+    };
+    if (const auto failure = run_one(own, to_the_end))
+      return leave(*failure, rank, size);  // `own` keeps MPI's objects until the abort
+    watchdog.emplace(options.timeout, exit_timeout, waits_in("MPI_Finalize", options.timeout), rank);
+  } catch (const std::exception& error) {
+    return leave(failure_of(error), rank, size);
+  }
+  MPI_Finalize();
+  return exit_success;
+}
+
+}  // namespace allnorm::launch
+
+#else
+
+namespace allnorm::launch {
+
+int run_mpi(const RankOptions&, const RankBody&) {
+  fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");
+}
+
+}  // namespace allnorm::launch
+
+#endif

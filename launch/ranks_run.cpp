@@ -1,0 +1,58 @@
+#include "launch/ranks_run.hpp"
+
+#include <algorithm>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "launch/ranks_nccl.hpp"
+
+namespace allnorm::launch {
+
+Failure failure_of(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const Error*>(&error))
+    return {exit_code(own->code()), own->code(), own->message()};
+  if (dynamic_cast<const std::bad_alloc*>(&error)) return {exit_failure, Code::device, "there is not enough memory"};
+  return {exit_failure, Code::transport, error.what()};
+}
+
+int severity(const Failure& failure) {
+  if (failure.kind == Code::aborted) return 3;
+  if (failure.code == exit_timeout) return 2;
+  return failure.code == exit_mismatch ? 1 : 0;
+}
+
+bool names_ranks(const Failure& failure) { return failure.message.starts_with("rank"); }
+
+std::optional<Failure> run_one(Rank& rank, const RankBody& body) {
+  try {
+    body(rank);
+    return std::nullopt;
+  } catch (const std::exception& error) {
+    Failure failure = failure_of(error);
+    rank.world->abort(Error(failure.kind, failure.message));
+    return failure;
+  }
+}
+
+Queue queue_of(const RankOptions& options, int number) {
+  return options.device == "cuda" ? Queue::cuda(number % std::max(cuda_devices(), 1)) : Queue::cpu(options.threads);
+}
+
+Patience patience_of(const RankOptions& options) {
+  Patience patience;
+  patience.timeout = options.timeout;
+  patience.first_timeout = options.first_timeout;
+  return patience;
+}
+
+std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
+                                         Queue& queue) {
+  return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options)) : bootstrap;
+}
+
+void give_way(int rank, std::chrono::milliseconds base) {
+  if (rank > 0) std::this_thread::sleep_for(base + std::chrono::milliseconds(100 * std::min(rank, 10)));
+}
+
+}  // namespace allnorm::launch

@@ -1,0 +1,49 @@
+// What the ways to run ranks have in common: failures, which of them counts, and who tells it.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "launch/ranks.hpp"
+
+namespace allnorm::launch {
+
+using RankBody = std::function<void(Rank&)>;
+
+/// How a rank failed.
+struct Failure {
+  int code = exit_failure;
+  Code kind = Code::transport;
+  std::string message;
+};
+Failure failure_of(const std::exception& error);
+/// Of several failures the one of the lowest counts: a rank's own (0), then a mismatch, a missing rank, another's (3).
+int severity(const Failure& failure);
+/// True where the message says which rank by itself: "rank 1: bn, call 3, ...", "ranks 0 and 1 are ...".
+bool names_ranks(const Failure& failure);
+
+/// Calls body(rank); tells the peers if it throws.
+std::optional<Failure> run_one(Rank& rank, const RankBody& body);
+/// The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
+Queue queue_of(const RankOptions& options, int number);
+Patience patience_of(const RankOptions& options);
+/// What the ranks exchange over: `bootstrap`, or NCCL between its ranks.
+std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
+                                         Queue& queue);
+/// How long rank r leaves the word to the ranks before it when several may have found the same error: `base`, and a
+/// little more from rank to rank.
+void give_way(int rank, std::chrono::milliseconds base);
+
+/// run_ranks() over threads of this process (or one rank alone), over processes that MPI knows, and over processes that
+/// meet over TCP. run_threads does not return where a thread does not: it leaves the process.
+int run_threads(const RankOptions& options, const RankBody& body);
+int run_mpi(const RankOptions& options, const RankBody& body);
+int run_meeting(const RankOptions& options, const RankBody& body);
+/// Throws unless the environment says where and how ranks meet over TCP.
+void expect_meeting();
+
+}  // namespace allnorm::launch
