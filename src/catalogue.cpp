@@ -267,7 +267,11 @@ constexpr auto map_tensors = [] {
   auto all = joined(maps_alone, shared_batch_tensors);
   for (TensorSpec& tensor : all) {
     if (tensor.role == TensorRole::activation) continue;
-    if (tensor.exists == nullptr) tensor.instead = "left out where base is instance_norm";
+    tensor.instead = tensor.exists == keeps_var
+                         ? "left out where base is instance_norm, and running_std with renorm=true "
+                           "and variant=paper"
+                     : tensor.exists == keeps_std ? "left out unless base is batch_norm, renorm=true and variant=paper"
+                                                  : "left out where base is instance_norm";
     tensor.exists = tensor.exists == keeps_var   ? on_batch_keeps_var
                     : tensor.exists == keeps_std ? on_batch_keeps_std
                                                  : on_batch;

@@ -91,8 +91,8 @@ bool Layer::fits(Axes axes, const Shape& given, const Shape& input) const {
   if (given == shape_of(axes, input)) return true;
   if (!axes.has(Axis::row) || axes == every_axis) return false;
   std::vector<std::int64_t> kept(static_cast<std::size_t>(input.rank()), 1);
-  const int row = row_axis(input);
-  kept[static_cast<std::size_t>(row)] = input[row];
+  const int axis = row_axis(input);
+  kept[static_cast<std::size_t>(axis)] = input[axis];
   return given == Shape(kept);
 }
 
