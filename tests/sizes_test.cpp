@@ -37,13 +37,19 @@ TEST(Sizes, ProductsThatDoNotFitAreNone) {
   EXPECT_NE(error_of([] { bytes_of((std::size_t{1} << 61) + 1, 8); }), "");
 }
 
-// One call of the layer, with a convolution where it compensates.
+// Calls of the layer with what it requires, and with a convolution where it can have one.
 std::string calling(const Layer& layer) {
   std::vector<double> x{1, 2, 3, 4, 5, 6, 7, 8}, y(8), weight{1, 2, 3, 4};
+  std::vector<std::int64_t> labels{0, 0};
   InputSlots in{{"input", view(x.data(), Shape{2, 2, 2})}};
-  if (layer.row->tensor("conv_input") != nullptr) {
-    in.add("conv_input", view(x.data(), Shape{2, 2, 2}));
-    in.add("conv_weight", view(weight.data(), Shape{2, 2, 1}));
+  for (const TensorSpec& tensor : layer.row->tensors) {
+    const bool required = tensor.required != nullptr && tensor.required(layer.options);
+    if (tensor.role == TensorRole::conv_weight)
+      in.add(tensor.name, view(weight.data(), Shape{2, 2, 1}));
+    else if (required && (tensor.role == TensorRole::labels || tensor.role == TensorRole::mixture))
+      in.add(tensor.name, view(labels.data(), Shape{2}));
+    else if (required || tensor.role == TensorRole::conv_input)
+      in.add(tensor.name, view(x.data(), Shape{2, 2, 2}));
   }
   return error_of([&] {
     Queue queue = Queue::cpu();

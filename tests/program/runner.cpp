@@ -93,9 +93,7 @@ std::string program() {
   return moved != nullptr ? moved : ALLNORM_PROGRAM;
 }
 
-Outcome Workplace::run(std::string_view words, std::string_view before) const {
-  return wait(start(words, before));
-}
+Outcome Workplace::run(std::string_view words, std::string_view before) const { return wait(start(words, before)); }
 
 Outcome Workplace::run_with(std::span<const std::string_view> environment, std::string_view words) const {
   std::vector<std::string> all{program()};
