@@ -153,12 +153,11 @@ struct LanesArgs {
 struct DerivativesArgs {
   Rules rules{};
   LayerState state{};
-  bool given = false;     ///< false: only what ends the batch
-  PatchSumsArgs patch{};  ///< center, patch_sum and product null; conv_input null where the sums are supplied:
-  Parameter supplied_sum{}, supplied_product{};  ///< (C, fan_in), about 0
-  Parameter theta{};                             ///< (C, fan_in)
-  double* patch_sum = nullptr;                   ///< (mean_rows, fan_in) scratch
-  double* product = nullptr;                     ///< (C, fan_in) scratch
+  bool given = false;           ///< false: only what ends the batch
+  PatchSumsArgs patch{};        ///< center, patch_sum and product null
+  Parameter theta{};            ///< (C, fan_in)
+  double* patch_sum = nullptr;  ///< (mean_rows, fan_in) scratch
+  double* product = nullptr;    ///< (C, fan_in) scratch
 };
 
 struct Ops {

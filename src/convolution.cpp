@@ -79,42 +79,16 @@ PatchSumsArgs geometry(const ForwardInputs& in, const Convolution& conv) {
   return args;
 }
 
-// From a framework: sums for every channel, about 0.
-DerivativeSource supplied(const ForwardInputs& in, const Queue& queue) {
-  const Shape want{in.input.channels(),
-                   in.conv_weight.shape.rank() > 0 ? in.conv_weight.shape.product(1, in.conv_weight.shape.rank()) : 0};
-  for (const auto& [view, name] : {std::pair{&in.patch_sum, "patch_sum"}, {&in.patch_product, "patch_product"}}) {
-    expect(view->shape == want, Code::invalid_input, [&, v = view, n = name] {
-      return std::string(n) + " has shape " + given(*v) + ", must have (channels, fan-in) = " + to_string(want);
-    });
-    expect_floats(*view, name);
-    expect_memory(view->data, queue, name);
-  }
-  DerivativeSource source;
-  source.shape = {want[0], want[1], want[0]};
-  source.args.supplied_sum = parameter(in.patch_sum, 0);
-  source.args.supplied_product = parameter(in.patch_product, 0);
-  return source;
-}
-
 }  // namespace
 
 DerivativeSource derivative_source(const ForwardInputs& in, const Convolution& convolution, const Queue& queue) {
   expect(in.conv_weight.given(), Code::invalid_argument,
          "conv_weight is missing, must be given where window is over 1 and compensate=true");
+  expect(in.conv_input.given(), Code::invalid_argument,
+         "conv_input is missing, must be given where window is over 1 and compensate=true");
   DerivativeSource source;
-  if (in.patch_sum.given() || in.patch_product.given()) {
-    source = supplied(in, queue);
-  } else {
-    expect(in.conv_input.given(), Code::invalid_argument,
-           "conv_input is missing, must be given where window is over 1 and compensate=true");
-    const PatchSumsArgs& patch = source.args.patch = geometry(in, convolution);
-    source.shape = {patch.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()), patch.groups};
-  }
-  expect(in.conv_weight.shape[0] == in.input.channels(), Code::invalid_input, [&] {
-    return "conv_weight has shape " + given(in.conv_weight) + ", must begin with input's " +
-           std::to_string(in.input.channels()) + " channels";
-  });
+  const PatchSumsArgs& patch = source.args.patch = geometry(in, convolution);
+  source.shape = {patch.channels, in.conv_weight.shape.product(1, in.conv_weight.shape.rank()), patch.groups};
   expect_floats(in.conv_weight, "conv_weight");
   expect_memory(in.conv_weight.data, queue, "conv_weight");
   expect_memory(in.conv_input.data, queue, "conv_input");

@@ -10,7 +10,7 @@ namespace allnorm {
 struct DerivativeSource {
   WeightShape shape{};
   bool wide = false;       // keep f64
-  DerivativesArgs args{};  // theta, and the convolution's input or the sums of a framework
+  DerivativesArgs args{};  // theta, and the convolution's input
 };
 
 /// Checks everything that belongs to it in `in`; throws invalid_argument, invalid_input and device.

@@ -17,7 +17,7 @@ namespace allnorm {
 
 /// The shape of a layer's weights and derivatives (compensate only).
 struct WeightShape {
-  std::int64_t channels = 0, fan_in = 0, mean_rows = 0;  // mean_rows: conv groups, or C when a framework supplies them
+  std::int64_t channels = 0, fan_in = 0, mean_rows = 0;  // mean_rows: groups of the convolution
   friend bool operator==(const WeightShape&, const WeightShape&) = default;
 };
 

@@ -30,9 +30,7 @@ inline constexpr InputSlot input_slots[] = {{"residual", &ForwardInputs::residua
                                             {"gain", &ForwardInputs::weight, "gain"},
                                             {"bias", &ForwardInputs::bias, "bias"},
                                             {"conv_input", &ForwardInputs::conv_input, "conv_input"},
-                                            {"conv_weight", &ForwardInputs::conv_weight, "conv_weight"},
-                                            {"patch_sum", &ForwardInputs::patch_sum, "conv_input"},  // in its place
-                                            {"patch_product", &ForwardInputs::patch_product, "conv_input"}};
+                                            {"conv_weight", &ForwardInputs::conv_weight, "conv_weight"}};
 struct GradientSlot {
   const char* name;
   TensorView BackwardOutputs::*view;

@@ -75,40 +75,7 @@ TEST(Taylor, TheVariancesErrorFallsWithTheSquareOfTheChange) {
   EXPECT_GT(taylor_errors(0.001).stale_var / fine, 10);  // the uncompensated error falls only linearly
 }
 
-// ---- derivatives from a framework
-// --------------------------------------------------------------------------------------
-
-TEST(SuppliedDerivatives, GiveTheSameAsTheConvolution) {
-  Random random(12);
-  const reference::Conv conv{{1}, {1}, {1}, 2};
-  Queue queue = Queue::cpu();
-  const Layer layer =
-      Layer("cross_iteration_batch_norm").set("conv_padding", "1").set("conv_groups", "2").set("window", "3");
-  Norm wired(layer, 4, nullptr, queue), supplied(layer, 4, nullptr, queue);
-  Array weight = cases::normal(random, {4, 3, 3}, 0, 0.5);
-  for (int step = 0; step < 4; ++step) {
-    const Array input = cases::normal(random, {2, 6, 7}), x = reference::convolve(input, weight, conv);
-    Doubles y(x.v.size()), z(x.v.size());
-    ForwardInputs in;
-    in.input = view(x.v.data(), shape_of(x.shape));
-    in.conv_weight = view(weight.v.data(), shape_of(weight.shape));
-    ForwardInputs own = in;
-    in.conv_input = view(input.v.data(), shape_of(input.shape));
-    wired.forward(in, view(y.data(), shape_of(x.shape)), queue);
-
-    reference::Reals sum(4 * 9), product(4 * 9);
-    reference::add_patch_sums(input, x, weight.shape, conv, sum, product);
-    const Doubles patch_sum(sum.begin(), sum.end()), patch_product(product.begin(), product.end());
-    own.patch_sum = view(patch_sum.data(), Shape{4, 9});
-    own.patch_product = view(patch_product.data(), Shape{4, 9});
-    supplied.forward(own, view(z.data(), shape_of(x.shape)), queue);
-    EXPECT_LE(cases::relative_error(z, y), 1e-13);
-    for (double& w : weight.v) w += 0.1 * random.normal();
-  }
-}
-
-// ---- CmBN
-// --------------------------------------------------------------------------------------------------------------
+// ---- CmBN ----------------------------------------------------------------------------------------------------------
 
 TEST(Cmbn, CountedToTheEndItIsBatchNormOfTheWholeBatch) {
   Random random(13);

@@ -24,12 +24,9 @@ struct ForwardInputs {
   ConstTensorView weight{};    ///< gamma, f32 or f64: (C) or normalized_shape; 1 when not given
   ConstTensorView bias{};      ///< beta, likewise; 0 when not given
   ConstTensorView residual{};  ///< like input, added before the activation
-  // Cross-Iteration BN with compensate, one of the two pairs:
+  // Cross-Iteration BN with compensate:
   ConstTensorView conv_input{};   ///< (N, Ci, space...), dtype of input: what the convolution read
   ConstTensorView conv_weight{};  ///< (C, Ci/groups, k...), f32 or f64: the weights that made `input`
-  // ... or conv_weight and, from a framework, sums over this rank's values instead of conv_input:
-  ConstTensorView patch_sum{};      ///< (C, fan-in), f32 or f64: sum over n, space of d x_c / d theta_c
-  ConstTensorView patch_product{};  ///< (C, fan-in): sum of x_c * d x_c / d theta_c
 };
 
 /// What a backward call writes; each optional.

@@ -81,20 +81,13 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
   const std::int64_t C = state.channels, fan_in = ring.fan_in, rows = ring.mean_rows;
   if (fan_in == 0) return;
   if (args.given && turn.derives) {
-    if (args.patch.conv_input != nullptr || args.supplied_sum.data == nullptr) {
-      std::fill_n(args.patch_sum, rows * fan_in, 0.0);
-      std::fill_n(args.product, C * fan_in, 0.0);
-      PatchSumsArgs call = args.patch;
-      call.center = ring.center;
-      call.patch_sum = args.patch_sum;
-      call.product = args.product;
-      patch_sums(call, queue);
-    } else {  // from a framework: for every channel, about 0
-      for (std::int64_t i = 0; i < C * fan_in; ++i) {
-        args.patch_sum[i] = args.supplied_sum[i];
-        args.product[i] = args.supplied_product[i] - ring.center[i / fan_in] * args.supplied_sum[i];
-      }
-    }
+    std::fill_n(args.patch_sum, rows * fan_in, 0.0);
+    std::fill_n(args.product, C * fan_in, 0.0);
+    PatchSumsArgs call = args.patch;
+    call.center = ring.center;
+    call.patch_sum = args.patch_sum;
+    call.product = args.product;
+    patch_sums(call, queue);
   }
   visit_arrays(ring, [&](auto* dmean, auto* dvar, auto* weight) {
     using T = std::remove_pointer_t<decltype(dmean)>;

@@ -73,16 +73,6 @@ __global__ void __launch_bounds__(window_threads) lanes_kernel(const LanesArgs a
   }
 }
 
-/// Supplied sums are about 0 and for every channel.
-__global__ void __launch_bounds__(window_threads) take_supplied_kernel(const DerivativesArgs args) {
-  const Ring& ring = args.state.ring;
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * window_threads + threadIdx.x;
-  if (!args.state.last->derives || i >= args.state.channels * ring.fan_in) return;
-  const double sum = args.supplied_sum[i];
-  args.patch_sum[i] = sum;
-  args.product[i] = args.supplied_product[i] - ring.center[i / ring.fan_in] * sum;
-}
-
 /// The open slot moves to this call's sums with the moments' weight: value i of dmean, and of dvar and weight.
 template <class T>
 __global__ void __launch_bounds__(window_threads) move_kernel(const DerivativesArgs args) {
@@ -160,15 +150,11 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
   const std::int64_t values = args.state.channels * ring.fan_in;
   if (values == 0) return;
   if (args.given) {
-    if (args.patch.conv_input != nullptr || args.supplied_sum.data == nullptr) {
-      PatchSumsArgs call = args.patch;
-      call.center = ring.center;
-      call.patch_sum = args.patch_sum;
-      call.product = args.product;
-      patch_sums_if(call, args.state.last, queue);
-    } else {
-      launch(queue, blocks_for(values), window_threads, 0, take_supplied_kernel, args);
-    }
+    PatchSumsArgs call = args.patch;
+    call.center = ring.center;
+    call.patch_sum = args.patch_sum;
+    call.product = args.product;
+    patch_sums_if(call, args.state.last, queue);
   }
   visit_ring(ring, [&]<class T>(std::type_identity<T>) {
     if (args.given) launch(queue, blocks_for(values), window_threads, 0, move_kernel<T>, args);

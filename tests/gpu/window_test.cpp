@@ -187,44 +187,37 @@ TEST_F(WindowKernels, DerivativesAreTheCpus) {
           Situation{"the last", 6, 1, 18, 4, counters(7, 3, 2, 1), turn(true, false, true, 0)},
           Situation{"none", 6, 1, 18, 4, counters(7, 3, 2, 1), turn(false, false, false, 2)},
           Situation{"the end alone", 6, 1, 18, 4, counters(7, 3, 2, 1), turn(false, false, true, 2)}})
-      for (const std::int64_t groups : {1, 2})
-        for (const bool supplied : {false, true}) {
-          SCOPED_TRACE(std::string(s.edge) + (supplied ? ", supplied" : "") + (wide ? ", f64" : ""));
-          Situation here = s;
-          here.wide = wide;
-          here.mean_rows = supplied ? s.channels : groups;
-          here.fan_in = 4 / groups * 9;  // a 3 x 3 convolution of 4 channels
-          WindowState of_gpu(here), of_cpu(here);
-          std::mt19937_64 engine(8);
-          std::normal_distribution<double> draw;
-          const auto drawn = [&](std::size_t size) {
-            Doubles made(size);
-            for (double& v : made) v = draw(engine);
-            return made;
-          };
-          const Doubles input = drawn(2 * 4 * 5 * 6), x = drawn(2 * 6 * 5 * 6);
-          const Doubles sums = drawn(of_gpu.theta.size()), products = drawn(of_gpu.theta.size());
-          const auto call = [&](WindowState& state, Queue& queue) {
-            DerivativesArgs args{.rules = rules(s.slots), .state = state.state, .given = true};
-            args.theta = {state.theta.data(), true, 0};
-            args.patch_sum = state.patch_sum.data();
-            args.product = state.product.data();
-            if (supplied) {
-              args.supplied_sum = {sums.data(), true, 0};
-              args.supplied_product = {products.data(), true, 0};
-            } else {
-              args.patch.conv_input = input.data(), args.patch.x = x.data(), args.patch.dtype = DType::f64;
-              args.patch.samples = 2, args.patch.in_channels = 4, args.patch.channels = 6, args.patch.groups = groups;
-              args.patch.in[1] = args.patch.out[1] = 5, args.patch.in[2] = args.patch.out[2] = 6;
-              args.patch.kernel[1] = args.patch.kernel[2] = 3, args.patch.padding[1] = args.patch.padding[2] = 1;
-            }
-            queue.ops().derivatives(args, queue);
-            queue.wait();
-          };
-          call(of_gpu, gpu);
-          call(of_cpu, cpu);
-          expect_equal(of_gpu, of_cpu);
-        }
+      for (const std::int64_t groups : {1, 2}) {
+        SCOPED_TRACE(std::string(s.edge) + (wide ? ", f64" : ""));
+        Situation here = s;
+        here.wide = wide;
+        here.mean_rows = groups;
+        here.fan_in = 4 / groups * 9;  // a 3 x 3 convolution of 4 channels
+        WindowState of_gpu(here), of_cpu(here);
+        std::mt19937_64 engine(8);
+        std::normal_distribution<double> draw;
+        const auto drawn = [&](std::size_t size) {
+          Doubles made(size);
+          for (double& v : made) v = draw(engine);
+          return made;
+        };
+        const Doubles input = drawn(2 * 4 * 5 * 6), x = drawn(2 * 6 * 5 * 6);
+        const auto call = [&](WindowState& state, Queue& queue) {
+          DerivativesArgs args{.rules = rules(s.slots), .state = state.state, .given = true};
+          args.theta = {state.theta.data(), true, 0};
+          args.patch_sum = state.patch_sum.data();
+          args.product = state.product.data();
+          args.patch.conv_input = input.data(), args.patch.x = x.data(), args.patch.dtype = DType::f64;
+          args.patch.samples = 2, args.patch.in_channels = 4, args.patch.channels = 6, args.patch.groups = groups;
+          args.patch.in[1] = args.patch.out[1] = 5, args.patch.in[2] = args.patch.out[2] = 6;
+          args.patch.kernel[1] = args.patch.kernel[2] = 3, args.patch.padding[1] = args.patch.padding[2] = 1;
+          queue.ops().derivatives(args, queue);
+          queue.wait();
+        };
+        call(of_gpu, gpu);
+        call(of_cpu, cpu);
+        expect_equal(of_gpu, of_cpu);
+      }
 }
 
 TEST_F(WindowKernels, ACutBatchIsTheCpus) {
