@@ -250,5 +250,64 @@ TEST_F(Modules, ConvNormHandsOverWhatCompensationNeeds) {
   EXPECT_EQ(block.forward(torch::randn({2, 4, 5, 6}, torch::kDouble)).dim(), 4);
 }
 
+/// w = g v / |v| over all axes but the first.
+torch::Tensor scaled_to(const torch::Tensor& v, const torch::Tensor& length) {
+  return v * (length / v.flatten(1).norm(2, 1)).view({-1, 1, 1, 1});
+}
+
+TEST_F(Modules, ConvolvesWithAWeightOfItsLengths) {
+  const Convolution geometry{{2}, {1}, {1}, 1};
+  Conv conv({3, 5, {3, 3}, geometry}, parse_layer("weight_norm"), queue_, "layer");
+  conv.to(torch::kDouble);
+  const torch::NoGradGuard no_gradients;
+  conv.weight.copy_(torch::randn_like(conv.weight));
+  conv.length.copy_(torch::rand_like(conv.length) + 0.5);
+  conv.bias.copy_(torch::randn_like(conv.bias));
+  const auto x = (torch::randn({2, 3, 6, 7}, torch::kDouble) + 1).requires_grad_();
+  const at::AutoGradMode gradients(true);
+  expect_same(conv.convolve(x), torch::conv2d(x, scaled_to(conv.weight, conv.length), conv.bias, 2, 1),
+              {x, conv.weight, conv.length, conv.bias});
+}
+
+TEST_F(Modules, AFirstBatchGivesLengthsAndBiases) {
+  Conv conv({3, 5, {3, 3}, {}}, parse_layer("weight_norm"), queue_, "layer");
+  conv.to(torch::kDouble);
+  {
+    const torch::NoGradGuard no_gradients;
+    conv.weight.copy_(torch::randn_like(conv.weight));
+  }
+  const auto x = torch::randn({4, 3, 6, 7}, torch::kDouble) + 1;
+  conv.start(x);
+  const auto y = conv.convolve(x).detach().transpose(0, 1).flatten(1);
+  EXPECT_LE(y.mean(1).abs().max().item<double>(), 1e-14);
+  EXPECT_LE((y.var(1, false) - 1).abs().max().item<double>(), 1e-13);
+}
+
+TEST_F(Modules, AStandardizedWeightBeforeANorm) {
+  ConvNorm block({4, 6, {3, 3}, {}}, parse_layer("group_norm:groups=3"), self(), queue_, "layer",
+                 parse_layer("weight_standardization:eps=1e-6"));
+  block.to(torch::kDouble);
+  {
+    const torch::NoGradGuard no_gradients;
+    block.weight.copy_(torch::randn_like(block.weight) + 2);
+    block.length.copy_(torch::rand_like(block.length) + 0.5);
+  }
+  const auto x = torch::randn({2, 4, 5, 6}, torch::kDouble).requires_grad_();
+  const auto rows = block.weight.flatten(1);
+  const auto standard = (rows - rows.mean(1, true)) / torch::sqrt(rows.var(1, false, true) + 1e-6);
+  const auto w = (standard * block.length.unsqueeze(1)).view_as(block.weight);
+  expect_same(block.forward(x),
+              torch::group_norm(torch::conv2d(x, w), 3, block.norm().weight, block.norm().bias, 1e-5, false),
+              {x, block.weight, block.length, block.norm().weight, block.norm().bias});
+}
+
+TEST_F(Modules, RmsNormHasNoBias) {
+  NormModule norm(parse_layer("rms_norm:normalized_shape=5,2"), 4, self(), queue_, "layer");
+  norm.to(torch::kDouble);
+  EXPECT_FALSE(norm.bias.defined());
+  const auto x = input();
+  expect_same(norm.forward(x), x * torch::rsqrt(x.square().mean({2, 3}, true) + 1e-5) * norm.weight, {x, norm.weight});
+}
+
 }  // namespace
 }  // namespace allnorm::torch_adapter
