@@ -54,6 +54,13 @@ void measure(const Layer& layer, const Shape& shape, Order order, double seconds
   out.input = view(dx.data(), shape, order);
   out.weight = view(dweight.data(), parameters);
   if (has_bias) out.bias = view(dbias.data(), parameters);
+  std::vector<float> tau(count, 0.25f), eps(count, 1e-4f), dtau(count), deps(count);
+  if (layer.row->tensor("tau") != nullptr) {
+    in.tau = view(tau.data(), parameters);
+    in.eps_learned = view(eps.data(), parameters);
+    out.tau = view(dtau.data(), parameters);
+    out.eps_learned = view(deps.data(), parameters);
+  }
   std::vector<double> forward, backward;
   const auto microseconds = [](Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double, std::micro>(to - from).count();

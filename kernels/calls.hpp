@@ -19,6 +19,21 @@ namespace allnorm {
 /// half chooses, and the second half follows; without a first half there are no sums to be spared.
 enum class Route : std::uint8_t { halves, groups, rows, tensor };
 
+/// Gradients of the loss by mean and deviation of every group of a frame, beside those that come through y; ranks' add
+/// up.
+struct Direct {
+  Parameter mean{}, sigma{};  ///< (G)
+
+  ALLNORM_HOST_DEVICE bool given() const { return mean.given() || sigma.given(); }
+  /// Joins them to this rank's sums of group g.
+  ALLNORM_HOST_DEVICE void join(const double* rstd, std::int64_t g, double& s1, double& s2) const {
+    if (!given()) return;
+    const auto terms = formulas::direct_terms(rstd[g], mean[g], sigma[g]);
+    s1 += terms.s1;
+    s2 += terms.s2;
+  }
+};
+
 /// What both directions of a call have.
 struct LayerCall {
   const void* x = nullptr;  ///< [norm]
@@ -30,6 +45,9 @@ struct LayerCall {
   Rules rules{};
   Activation activation{};
   Parameter weight{.otherwise = 1}, bias{};
+  Parameter level{};            ///< with gamma folded: y does not fall below it; what `activation` is then, Floor says
+  Parameter learned_eps{};      ///< with gamma folded and fine groups those of norm: its size is added to eps
+  Direct direct{};              ///< of backward
   steps::FrameView frame{};     ///< (G)
   std::byte* record = nullptr;  ///< null for a lone rank
   Header header{};              ///< what the host knows of the record's
@@ -37,8 +55,9 @@ struct LayerCall {
   Route route{};  ///< written by the first half
 };
 
-/// Where a forward call's frame comes from: this call's statistics, the running ones (inference), or an earlier call.
-enum class FrameSource : std::uint8_t { call, running, given };
+/// Where a forward call's frame comes from: this call's statistics, the running ones (inference), an earlier call, or
+/// nowhere: a mean of 0 and a deviation of 1.
+enum class FrameSource : std::uint8_t { call, running, given, unit };
 
 /// A forward call: y = activation((x - mean) * rstd * r * gamma + d * gamma + beta + residual). Its first half takes
 /// the moments of x and makes the rank's record; its second half reads what the ranks sent, takes the steps of
@@ -67,11 +86,14 @@ struct BackwardArgs : LayerCall {
   const std::uint8_t* mask = nullptr;  ///< the gate where a residual was added
   ParameterGrad dweight{}, dbias{};    ///< this rank's share
   bool wants_weight = false;           ///< one of the two is asked for
+  ParameterGrad dlevel{}, deps{};      ///< of level and learned_eps
   double* sums = nullptr;     ///< s1 (G), s2 (G): written by the first half; where there is a record, its payload
   double* scratch = nullptr;  ///< backward_scratch() doubles, contents lost
 };
-/// (4, fine groups + parameters)
-inline std::int64_t backward_scratch(const LayerCall& call) { return 4 * (call.fine.groups() + call.affine.groups()); }
+/// (6, fine groups), (4, parameters)
+inline std::int64_t backward_scratch(const LayerCall& call) {
+  return 6 * call.fine.groups() + 4 * call.affine.groups();
+}
 
 namespace steps {
 
@@ -80,6 +102,11 @@ ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered&
   double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : summed(gathered, 0);
   if (args.rules.pools && args.norm.groups() == 0) count = 0;  // no sample has the positions that it would have
   return turn_of(args.rules, args.state.now(), count, args.derives);
+}
+
+/// What a learned eps adds to eps in group g.
+ALLNORM_HOST_DEVICE inline double learned_eps_of(const LayerCall& call, std::int64_t g) {
+  return call.learned_eps.given() ? std::fabs(call.learned_eps[call.to_affine(g)]) : 0;
 }
 
 /// The frame of group g in such a call; `commits`: and its next state.
@@ -92,7 +119,7 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& g
     if (!args.rules.compensates()) return 0.0;
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
   };
-  return frame_of(args.rules, args.state, turn, g, current, lane, commits);
+  return frame_of(args.rules, args.state, turn, g, current, lane, commits, learned_eps_of(args, g));
 }
 
 /// With pools: the next state of channel c, from the frames of all samples.
@@ -111,6 +138,11 @@ ALLNORM_HOST_DEVICE inline void pool(const ForwardArgs& args, const Turn& turn, 
 /// The frame of group g from the running statistics.
 ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const ForwardArgs& args, std::int64_t g) {
   return running_frame(args.rules, args.state, args.rules.pools ? g % args.state.channels : g);
+}
+
+/// This rank's share of the gradient of the learned eps of group g, from the group's s2.
+ALLNORM_HOST_DEVICE inline double eps_grad(const LayerCall& call, std::int64_t g, double s2) {
+  return formulas::learned_eps_grad(call.learned_eps[call.to_affine(g)], call.frame.rstd[g], s2);
 }
 
 /// Gamma of fine group f, as far as it is folded.
@@ -134,7 +166,8 @@ ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const LayerCall& c
     s2 *= count / (count - 1);
   }
   s2 = call.rules.scaled ? s2 * formulas::steepness(call.rules, frame.var) : 0;
-  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1, s2);
+  return formulas::apply_grad(frame.rstd, frame.correction.r, weight, frame.share, call.rules.centred, count, s1, s2,
+                              call.direct.given());
 }
 ALLNORM_HOST_DEVICE inline formulas::GradCoefficients grad_of(const BackwardArgs& args, const Gathered& gathered,
                                                               const GroupFrame& frame, double weight, std::int64_t g) {

@@ -92,9 +92,10 @@ ALLNORM_HOST_DEVICE inline double estimate(const PlainOptions& o, double var, do
   return o.unbiased ? var * (count / (count - 1)) : var;
 }
 
-// sigma, the deviation that values of this variance are divided by, and the variance that has this sigma.
-ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var) {
-  return o.eps_place == EpsPlace::outside ? std::sqrt(var) + o.eps : std::sqrt(var + o.eps);
+// sigma, the deviation that values of this variance are divided by, and the variance that has this sigma. `learned` is
+// added to eps.
+ALLNORM_HOST_DEVICE inline double sigma(const PlainOptions& o, double var, double learned = 0) {
+  return o.eps_place == EpsPlace::outside ? std::sqrt(var) + o.eps + learned : std::sqrt(var + o.eps + learned);
 }
 ALLNORM_HOST_DEVICE inline double variance(const PlainOptions& o, double sigma) {
   return o.eps_place == EpsPlace::outside ? (sigma - o.eps) * (sigma - o.eps) : sigma * sigma - o.eps;
@@ -199,16 +200,17 @@ ALLNORM_HOST_DEVICE inline ApplyCoefficients apply(double rstd, Correction c, do
 // dx = g * gain + (x - mean) * power * slope + offset, with s1 = sum of gamma*r*g and s2 = sum of gamma*r*g*(x - mean)
 // over the group of ranks, and share = d (second moment) / d (this call's), the same for the mean where there is one
 // (section 0: b, and a = b or 0 with a mean of 0). rstd^3 would leave the range of double long before dx does, hence
-// the power, which is rstd's. A value that makes mean and variance alone cannot change y.
+// the power, which is rstd's. A value that makes mean and variance alone cannot change y;
+// with `direct`, it does change a mean whose gradient is in s1.
 struct GradCoefficients {
   double gain = 0, slope = 0, offset = 0, power = 1;
 };
 ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, double gamma, double share, bool centred,
-                                                       double count, double s1, double s2) {
+                                                       double count, double s1, double s2, bool direct = false) {
   const auto [power, rest] = split(rstd);
   // inference: the sums may be anything, NaN included
   if (share == 0 || count <= 0) return {gamma * r * rstd, 0, 0, power};
-  if (centred && share == 1 && count == 1) return {0, 0, 0, power};
+  if (centred && share == 1 && count == 1 && !direct) return {0, 0, 0, power};
   const double per_value = share / count, slope = -per_value * rest * rest * rest * (s2 * power) * power;
   return {gamma * r * rstd, slope, centred ? -per_value * rstd * s1 : 0, power};
 }
@@ -216,6 +218,20 @@ ALLNORM_HOST_DEVICE inline GradCoefficients apply_grad(double rstd, double r, do
 // Gradients of gamma and beta from the sums of g and g * (x - mean).
 ALLNORM_HOST_DEVICE inline double gamma_grad(double rstd, Correction c, double sum_g, double sum_gx) {
   return c.r * rstd * sum_gx + c.d * sum_g;
+}
+
+// What a group with this s2 adds to the gradient of a learned eps inside the root, of which the size counts; one of 0
+// has none. In an order that stays in range as long as the result does.
+ALLNORM_HOST_DEVICE inline double learned_eps_grad(double eps, double rstd, double s2) {
+  return eps == 0 ? 0 : (eps < 0 ? 0.5 : -0.5) * (s2 * rstd) * rstd * rstd;
+}
+
+// What gradients of a group's mean and deviation add to its sums, so that dx has their part (section 7).
+struct DirectTerms {
+  double s1 = 0, s2 = 0;
+};
+ALLNORM_HOST_DEVICE inline DirectTerms direct_terms(double rstd, double grad_mean, double grad_sigma) {
+  return {-grad_mean / rstd, -grad_sigma / rstd / rstd};
 }
 
 }  // namespace allnorm::formulas

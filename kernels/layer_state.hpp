@@ -1,36 +1,65 @@
 // A layer's state between calls, as plain arrays in the memory of its device: what kernels read and write.
 #pragma once
 
+#ifdef __CUDA_ARCH__
+#include <cuda_fp16.h>
+#endif
+
 #include <cstdint>
 
+#include "allnorm/dtype.hpp"
 #include "allnorm/options.hpp"
 #include "kernels/formulas.hpp"
 
 namespace allnorm {
 
-/// A parameter of f32 or f64 values, or one value for all where it is not given.
+/// The conversions of dtype.hpp where device code needs them too.
+ALLNORM_HOST_DEVICE inline float widened(f16 value) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(value.bits));
+#else
+  return to_float(value);
+#endif
+}
+ALLNORM_HOST_DEVICE inline f16 narrowed(float value) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(value))};
+#else
+  return to_f16(value);
+#endif
+}
+
+/// A parameter, or one value for all where it is not given.
 struct Parameter {
   const void* data = nullptr;
-  bool wide = false;  // f64
+  DType dtype = DType::f32;
   double otherwise = 0;
 
+  ALLNORM_HOST_DEVICE bool given() const { return data != nullptr; }
   ALLNORM_HOST_DEVICE double operator[](std::int64_t i) const {
     if (data == nullptr) return otherwise;
-    return wide ? static_cast<const double*>(data)[i] : static_cast<double>(static_cast<const float*>(data)[i]);
+    if (dtype == DType::f64) return static_cast<const double*>(data)[i];
+    if (dtype == DType::f32) return static_cast<double>(static_cast<const float*>(data)[i]);
+    return static_cast<double>(dtype == DType::f16 ? widened(static_cast<const f16*>(data)[i])
+                                                   : to_float(static_cast<const bf16*>(data)[i]));
   }
 };
 
-/// A gradient of a parameter, f32 or f64; written only where it is asked for.
+/// A gradient of a parameter; written only where it is asked for.
 struct ParameterGrad {
   void* data = nullptr;
-  bool wide = false;
+  DType dtype = DType::f32;
 
   ALLNORM_HOST_DEVICE void set(std::int64_t i, double value) const {
     if (data == nullptr) return;
-    if (wide)
+    if (dtype == DType::f64)
       static_cast<double*>(data)[i] = value;
-    else
+    else if (dtype == DType::f32)
       static_cast<float*>(data)[i] = static_cast<float>(value);
+    else if (dtype == DType::f16)
+      static_cast<f16*>(data)[i] = narrowed(static_cast<float>(value));
+    else
+      static_cast<bf16*>(data)[i] = to_bf16(static_cast<float>(value));
   }
 };
 
@@ -47,6 +76,8 @@ struct Rules : PlainOptions {
   bool scaled = true;     // false: the deviation counts as 1
   bool persists = false;  // running statistics are kept; in the batch_norm family also a history
   bool pools = false;     // they are averages over the samples of those of each sample and channel
+
+  ALLNORM_HOST_DEVICE bool takes_moments() const { return centred || scaled; }  // otherwise nothing of x is summed
 };
 
 /// What counts calls.

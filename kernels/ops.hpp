@@ -34,6 +34,18 @@ struct Along {
 };
 inline Along along_of(const LayerCall& call) { return {call.weight, call.bias, call.affine, call.along}; }
 
+/// The level that y does not fall below, in place of an activation and a residual and where gamma is folded: y = max(z,
+/// level), compared in the compute type. What y is at the level takes of dy is what the activation does to 0: slope
+/// times it, or nothing with relu; the level takes the rest, and all of dy where z is below.
+struct Floor {
+  Parameter level{};
+  Coarsening to{};  ///< from the groups of the partition to levels
+
+  ALLNORM_HOST_DEVICE bool given() const { return level.given(); }
+  ALLNORM_HOST_DEVICE double operator[](std::int64_t group) const { return level[to(group)]; }
+};
+inline Floor floor_of(const LayerCall& call) { return {call.level, call.to_affine}; }
+
 /// y = activation(((x - center) * scale + shift) * weight + bias + residual), with weight and bias of `along`. With T =
 /// compute_t of the dtype the kernel computes (x - T(center)) * T(scale) + T(shift + scale * (T(center) - center)), so
 /// that the rounding of the mean costs nothing; and T(scale) in two steps (formulas::split), so that it need not be in
@@ -49,6 +61,7 @@ struct ApplyArgs {
   const double* shift = nullptr;   ///< (G), 0 when not given
   Activation activation{};
   Along along{};
+  Floor floor{};
 };
 
 /// Bit i%8 of byte i/8 of `mask` = !(y[i] <= 0), so that NaN passes as in PyTorch, for i < elements: what backward
@@ -68,9 +81,11 @@ struct Gate {
   const std::uint8_t* mask = nullptr;
   const double* scale = nullptr;  ///< (G)
   const double* shift = nullptr;  ///< (G), 0 when not given
+  Floor floor{};                  ///< where it is given, z is compared with its level
 };
 
-/// sum_g = sum of weight * g, sum_gx = sum of weight * g * (x - center), per group, with g = the gated dy.
+/// sum_g = sum of weight * g, sum_gx = sum of weight * g * (x - center), per group, with g = the gated dy; and with a
+/// floor sum_level, of what the level takes of dy.
 struct MomentsGradArgs {
   const void* x = nullptr;   ///< [partition]
   const void* dy = nullptr;  ///< [partition]
@@ -81,6 +96,7 @@ struct MomentsGradArgs {
   double* sum_g = nullptr;   ///< (G)
   double* sum_gx = nullptr;  ///< (G)
   Along along{};
+  double* sum_level = nullptr;  ///< (G)
 };
 
 /// The gradients of gamma and beta along groups: dweight = sum of g * ((x - center) * scale + shift), dbias = sum of g,

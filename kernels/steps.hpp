@@ -209,8 +209,8 @@ struct GroupFrame {
 };
 
 /// What values of this variance are divided by.
-ALLNORM_HOST_DEVICE inline double sigma_of(const Rules& rules, double var) {
-  return rules.scaled ? formulas::sigma(rules, var) : 1;
+ALLNORM_HOST_DEVICE inline double sigma_of(const Rules& rules, double var, double learned_eps = 0) {
+  return rules.scaled ? formulas::sigma(rules, var, learned_eps) : 1;
 }
 
 /// running_spread as sigma.
@@ -281,17 +281,19 @@ ALLNORM_PER_GROUP void write_next(const Rules& rules, const LayerState& state, c
 }
 
 /// History and correction of group g with this call's moments. lane(entry, of_variance): the summed products of the
-/// window, 0 without compensation. `commits`: writes the group's next state too (one thread per group does).
+/// window, 0 without compensation. `commits`: writes the group's next state too (one thread per group does). A learned
+/// eps is of layers that keep no state.
 template <class Lane>
 ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t g,
-                                      formulas::Moments current, const Lane& lane, bool commits) {
+                                      formulas::Moments current, const Lane& lane, bool commits,
+                                      double learned_eps = 0) {
   using S = LayerState;
   if (!rules.scaled) current.var = 0;  // squares need not be in range
   GroupFrame frame{current.mean, current.var, 0, 1, {}};
   if (!rules.persists || rules.pools) {
     auto used = rules.centred ? current : formulas::about_zero(current);
     used.var = formulas::estimate(rules, used.var, t.count);
-    return {used.mean, used.var, 1 / sigma_of(rules, used.var), 1, {}};
+    return {used.mean, used.var, 1 / sigma_of(rules, used.var, learned_eps), 1, {}};
   }
   // CmBN: the batch so far
   formulas::Moments batch = current;
@@ -354,6 +356,9 @@ ALLNORM_HOST_DEVICE inline void cut_channel(const Rules& rules, const LayerState
              {state.now(S::candidate_mean)[c], state.now(S::candidate_var)[c], state.now(S::candidate_biased)[c]});
 }
 
+/// Of a row that takes no moments.
+ALLNORM_HOST_DEVICE inline GroupFrame unit_frame() { return {0, 0, 1, 0, {}}; }
+
 /// Inference: the running statistics of channel c.
 ALLNORM_HOST_DEVICE inline GroupFrame running_frame(const Rules& rules, const LayerState& state, std::int64_t c) {
   const double spread = state.now(LayerState::running_spread)[c], sigma = running_sigma(rules, spread);
@@ -372,16 +377,18 @@ struct FrameScalars {
   std::int64_t call = 0;  // its number
 };
 
-/// A frame's arrays; r and d only with renorm.
+/// A frame's arrays; r and d only with renorm, sigma only where it is an output.
 struct FrameView {
   double *mean = nullptr, *var = nullptr, *rstd = nullptr, *r = nullptr, *d = nullptr, *share = nullptr;  // (G) each
   FrameScalars* scalars = nullptr;
+  double* sigma = nullptr;  // (G)
 
   ALLNORM_HOST_DEVICE void set(std::int64_t g, const GroupFrame& frame) const {
     mean[g] = frame.mean;
     var[g] = frame.var;
     rstd[g] = frame.rstd;
     share[g] = frame.share;
+    if (sigma != nullptr) sigma[g] = 1 / frame.rstd;
     if (r == nullptr) return;
     r[g] = frame.correction.r;
     d[g] = frame.correction.d;

@@ -125,7 +125,8 @@ void help_apply(std::ostream& out) {
                 "NAME.npy; with several ranks NAME.r<rank>.npy; with several steps NAME[.r<rank>].s<step>.npy. All "
                 "of them appear together, or none where a rank fails."},
                {"types",
-                "input, grad_output, residual and conv_input are converted to --dtype, output and their gradients are "
+                "input, grad_output, residual, conv_input, and gamma and beta of positions or values, are converted to "
+                "--dtype, output and their gradients are "
                 "written as it (bf16 as f32); parameters are used in f32 (f64 with f64); statistics and gradients of "
                 "parameters are written as f64."}});
   const auto example = [&out](std::string_view launcher, bool synced, std::string_view words) {

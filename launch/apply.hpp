@@ -34,7 +34,7 @@ struct ApplyPlan {
   bool drop_window = false;
 
   bool gives(std::string_view name) const { return tensors.find(name) != tensors.end(); }
-  bool wants_gradients() const { return gives("grad_output"); }
+  bool wants_gradients() const;
   /// Cross-Iteration BN reads the convolution's input and weight.
   bool compensates() const { return layer.options.compensates(); }
 };

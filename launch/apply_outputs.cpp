@@ -57,7 +57,9 @@ class StepMemory {
 };
 
 // A tensor of the input's type, as its gradient is.
-bool is_of_input_type(TensorRole role) { return role == TensorRole::activation || role == TensorRole::style; }
+bool is_of_input_type(TensorRole role) {
+  return role == TensorRole::activation || role == TensorRole::style || role == TensorRole::map;
+}
 
 NpyArray array_of(const StateEntry& entry) {
   if (entry.type != StateType::i64) return from_dtype(entry.data.data(), DType::f64, entry.shape);
@@ -139,7 +141,9 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
       if (const TensorSpec* of = row.gradient(output.name); of != nullptr && plan.gives(of->name))
         gradients.add(output.name, memory.room(output.name, *tensors.find(of->name),
                                                is_of_input_type(of->role) ? x.dtype : DType::f64));
-    operation.backward(*saved, {{"grad_output", memory.upload(tensors.find("grad_output")->view())}}, gradients, queue);
+    InputSlots given = tensors.gradients();
+    for (auto& [name, view] : given) view = memory.upload(view);
+    operation.backward(*saved, given, gradients, queue);
   }
 
   std::vector<NamedArray> results;

@@ -149,6 +149,13 @@ void check_split(const ApplyPlan& plan, std::string_view text) {
 
 }  // namespace
 
+bool ApplyPlan::wants_gradients() const {
+  const auto& specs = layer.row->tensors;
+  return gives("grad_output") || std::any_of(specs.begin(), specs.end(), [this](const TensorSpec& spec) {
+           return spec.role == TensorRole::gradient && gives(spec.name);
+         });
+}
+
 std::vector<TensorSpec> tensors_of(const Row& row) {
   std::vector<TensorSpec> all(std::begin(common_tensors), std::end(common_tensors));
   all.insert(all.end(), row.tensors.begin(), row.tensors.end());

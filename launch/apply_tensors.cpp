@@ -54,7 +54,10 @@ std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const
       if (spec.axes.has(Axis::sample)) return 0;
       break;
     case Split::space:
-      if (!is_activation(role)) return spec.axes.has(Axis::trailing) ? std::optional(0) : std::nullopt;
+      if (!is_activation(role)) {
+        if (spec.axes.has(Axis::trailing)) return 0;
+        return spec.axes.has(Axis::space) && axes >= 3 ? std::optional(2) : std::nullopt;
+      }
       if (rows) return given > 0 ? axes - given : 1;
       expect(axes >= 3, Code::invalid_argument,
              [&] { return "--split is space, must be batch or channels: " + array.file + " has no space axis"; });
@@ -161,9 +164,11 @@ LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType 
   }
   if (spec.is_state())
     tensor.dtype = DType::f64;
-  else if (!is_activation(spec.role))
+  else if (!is_activation(spec.role) && spec.role != TensorRole::map)
     tensor.dtype = dtype == DType::f64 ? DType::f64 : DType::f32;
   tensor.data = to_dtype(array, tensor.dtype);
+  if (spec.role == TensorRole::gradient && leaves_gradients())
+    std::fill(tensor.data.begin(), tensor.data.end(), std::byte{});
   return tensor;
 }
 
@@ -223,6 +228,8 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
     case TensorRole::activation:
       return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
     case TensorRole::parameter:
+    case TensorRole::map:
+    case TensorRole::gradient:
       if (layer_.fits(spec.axes, tensor.shape, x.shape)) return;
       return expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
     case TensorRole::state:
@@ -262,9 +269,23 @@ const LoadedTensor* StepTensors::find(std::string_view name) const {
 InputSlots StepTensors::inputs() const {
   InputSlots inputs{{"input", input().view()}};
   for (const TensorSpec& spec : layer_.row->tensors)
-    if (const LoadedTensor* tensor = find(spec.name); tensor != nullptr && !spec.is_state())
+    if (const LoadedTensor* tensor = find(spec.name); tensor != nullptr && spec.is_of_forward())
       inputs.add(spec.name, tensor->view());
   return inputs;
+}
+
+InputSlots StepTensors::gradients() const {
+  InputSlots inputs;
+  if (const LoadedTensor* tensor = find("grad_output")) inputs.add("grad_output", tensor->view());
+  for (const TensorSpec& spec : layer_.row->tensors)
+    if (const LoadedTensor* tensor = find(spec.name); tensor != nullptr && spec.role == TensorRole::gradient)
+      inputs.add(spec.name, tensor->view());
+  return inputs;
+}
+
+bool StepTensors::leaves_gradients() const {
+  const std::int64_t sync = layer_.options.sync.ranks;
+  return plan_->split == Split::channels && sync != Sync::none && (sync == Sync::world ? rank_ : rank_ % sync) > 0;
 }
 
 std::int64_t StepTensors::channels() const {

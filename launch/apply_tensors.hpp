@@ -36,8 +36,10 @@ class StepTensors {
 
   const LoadedTensor* find(std::string_view name) const;
   const LoadedTensor& input() const { return tensors_.find("input")->second; }
-  /// What a call is given: the input and the row's tensors but its state.
+  /// What a forward call is given: the input and the row's tensors but its state.
   InputSlots inputs() const;
+  /// What a backward call is given: grad_output, and gradients of statistics.
+  InputSlots gradients() const;
   std::int64_t channels() const;
   /// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
   const Layer& layer() const { return layer_; }
@@ -47,6 +49,8 @@ class StepTensors {
 
  private:
   LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype) const;
+  /// Another rank of its sync group gives the gradients of the statistics that they share.
+  bool leaves_gradients() const;
   void check() const;
   void check_shape(const TensorSpec& spec, const LoadedTensor& tensor) const;
 

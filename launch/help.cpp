@@ -51,7 +51,7 @@ std::string example_of(const Row& row) {
     const std::string name(tensor.name);
     if (tensor.required != nullptr && tensor.required(layer.options))
       text += " --tensor " + name + "=" + name + (steps ? ".{step}.npy" : ".npy");
-    else if (tensor.role == TensorRole::parameter)
+    else if (tensor.role == TensorRole::parameter || tensor.role == TensorRole::map)
       text += name == "weight" ? " --weight gamma.npy"
               : name == "bias" ? " --bias beta.npy"
                                : " --tensor " + name + "=" + name + ".npy";
@@ -175,7 +175,7 @@ void print_layer_help(std::ostream& out, const Row& row) {
     lines.push_back({std::string(tensor.name), shape_text(tensor) + ": " + std::string(tensor.help)});
   print_lines(out, lines);
 
-  out << "\nAttributes (--set NAME=VALUE; defaults in parentheses):\n";
+  if (!row.attributes.empty()) out << "\nAttributes (--set NAME=VALUE; defaults in parentheses):\n";
   lines.clear();
   for (const Attribute& attribute : row.attributes)
     lines.push_back({std::string(attribute.name) + default_text(attribute.get(layer.options)),
@@ -183,8 +183,7 @@ void print_layer_help(std::ostream& out, const Row& row) {
   print_lines(out, lines);
 
   out << "\nOutputs (NAME.npy in --out; with several ranks NAME.r<rank>, with several steps NAME.s<step>):\n";
-  lines = {{"output", "like input"},
-           {"grad_input", "like input; the gradients are written where grad_output is given"}};
+  lines = {{"output", "like input"}, {"grad_input", "like input; the gradients are written where one is given"}};
   for (const OutputSpec& output : row.outputs)
     lines.push_back({std::string(output.name),
                      shape_text(output.axes) + (output.help.empty() ? "" : ": " + std::string(output.help))});

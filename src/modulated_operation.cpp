@@ -25,7 +25,8 @@ ModulatedOperation::ModulatedOperation(const Layer& layer, Axes statistics, Axes
   for (const TensorSpec& tensor : layer.row->tensors)
     if (tensor.is_state() && layer.has(tensor)) tensors_.push_back(tensor);
   for (const InputSlot& slot : input_slots)
-    if (const TensorSpec* tensor = layer.row->tensor(slot.name); tensor != nullptr && !is_affine(slot.name))
+    if (const TensorSpec* tensor = layer.row->tensor(slot.name);
+        tensor != nullptr && slot.view != &ForwardInputs::weight && slot.view != &ForwardInputs::bias)
       tensors_.push_back(*tensor);
   outputs_ = {{"grad_weight", affine, ""}, {"grad_bias", affine, ""}, {"grad_residual", every_axis, ""}};
   row_.statistics = statistics;

@@ -19,7 +19,10 @@ Saved Norm::replay(const Saved& earlier, const ForwardInputs& inputs, TensorView
   return impl_->replay(earlier, inputs, output, queue);
 }
 void Norm::backward(const Saved& saved, ConstTensorView grad_output, const BackwardOutputs& outputs, Queue& queue) {
-  impl_->backward(saved, grad_output, outputs, queue);
+  impl_->backward(saved, {.output = grad_output}, outputs, queue);
+}
+void Norm::backward(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs, Queue& queue) {
+  impl_->backward(saved, inputs, outputs, queue);
 }
 void Norm::infer(const ForwardInputs& inputs, TensorView output, Queue& queue) { impl_->infer(inputs, output, queue); }
 void Norm::begin_batch(Queue& queue) { impl_->begin_batch(queue); }

@@ -1,19 +1,26 @@
 // Backward: moments_grad -> exchange -> apply_grad, in two halves with the exchange between them.
+#include <cstddef>
+
 #include "src/norm_impl.hpp"
 
 namespace allnorm {
 
-void NormImpl::backward(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs,
-                        Queue& queue) {
+void NormImpl::backward(const Saved& saved, BackwardInputs inputs, const BackwardOutputs& outputs, Queue& queue) {
   expect(saved.inputs_.input.given(), Code::invalid_argument,
          "the Saved of a forward call is empty, must come from forward or replay");
   const bool exchanges = saved.training_ && group_->size() > 1;
   if (exchanges) group_->check();
   BackwardArgs args;
   Work work;
+  Buffer<std::byte> zeros;
   try {  // everything that can be wrong on this rank alone
-    check(saved, grad_output, outputs, queue);
-    describe(saved, grad_output, outputs, args);
+    if (!inputs.output.given() && (inputs.mean.given() || inputs.sigma.given())) {
+      inputs.output = saved.inputs_.input;
+      zeros = Buffer<std::byte>(index(inputs.output.elements()) * size_of(inputs.output.dtype), queue);
+      inputs.output.data = zeros.data();
+    }
+    check(saved, inputs, outputs, queue);
+    describe(saved, inputs, outputs, args);
     work = work_for(args, exchanges, queue);
     queue.ops().backward_local(args, queue);
   } catch (const Error& error) {

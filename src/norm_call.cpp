@@ -9,12 +9,12 @@ namespace allnorm {
 
 namespace {
 
-// A frame's arrays in one block: mean, var, rstd, share, r, d (G) each, then FrameScalars.
+// A frame's arrays in one block: mean, var, rstd, share, r, d, sigma (G) each, then FrameScalars.
 constexpr std::int64_t scalars_size = sizeof(steps::FrameScalars) / sizeof(double);
 static_assert(sizeof(steps::FrameScalars) % sizeof(double) == 0);
 
 // The frame in `memory` as kernels see it; also told to `frame`.
-steps::FrameView lay_out(Buffer<double>& memory, Frame& frame, std::int64_t groups, bool renorm) {
+steps::FrameView lay_out(Buffer<double>& memory, Frame& frame, std::int64_t groups, bool renorm, bool has_sigma) {
   double* at = memory.data();
   const auto next = [&at, groups](std::span<const double>& part) {
     part = std::span<const double>(at, index(groups));
@@ -29,6 +29,7 @@ steps::FrameView lay_out(Buffer<double>& memory, Frame& frame, std::int64_t grou
     view.r = next(frame.r);
     view.d = next(frame.d);
   }
+  if (has_sigma) view.sigma = next(frame.sigma);
   view.scalars = reinterpret_cast<steps::FrameScalars*>(at);
   return view;
 }
@@ -44,6 +45,12 @@ steps::FrameView view_of(const Frame& frame, const Buffer<double>& memory) {
           at(frame.d),
           at(frame.share),
           reinterpret_cast<steps::FrameScalars*>(end)};
+}
+
+// What the level of a call leaves to y at it, as an activation that says what it takes at 0.
+Activation activation_of(Tie tie) {
+  if (tie == Tie::second) return {ActivationKind::relu};
+  return {ActivationKind::leaky_relu, tie == Tie::half ? 0.5 : 1};
 }
 
 }  // namespace
@@ -68,9 +75,11 @@ void NormImpl::describe(const ForwardInputs& in, const Plan& plan, LayerCall& ca
   call.to_affine = plan.to_affine;
   call.along = plan.along && (in.weight.given() || in.bias.given());
   call.rules = memory_.rules();
-  call.activation = layer_.options.activation;
+  call.activation = in.tau.given() ? activation_of(layer_.options.tie) : layer_.options.activation;
   call.weight = parameter(in.weight, 1);
   call.bias = parameter(in.bias, 0);
+  call.level = parameter(in.tau, 0);
+  call.learned_eps = parameter(in.eps_learned, 0);
 }
 
 // The arrays of both halves, and the frame's memory.
@@ -78,9 +87,10 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
                         ForwardArgs& args, Queue& queue) const {
   saved.inputs_ = in;
   const std::int64_t groups = plan.norm.groups();
-  const bool renorm = memory_.rules().renorm;
-  saved.memory_ = Buffer<double>(index((renorm ? 6 : 4) * groups + scalars_size), queue, Fill::none);
-  args.frame = lay_out(saved.memory_, saved.frame_, groups, renorm);
+  const bool renorm = memory_.rules().renorm, has_sigma = layer_.row->output("std") != nullptr;
+  const std::int64_t arrays = 4 + (renorm ? 2 : 0) + (has_sigma ? 1 : 0);
+  saved.memory_ = Buffer<double>(index(arrays * groups + scalars_size), queue, Fill::none);
+  args.frame = lay_out(saved.memory_, saved.frame_, groups, renorm, has_sigma);
 
   describe(in, plan, args);
   args.residual = in.residual.data;
@@ -91,17 +101,20 @@ void NormImpl::describe(const ForwardInputs& in, const TensorView& output, const
   args.mask = saved.mask_.data();
 }
 
-void NormImpl::describe(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& out,
+void NormImpl::describe(const Saved& saved, const BackwardInputs& in, const BackwardOutputs& out,
                         BackwardArgs& args) const {
   const ConstTensorView& x = saved.inputs_.input;
   const Plan plan = plan_for(layer_, x.shape, x.order);
   describe(saved.inputs_, plan, args);
-  args.dy = grad_output.data;
+  args.dy = in.output.data;
+  args.direct = {parameter(in.mean, 0), parameter(in.sigma, 0)};
   args.dx = out.input.data;
   args.dresidual = out.residual.data;
   args.mask = saved.mask_.data();
   args.dweight = parameter_grad(out.weight);
   args.dbias = parameter_grad(out.bias);
+  args.dlevel = parameter_grad(out.tau);
+  args.deps = parameter_grad(out.eps_learned);
   args.wants_weight = out.weight.given() || out.bias.given();
   args.along = args.along || (plan.along && args.wants_weight);
   args.frame = view_of(saved.frame_, saved.memory_);

@@ -40,7 +40,6 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
     return std::string(layer.row->name) + " is no layer with mean and variance, must be made with make_operation()";
   });
   if (memory_.rules().pools) expect_on_cpu(std::string(layer.row->name) + " with running statistics", queue);
-  if (memory_.rules().unbiased) expect_on_cpu(std::string(layer.row->name) + " with unbiased=true", queue);
 }
 
 Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {
@@ -68,18 +67,29 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   return plan;
 }
 
-void NormImpl::check(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& out,
+void NormImpl::check(const Saved& saved, const BackwardInputs& in, const BackwardOutputs& out,
                      const Queue& queue) const {
   const ConstTensorView& x = saved.inputs_.input;
-  expect_like(grad_output, x, queue, "grad_output");
+  expect_like(in.output, x, queue, "grad_output");
+  for (const auto& [name, view] : backward_slots) {
+    if (!(in.*view).given()) continue;
+    const TensorSpec* spec = layer_.row->tensor(name);
+    expect_known(*layer_.row, spec != nullptr, name);
+    expect_tensor(layer_, *spec, in.*view, x, queue, name);
+  }
   for (const GradientSlot& slot : gradient_slots)
     expect_known(*layer_.row, !(out.*slot.view).given() || serves(*layer_.row, gradient_slots, slot), slot.name);
   if (out.input.given()) expect_like(out.input, x, queue, "grad_input");
   for (const auto& [name, view, tensor] : gradient_slots)
     if (const TensorSpec* spec = layer_.row->tensor(tensor); spec != nullptr && (out.*view).given())
       expect_tensor(layer_, *spec, out.*view, x, queue, name);
-  expect(!out.residual.given() || saved.inputs_.residual.given(), Code::invalid_argument,
-         "grad_residual is asked for, must not be where forward had no residual");
+  const auto expect_forward_had = [&](const TensorView& gradient, const ConstTensorView& tensor, std::string name) {
+    expect(!gradient.given() || tensor.given(), Code::invalid_argument,
+           [&] { return "grad_" + name + " is asked for, must not be where forward had no " + name; });
+  };
+  expect_forward_had(out.residual, saved.inputs_.residual, "residual");
+  expect_forward_had(out.tau, saved.inputs_.tau, "tau");
+  expect_forward_had(out.eps_learned, saved.inputs_.eps_learned, "eps_learned");
 }
 
 }  // namespace allnorm

@@ -9,6 +9,7 @@ namespace allnorm {
 
 Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& queue) {
   if (has_running() && !layer_.options.training) return map(inputs, output, FrameSource::running, nullptr, queue);
+  if (!memory_.rules().takes_moments()) return map(inputs, output, FrameSource::unit, nullptr, queue);
   group_->check();
   Saved saved;
   saved.training_ = true;

@@ -28,7 +28,11 @@ struct InputSlot {
 inline constexpr InputSlot input_slots[] = {{"residual", &ForwardInputs::residual, "residual"},
                                             {"weight", &ForwardInputs::weight, "weight"},
                                             {"gain", &ForwardInputs::weight, "gain"},
+                                            {"gamma", &ForwardInputs::weight, "gamma"},
                                             {"bias", &ForwardInputs::bias, "bias"},
+                                            {"beta", &ForwardInputs::bias, "beta"},
+                                            {"tau", &ForwardInputs::tau, "tau"},
+                                            {"eps_learned", &ForwardInputs::eps_learned, "eps_learned"},
                                             {"conv_input", &ForwardInputs::conv_input, "conv_input"},
                                             {"conv_weight", &ForwardInputs::conv_weight, "conv_weight"}};
 struct GradientSlot {
@@ -39,7 +43,18 @@ struct GradientSlot {
 inline constexpr GradientSlot gradient_slots[] = {{"grad_residual", &BackwardOutputs::residual, "residual"},
                                                   {"grad_weight", &BackwardOutputs::weight, "weight"},
                                                   {"grad_gain", &BackwardOutputs::weight, "gain"},
-                                                  {"grad_bias", &BackwardOutputs::bias, "bias"}};
+                                                  {"grad_gamma", &BackwardOutputs::weight, "gamma"},
+                                                  {"grad_bias", &BackwardOutputs::bias, "bias"},
+                                                  {"grad_beta", &BackwardOutputs::bias, "beta"},
+                                                  {"grad_tau", &BackwardOutputs::tau, "tau"},
+                                                  {"grad_eps_learned", &BackwardOutputs::eps_learned, "eps_learned"}};
+/// Of backward, besides grad_output.
+struct BackwardSlot {
+  const char* name;
+  ConstTensorView BackwardInputs::*view;
+};
+inline constexpr BackwardSlot backward_slots[] = {{"grad_mean", &BackwardInputs::mean},
+                                                  {"grad_std", &BackwardInputs::sigma}};
 
 /// The row lets the tensor of that slot be given, under this name or another.
 template <class Slot, std::size_t size>
@@ -55,7 +70,7 @@ class NormImpl {
 
   Saved forward(const ForwardInputs& inputs, TensorView output, Queue& queue);
   Saved replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue);
-  void backward(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs, Queue& queue);
+  void backward(const Saved& saved, BackwardInputs inputs, const BackwardOutputs& outputs, Queue& queue);
   void infer(const ForwardInputs& inputs, TensorView output, Queue& queue);
   void begin_batch(Queue& queue);
   State save(Queue& queue) const;
@@ -81,7 +96,7 @@ class NormImpl {
 
   // What can be wrong on this rank alone (norm_check.cpp).
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
-  void check(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs,
+  void check(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs,
              const Queue& queue) const;
 
   // From a call's tensors to what its halves take (norm_call.cpp).
@@ -89,7 +104,7 @@ class NormImpl {
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
                 ForwardArgs& args, Queue& queue) const;
-  void describe(const Saved& saved, const ConstTensorView& grad_output, const BackwardOutputs& outputs,
+  void describe(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs,
                 BackwardArgs& args) const;
   Work work_for(ForwardArgs& args, std::int64_t more, Queue& queue) const;
   Work work_for(BackwardArgs& args, bool exchanges, Queue& queue) const;

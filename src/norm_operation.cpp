@@ -10,7 +10,7 @@ namespace allnorm {
 namespace {
 
 constexpr std::pair<std::string_view, std::span<const double> Frame::*> statistics[] = {
-    {"mean", &Frame::mean}, {"var", &Frame::var}, {"rstd", &Frame::rstd},
+    {"mean", &Frame::mean}, {"var", &Frame::var}, {"rstd", &Frame::rstd},  {"std", &Frame::sigma},
     {"r", &Frame::r},       {"d", &Frame::d},     {"share", &Frame::share}};
 
 struct SavedNorm final : SavedCall {
@@ -96,7 +96,9 @@ class NormOperation final : public Operation {
   }
   void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                     Queue& queue) override {
-    norm_.backward(own(saved), inputs["grad_output"], typed(gradients), queue);
+    BackwardInputs made{.output = inputs["grad_output"]};
+    for (const BackwardSlot& slot : backward_slots) made.*slot.view = inputs[slot.name];
+    norm_.backward(own(saved), made, typed(gradients), queue);
   }
   void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
     norm_.infer(typed(inputs), outputs["output"], queue);

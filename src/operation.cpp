@@ -36,7 +36,7 @@ void expect_on_cpu(std::string_view what, const Queue& queue) {
 void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& outputs) const {
   const Row& row = *layer().row;
   for (const auto& [name, view] : inputs)
-    expect_known(row, !view.given() || name == "input" || (row.tensor(name) != nullptr && row.state(name) == nullptr),
+    expect_known(row, !view.given() || name == "input" || (row.tensor(name) && row.tensor(name)->is_of_forward()),
                  name);
   for (const auto& [name, view] : outputs) expect_known(row, !view.given() || name == "output", name);
 }

@@ -5,9 +5,7 @@
 namespace allnorm {
 
 void expect_floats(const ConstTensorView& view, const char* name) {
-  expect(view.dtype == DType::f32 || view.dtype == DType::f64, Code::invalid_argument, [&] {
-    return std::string(name) + " has dtype " + std::string(to_string(view.dtype)) + ", must have f32 or f64";
-  });
+  if (view.dtype == DType::i64) refuse_integers(name);
   expect(view.data != nullptr || view.elements() == 0, Code::invalid_argument,
          [&] { return std::string(name) + " has no data"; });
 }
@@ -24,9 +22,9 @@ void expect_parameter(const ConstTensorView& view, const Shape& shape, const Que
 }
 
 Parameter parameter(const ConstTensorView& view, double otherwise) noexcept {
-  return {view.data, view.dtype == DType::f64, otherwise};
+  return {view.data, view.dtype, otherwise};
 }
 
-ParameterGrad parameter_grad(const TensorView& view) noexcept { return {view.data, view.dtype == DType::f64}; }
+ParameterGrad parameter_grad(const TensorView& view) noexcept { return {view.data, view.dtype}; }
 
 }  // namespace allnorm

@@ -54,7 +54,9 @@ Cut cut_of(const Layer& layer, const Shape& shape) {
 
 Plan plan_for(const Layer& layer, const Shape& shape, Order order) {
   const Row& row = *layer.row;
-  const TensorSpec* gamma = row.tensor("weight") != nullptr ? row.tensor("weight") : row.tensor("gain");
+  const TensorSpec* gamma = nullptr;
+  for (const char* name : {"gamma", "gain", "weight"})
+    if (row.tensor(name) != nullptr) gamma = row.tensor(name);
   const Axes statistics = row.statistics, affine = gamma != nullptr ? gamma->axes : statistics;
   const Cut cut = cut_of(layer, shape);
   Plan plan;

@@ -26,7 +26,7 @@ void expect_known(const Row& row, bool known, std::string_view name) {
 void expect_tensor(const Layer& layer, const TensorSpec& tensor, const ConstTensorView& view,
                    const ConstTensorView& input, const Queue& queue, const char* name) {
   if (tensor.role == TensorRole::activation) expect_like(view, input, queue, name);
-  if (tensor.role == TensorRole::parameter)
+  if (tensor.role == TensorRole::parameter || tensor.role == TensorRole::map || tensor.role == TensorRole::gradient)
     expect_parameter(
         view, layer.fits(tensor.axes, view.shape, input.shape) ? view.shape : layer.shape_of(tensor.axes, input.shape),
         queue, name);

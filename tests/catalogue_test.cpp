@@ -92,8 +92,8 @@ void check(const Layer& layer, const Extents& shape, Order order, const Given& g
   if (given.weight) gamma = cases::gammas(random, affines.count);
   if (given.bias) beta = cases::betas(random, affines.count);
   const double eps = layer.options.eps;
-  auto expected =
-      row.centred ? reference::rows_forward(x, model, gamma, beta, eps) : reference::rms_forward(x, model, gamma, eps);
+  auto expected = row.centred ? reference::rows_forward(x, model, gamma, beta, eps)
+                              : reference::rms_forward(x, model, gamma, eps, beta);
   Array gated = dy;
   const Activation& activation = layer.options.activation;
   for (std::size_t i = 0; i < dy.v.size(); ++i) {
@@ -212,7 +212,7 @@ void check_all(const Layer& layer, const std::string& name) {
       if (row.by_trailing() && order == Order::channels_last) continue;
       if (row.statistics.has(Axis::space) && shape.size() == 2) continue;
       if (backend::takes_some && shape.size() != 4) continue;
-      const bool has_weight = row.tensor("weight") != nullptr, has_bias = row.tensor("bias") != nullptr && row.centred,
+      const bool has_weight = row.tensor("weight") != nullptr, has_bias = row.tensor("bias") != nullptr,
                  has_residual = row.tensor("residual") != nullptr;
       for (const bool affine : {false, true})
         for (const bool with_residual : {false, true}) {

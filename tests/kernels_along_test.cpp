@@ -71,9 +71,9 @@ struct AlongKernels : OverTypes<T> {
     const Shifted<T> x(normal<T>(n, 2), shift), dy(normal<T>(n, 3), shift), residual(normal<T>(n, 4), shift);
     const Shifted<P> weight(normal<P>(parameters, 21, 0.3), shift), bias(normal<P>(parameters, 22), shift);
     const Coefficients k(groups);
-    constexpr bool wide = std::is_same_v<P, double>;
-    const Along along{{given == Given::beta ? nullptr : weight.data(), wide, 1},
-                      {given == Given::gamma ? nullptr : bias.data(), wide, 0},
+    constexpr DType type = dtype_of<P>();
+    const Along along{{given == Given::beta ? nullptr : weight.data(), type, 1},
+                      {given == Given::gamma ? nullptr : bias.data(), type, 0},
                       cut.affine,
                       true};
     const auto gamma = [&](std::int64_t i) { return given == Given::beta ? 1.0 : weight[cut.affine.group_of(i)]; };
@@ -204,10 +204,12 @@ TYPED_TEST(AlongKernels, OneOfTheTwo) {
 }
 
 /// Gamma and beta of f64 are rounded to what the kernel computes in.
-TYPED_TEST(AlongKernels, WideParameters) {
+TYPED_TEST(AlongKernels, ParametersOfOtherTypes) {
   for (const Cuts& cut : cuts) {
     SCOPED_TRACE(text(cut, activations[2], true, Given::both));
     this->template expect_calls<double>(cut, activations[2], true, Given::both, 0);
+    this->template expect_calls<f16>(cut, activations[2], true, Given::both, 0);
+    this->template expect_calls<bf16>(cut, activations[2], true, Given::both, 1);
   }
 }
 

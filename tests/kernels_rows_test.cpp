@@ -38,8 +38,8 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
       Walled<double> sum_g(rows), sum_gx(rows), dweight(columns), dbias(columns), zeros(rows);
       for (std::int64_t r = 0; r < rows; ++r) zeros.set(r, 0);
       const Partition of_rows{1, 1, rows, columns};
-      constexpr bool wide = std::is_same_v<T, double>;
-      const Along along{{weight.data(), wide, 1}, {bias.data(), wide, 0}, {1, rows, columns, 1}, affine};
+      constexpr DType type = dtype_of<compute_t<T>>();
+      const Along along{{weight.data(), type, 1}, {bias.data(), type, 0}, {1, rows, columns, 1}, affine};
       const Gate gate{{}, nullptr, k.scale.data(), zeros.data()};
       this->ops.apply({.x = x.data(),
                        .y = y.data(),
@@ -125,7 +125,7 @@ TYPED_TEST(KernelsRows, FactorsBeyondTheRangeOfTheType) {
     for (std::int64_t r = 0; r < rows; ++r) powers.set(r, power), zeros.set(r, 0);
     Walled<T> y(n), dx(n), y_of_rows(n), dx_of_rows(n);
     for (const bool given : {false, true}) {
-      const Along along{{nullptr, false, 1}, {}, {1, rows, columns, 1}, given};  // 1 and 0 for each
+      const Along along{{.otherwise = 1}, {}, {1, rows, columns, 1}, given};  // 1 and 0 for each
       this->ops.apply({.x = x.data(),
                        .y = given ? y_of_rows.data() : y.data(),
                        .dtype = dtype_of<T>(),

@@ -8,6 +8,7 @@
 #include <deque>
 #include <vector>
 
+#include "backend.hpp"
 #include "norm_cases.hpp"
 
 namespace operation_cases {
@@ -20,8 +21,8 @@ namespace {
 
 Shape shape_of(const Array& array) { return Shape(std::span<const std::int64_t>(array.shape)); }
 
-std::vector<std::byte> bytes_of(const Doubles& values, DType dtype) {
-  std::vector<std::byte> bytes(values.size() * size_of(dtype));
+backend::Array<std::byte> bytes_of(const Doubles& values, DType dtype) {
+  backend::Array<std::byte> bytes(values.size() * size_of(dtype));
   visit(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       const T value = store<T>(static_cast<compute_t<T>>(values[i]));
@@ -31,7 +32,8 @@ std::vector<std::byte> bytes_of(const Doubles& values, DType dtype) {
   return bytes;
 }
 
-Doubles doubles_of(const std::vector<std::byte>& bytes, DType dtype) {
+template <class Bytes>
+Doubles doubles_of(const Bytes& bytes, DType dtype) {
   Doubles values(bytes.size() / size_of(dtype));
   visit(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -58,14 +60,19 @@ double unit_of(DType dtype) {
   return dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
 }
 double tolerance_of(DType dtype) { return (dtype == DType::f64 ? 1000 : 8) * unit_of(dtype); }
+double statistics_tolerance_of(DType dtype) { return 1e-12 + (dtype == DType::f64 ? 0 : backend::statistics_unit); }
 
 Subject::Subject(const Layer& of, std::int64_t channels, DType type, Order layout, std::shared_ptr<Communicator> group)
-    : layer(of), dtype(type), order(layout), operation(make_operation(layer, channels, std::move(group), queue)) {}
+    : layer(of),
+      dtype(type),
+      order(layout),
+      queue(backend::queue()),
+      operation(make_operation(layer, channels, std::move(group), queue)) {}
 
 Arrays Subject::operator()(const Arrays& tensors) {
   const Row& row = *layer.row;
   struct Held {
-    std::vector<std::byte> bytes;
+    backend::Array<std::byte> bytes;
     DType type;
     Order order;
     Array like;
@@ -73,24 +80,27 @@ Arrays Subject::operator()(const Arrays& tensors) {
   std::map<std::string, Held, std::less<>> held;
   const auto hold = [&](const std::string& name, const Array& values, bool activation) {
     const Order own = activation ? order : Order::channels_first;
-    const DType type = activation ? dtype : DType::f64;
+    const DType type = activation ? dtype : parameters;
     const Doubles laid = activation ? norm_cases::to_order(values, own) : values.v;
     Held& made = held.insert_or_assign(name, Held{bytes_of(laid, type), type, own, values}).first->second;
-    return TensorView{made.bytes.data(), type, Device{}, shape_of(values), own};
+    return TensorView{made.bytes.data(), type, backend::device(), shape_of(values), own};
   };
-  InputSlots inputs;
-  for (const auto& [name, values] : tensors)
-    if (name != "grad_output") inputs.add(name, hold(name, values, is_activation(row, name)));
+  InputSlots inputs, upstream;
+  for (const auto& [name, values] : tensors) {
+    const bool of_backward = name == "grad_output" || (row.tensor(name) && !row.tensor(name)->is_of_forward());
+    (of_backward ? upstream : inputs).add(name, hold(name, values, is_activation(row, name)));
+  }
   const Array& x = tensors.find("input")->second;
   const auto saved = operation->forward(inputs, {{"output", hold("output", x, true)}}, queue);
-  if (const auto dy = tensors.find("grad_output"); dy != tensors.end()) {
+  if (upstream.begin() != upstream.end()) {
     OutputSlots gradients{{"grad_input", hold("grad_input", x, true)}};
     for (const OutputSpec& output : row.outputs)
       if (const TensorSpec* tensor = row.gradient(output.name); tensor != nullptr)
         if (const auto given = tensors.find(tensor->name); given != tensors.end())
           gradients.add(output.name, hold(std::string(output.name), given->second, is_activation(row, tensor->name)));
-    operation->backward(*saved, {{"grad_output", hold("grad_output", dy->second, true)}}, gradients, queue);
+    operation->backward(*saved, upstream, gradients, queue);
   }
+  queue.wait();
   Arrays results;
   for (const auto& [name, made] : held) {
     if (tensors.find(name) != tensors.end()) continue;
@@ -103,8 +113,8 @@ Arrays Subject::operator()(const Arrays& tensors) {
   }
   for (const OutputSpec& output : row.outputs)
     if (row.gradient(output.name) == nullptr && row.state(output.name) == nullptr && layer.has(output)) {
-      const std::span<const double> values = saved->statistic(output.name);
-      results[std::string(output.name)] = {{static_cast<std::int64_t>(values.size())}, {values.begin(), values.end()}};
+      const Doubles values = to_host(saved->statistic(output.name), queue);
+      results[std::string(output.name)] = {{static_cast<std::int64_t>(values.size())}, values};
     }
   return results;
 }
@@ -120,16 +130,19 @@ Doubles Subject::state(const std::string& name) {
 }
 
 void expect_gradients(const std::function<Subject()>& make, const Arrays& tensors, double tolerance) {
-  const Doubles& dy = tensors.find("grad_output")->second.v;
+  const Arrays results = make()(tensors);
+  Arrays upstream;  // by the name of what they are gradients by
+  for (const auto& [name, values] : tensors)
+    if (name.starts_with("grad_")) upstream[name.substr(5)] = values;
   const auto loss = [&](const Arrays& at) {
     Arrays forward = at;
-    forward.erase("grad_output");
-    const Doubles y = make()(forward)["output"].v;
+    for (const auto& [name, values] : upstream) forward.erase("grad_" + name);
+    Arrays made = make()(forward);
     double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
+    for (const auto& [name, values] : upstream)
+      for (std::size_t i = 0; i < values.v.size(); ++i) sum += made[name].v[i] * values.v[i];
     return sum;
   };
-  const Arrays results = make()(tensors);
   for (const auto& [name, values] : tensors) {
     const auto found = results.find("grad_" + name);
     if (found == results.end()) continue;

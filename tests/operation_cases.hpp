@@ -22,16 +22,18 @@ reference::Array rounded(reference::Array values, allnorm::DType dtype);
 double unit_of(allnorm::DType dtype);
 /// What output and dx may be off, of their largest terms: a few roundings of the compute type, then one to the type.
 double tolerance_of(allnorm::DType dtype);
+/// What sums over values of the type may be off, of their largest terms.
+double statistics_tolerance_of(allnorm::DType dtype);
 
 /// What a call made: "output", gradients under the names of the row's outputs, statistics under theirs.
 struct Subject {
-  /// Activation-like tensors are converted to `dtype` and put in `order`; parameters are f64.
+  /// Activation-like tensors are converted to `dtype` and put in `order`; parameters are f64, or of type `parameters`.
   explicit Subject(const allnorm::Layer& of, std::int64_t channels = 1, allnorm::DType type = allnorm::DType::f64,
                    allnorm::Order layout = allnorm::Order::channels_first,
                    std::shared_ptr<allnorm::Communicator> group = nullptr);
 
-  /// Forward with "input" and the row's tensors; backward too where "grad_output" is among them, with gradients of all
-  /// that are given.
+  /// Forward with "input" and the row's tensors; backward too where "grad_output", or the gradient of a statistic, is
+  /// among them, with gradients of all that are given.
   Arrays operator()(const Arrays& tensors);
   /// The values of a state.
   reference::Doubles state(const std::string& name);
@@ -39,13 +41,14 @@ struct Subject {
   allnorm::Layer layer;
   allnorm::DType dtype;
   allnorm::Order order;
-  allnorm::Queue queue = allnorm::Queue::cpu();
+  allnorm::DType parameters = allnorm::DType::f64;
+  allnorm::Queue queue;
   std::unique_ptr<allnorm::Operation> operation;
 };
 
-/// Compares the gradients of sum(grad_output * output) by every value of `tensors` (but grad_output) with central
-/// differences of fourth order, each within `tolerance` of the largest. `make`: a layer object as it is before the
-/// call.
+/// Compares the gradients of sum(grad_output * output), and of as much of statistics whose gradients are given, by
+/// every value of the other `tensors` with central differences of fourth order, each within `tolerance` of the largest.
+/// `make`: a layer object as it is before the call.
 void expect_gradients(const std::function<Subject()>& make, const Arrays& tensors, double tolerance = 1e-9);
 
 /// Every value within `bound` of the largest one, or of `least` where all are smaller.

@@ -29,7 +29,7 @@ struct Call {
     operation = make_operation(layer, shape[1], std::move(group), queue);
     inputs.add("input", fill(shape));
     for (const TensorSpec& tensor : row.tensors)
-      if (!tensor.is_state() && layer.has(tensor))
+      if (tensor.is_of_forward() && layer.has(tensor))
         inputs.add(tensor.name,
                    tensor.role == TensorRole::labels ? view(labels.data(), Shape{shape[0]}) : fill(shape_of(tensor)));
     grad_output = fill(shape);
@@ -114,9 +114,17 @@ TEST(Operations, AreTheTypedLayer) {
       Norm norm(call.layer, call.shape[1], self(), call.queue);
       ForwardInputs in;
       in.input = given["input"];
-      in.weight = given[row.tensor("gain") != nullptr ? "gain" : "weight"];
-      in.bias = given["bias"];
+      const auto own = [&](std::initializer_list<std::string_view> names) {
+        for (const std::string_view known : names)
+          if (row.tensor(known) != nullptr) return known;
+        return *names.begin();
+      };
+      const std::string gamma(own({"weight", "gain", "gamma"})), beta(own({"bias", "beta"}));
+      in.weight = given[gamma];
+      in.bias = given[beta];
       in.residual = given["residual"];
+      in.tau = given["tau"];
+      in.eps_learned = given["eps_learned"];
       const auto saved = operation->forward(given, {{"output", call.output}}, call.queue);
       const TensorView y = call.room(call.shape), dx = call.room(call.shape);
       const Saved typed = norm.forward(in, y, call.queue);
@@ -130,17 +138,23 @@ TEST(Operations, AreTheTypedLayer) {
       const auto same_room = [&](std::string_view slot) {
         return gradients[slot].given() ? call.room(gradients[slot].shape) : TensorView{};
       };
-      const std::string_view gamma = row.tensor("gain") != nullptr ? "grad_gain" : "grad_weight";
-      out.weight = same_room(gamma);
-      out.bias = same_room("grad_bias");
+      out.weight = same_room("grad_" + gamma);
+      out.bias = same_room("grad_" + beta);
       out.residual = same_room("grad_residual");
+      out.tau = same_room("grad_tau");
+      out.eps_learned = same_room("grad_eps_learned");
       operation->backward(*saved, {{"grad_output", call.grad_output}}, gradients, call.queue);
       norm.backward(typed, call.grad_output, out, call.queue);
       EXPECT_EQ(Call::values(gradients["grad_input"]), Call::values(dx));
-      for (const auto& [slot, of_norm] :
-           OutputSlots{{gamma, out.weight}, {"grad_bias", out.bias}, {"grad_residual", out.residual}}) {
-        EXPECT_EQ(gradients[slot].given(), of_norm.given()) << slot;
-        EXPECT_EQ(Call::values(gradients[slot]), Call::values(of_norm)) << slot;
+      const std::pair<std::string, TensorView> typed_gradients[] = {{gamma, out.weight},
+                                                                    {beta, out.bias},
+                                                                    {"residual", out.residual},
+                                                                    {"tau", out.tau},
+                                                                    {"eps_learned", out.eps_learned}};
+      for (const auto& [tensor, of_norm] : typed_gradients) {
+        const TensorView by_name = gradients["grad_" + tensor];
+        EXPECT_EQ(by_name.given(), of_norm.given()) << tensor;
+        EXPECT_EQ(Call::values(by_name), Call::values(of_norm)) << tensor;
       }
     }
   }

@@ -142,8 +142,33 @@ Sets instance_norm_sets(const std::vector<std::int64_t>& shape);
 /// Empty gamma means 1, empty beta 0.
 RowsResult rows_forward(const Array& x, const Sets& sets, const Doubles& gamma, const Doubles& beta, double eps);
 RowsGradients rows_backward(const Array& x, const Sets& sets, const Doubles& gamma, const Array& dy, double eps);
+/// One set per sample and position over the channels; gamma and beta per position.
+Sets positional_norm_sets(const std::vector<std::int64_t>& shape);
+/// As rows_forward and rows_backward, with Bessel's factor where `unbiased`; and with gradients by the mean and the
+/// deviation of every set, where these are not empty.
+RowsResult positional_forward(const Array& x, const Sets& sets, const Doubles& gamma, const Doubles& beta, double eps,
+                              bool unbiased);
+RowsGradients positional_backward(const Array& x, const Sets& sets, const Doubles& gamma, const Array& dy,
+                                  const Doubles& grad_mean, const Doubles& grad_std, double eps, bool unbiased);
+
+/// filter_response_norm's parameters, (C) each or empty: 1, 0, no threshold and 0.
+struct Response {
+  Doubles gamma, beta, tau, eps_learned;
+  double eps = 1e-6;
+  allnorm::Tie tie = allnorm::Tie::first;
+};
+struct ResponseGradients {
+  Array dx;
+  Doubles dgamma, dbeta, dtau, deps;
+};
+/// Sets are instance_norm's. `threshold`: otherwise y is returned as it is before it.
+Array response_forward(const Array& x, const Response& layer, bool threshold = true);
+/// `decides`: y as the threshold finds it, where rounding may put it on the other side; empty: the oracle's own.
+ResponseGradients response_backward(const Array& x, const Response& layer, const Array& dz,
+                                    const Doubles& decides = {});
+
 /// As rows_forward, with a root mean square instead of mean and deviation: mean is 0 and nothing is centred.
-RowsResult rms_forward(const Array& x, const Sets& sets, const Doubles& gamma, double eps);
+RowsResult rms_forward(const Array& x, const Sets& sets, const Doubles& gamma, double eps, const Doubles& beta = {});
 RowsGradients rms_backward(const Array& x, const Sets& sets, const Doubles& gamma, const Array& dy, double eps);
 /// instance_norm's running statistics after a call: the plain average over the samples, variances unbiased.
 void update_instance_running(const RowsResult& result, const std::vector<std::int64_t>& shape, double momentum,

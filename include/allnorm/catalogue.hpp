@@ -20,6 +20,8 @@ struct Header;  // allnorm/message.hpp
 enum class TensorRole : std::uint8_t {
   activation,  ///< shaped like the input, in its order and dtype
   parameter,
+  map,          ///< a parameter of some of the input's axes, in its dtype
+  gradient,     ///< of the loss by a statistic: "grad_" and its name; of backward alone, and ranks' add up
   state,        ///< running statistics
   counter,      ///< one integer
   conv_input,   ///< (N, Ci, space), in the input's order and dtype
@@ -50,6 +52,8 @@ struct TensorSpec {
 
   /// Kept from call to call, not given with one.
   constexpr bool is_state() const noexcept { return role == TensorRole::state || role == TensorRole::counter; }
+  /// Given with a forward call.
+  constexpr bool is_of_forward() const noexcept { return !is_state() && role != TensorRole::gradient; }
 };
 
 /// An output is a gradient ("grad_" and the name of a tensor, shaped like that), a state after the call (the name of a

@@ -20,21 +20,31 @@ namespace allnorm {
 /// What a forward call reads. Only `input` must be given; the others as the layer's row in the catalogue says: what it
 /// does not list is refused.
 struct ForwardInputs {
-  ConstTensorView input{};     ///< (N, C, space...), any dtype
-  ConstTensorView weight{};    ///< gamma, f32 or f64: (C) or normalized_shape; 1 when not given
-  ConstTensorView bias{};      ///< beta, likewise; 0 when not given
-  ConstTensorView residual{};  ///< like input, added before the activation
+  ConstTensorView input{};        ///< (N, C, space...), any dtype
+  ConstTensorView weight{};       ///< gamma, of any type: (C), normalized_shape or what the row says; 1 when not given
+  ConstTensorView bias{};         ///< beta, likewise; 0 when not given
+  ConstTensorView residual{};     ///< like input, added before the activation
+  ConstTensorView tau{};          ///< (C), of any type: the level that y does not fall below; none when not given
+  ConstTensorView eps_learned{};  ///< (C): its size is added to eps; 0 when not given
   // Cross-Iteration BN with compensate:
   ConstTensorView conv_input{};   ///< (N, Ci, space...), dtype of input: what the convolution read
   ConstTensorView conv_weight{};  ///< (C, Ci/groups, k...), f32 or f64: the weights that made `input`
+};
+
+/// What a backward call reads. Gradients by the statistics are of rows that output mean and std; those of ranks add up.
+struct BackwardInputs {
+  ConstTensorView output{};  ///< of the loss by y, like input; 0 when not given where one of the others is
+  ConstTensorView mean{};    ///< by the frame's mean, of any type: (N, 1, space...); 0 when not given
+  ConstTensorView sigma{};   ///< by the frame's sigma, likewise
 };
 
 /// What a backward call writes; each optional.
 struct BackwardOutputs {
   TensorView input{};     ///< like input
   TensorView residual{};  ///< like input
-  TensorView weight{};    ///< f32 or f64; this rank's share: data-parallel averaging is the caller's
+  TensorView weight{};    ///< of any type; this rank's share: data-parallel averaging is the caller's
   TensorView bias{};
+  TensorView tau{}, eps_learned{};
 };
 
 /// The statistics that a call normalized with, one value per group G (channels for batch_norm, (N,G) for group_norm,
@@ -46,6 +56,7 @@ struct Frame {
   std::span<const double> rstd{};   ///< (G)
   std::span<const double> r{};      ///< (G) with renorm, otherwise empty (1)
   std::span<const double> d{};      ///< (G) with renorm, otherwise empty (0)
+  std::span<const double> sigma{};  ///< (G) 1 / rstd where the row outputs std, otherwise empty
   std::span<const double> share{};  ///< (G) d mean / d (this call's mean): 1 for BN, 1/n in a window, 0 in inference
 };
 
@@ -80,8 +91,8 @@ struct RunningStatistics {
 /// thrown by the next call that takes part in the group's exchanges, or by Communicator::check() after Queue::wait().
 ///
 /// Sources: Ioffe & Szegedy 2015 (BN), Peng et al. 2018 (Cross-GPU BN), Ioffe 2017 (Batch Renormalization), Yao et al.
-/// 2021 (Cross-Iteration BN), Bochkovskiy et al. 2020 (CmBN), Ba et al. 2016 (LN), Wu & He 2018 (GN);
-/// docs/equations.md has the formulas as implemented.
+/// 2021 (Cross-Iteration BN), Bochkovskiy et al. 2020 (CmBN), Ba et al. 2016 (LN), Wu & He 2018 (GN), Singh & Krishnan
+/// 2019 (FRN), Li et al. 2019 (PONO); docs/equations.md has the formulas as implemented.
 class Norm {
  public:
   /// `channels` is C; layers without per-channel state (layer_norm) ignore it. `group`: the ranks that hold parts of
@@ -105,6 +116,7 @@ class Norm {
   Saved replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue);
   /// Gradients of sum(grad_output * output). Exchanges 2 numbers per group when the forward call did.
   void backward(const Saved& saved, ConstTensorView grad_output, const BackwardOutputs& outputs, Queue& queue);
+  void backward(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs, Queue& queue);
   /// output with the running statistics, whatever the mode: no exchange, no change of state. Throws unsupported for
   /// layers without running statistics that need none: they are the same in inference, use forward.
   void infer(const ForwardInputs& inputs, TensorView output, Queue& queue);

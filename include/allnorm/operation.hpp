@@ -61,9 +61,10 @@ class SavedCall {
 };
 
 /// One layer object of any row. Tensors are what the row lists: of forward, infer and replay "input" and the row's
-/// tensors but its state, and "output"; of backward "grad_output", and "grad_input" with the row's gradients. What a
-/// call is given beyond that is refused with invalid_argument, as is what does not fit the input with invalid_argument
-/// or invalid_input. Calls, threads and errors are as of Norm (allnorm/norm.hpp).
+/// tensors but its state and gradients of statistics, and "output"; of backward "grad_output" and these gradients, and
+/// "grad_input" with the row's gradients. What a call is given beyond that is refused with invalid_argument, as is what
+/// does not fit the input with invalid_argument or invalid_input. Calls, threads and errors are as of Norm
+/// (allnorm/norm.hpp).
 class Operation {
  public:
   virtual ~Operation() = default;
@@ -72,7 +73,8 @@ class Operation {
   /// The same output again from an earlier call's statistics: no exchange, no change of state.
   std::unique_ptr<SavedCall> replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                     Queue& queue);
-  /// Gradients of sum(grad_output * output); each optional.
+  /// Gradients of sum(grad_output * output), and of as much for every gradient of a statistic; each optional. Without
+  /// grad_output only where one of the latter is given.
   void backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients, Queue& queue);
   /// The output with the state as it is, whatever the mode. Throws unsupported where the row has no state.
   void infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue);

@@ -16,6 +16,13 @@ struct Activation {
   double slope = 0.01;
 };
 
+/// Who takes the gradient of a value that is at its threshold.
+enum class Tie : std::uint8_t {
+  first,   ///< the value, the first operand of the maximum
+  second,  ///< the threshold
+  half,    ///< both, half of it each
+};
+
 /// What values are divided by: sqrt(var + eps), or sqrt(var) + eps.
 enum class EpsPlace : std::uint8_t { inside, outside };
 enum class RenormVariant : std::uint8_t {
@@ -60,6 +67,7 @@ struct PlainOptions {
   bool unbiased_running_var = true;
   bool track = false;  ///< instance_norm keeps running statistics
   Activation activation{};
+  Tie tie = Tie::first;  // filter_response_norm
   Sync sync{};
 
   // Batch Renormalization

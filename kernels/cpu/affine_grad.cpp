@@ -52,8 +52,9 @@ HWY_INLINE void add_rows(const GradInput<T> in, const Coefficients& k, const Own
       const std::int64_t i = first + r * width + j;
       const auto x = read_some(d, in.x + i, some), dy = read_some(d, in.dy + i, some);
       const auto centred = centred_of(x, k.get(d, k.gate_center, r, j), k.get(d, k.gate_power, r, j));
-      const auto g = gradient_of<kind, along>(d, dy, centred, k.get(d, k.gate_scale, r, j),
-                                              k.get(d, k.gate_shift, r, j), in, i, own[r], j, min_of(n, some));
+      const auto g =
+          to_double(gradient_of<kind, along>(d, dy, centred, k.get(d, k.gate_scale, r, j), k.get(d, k.gate_shift, r, j),
+                                             hn::Zero(d), in, i, own[r], j, min_of(n, some)));
       const auto normalized = affine_of(hn::Sub(to_double(x), k.get(dd, k.center, r, j)), k.get(dd, k.scale, r, j),
                                         k.get(dd, k.shift, r, j));
       w = hn::MulAdd(g, normalized, w), b = hn::Add(b, g);
@@ -105,8 +106,8 @@ void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue
   const GradInput<T> in(args, p);
   const AlongValues<compute_t<T>> values(args.along);
   const ColumnGrid grid(p);
-  sum_columns(grid, args.dweight, args.dbias, queue, [&](const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
-    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, dweight, dbias);
+  sum_columns<2>(grid, {args.dweight, args.dbias}, queue, [&](const ColumnGrid::Unit& unit, const SumsOf<2>& sums) {
+    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, sums[0], sums[1]);
   });
 }
 
@@ -120,10 +121,10 @@ void affine_grad_target(const AffineGradArgs& args, Queue& queue) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     visit_gate(kind_of(args.gate), [&](auto kind) {
-      // gamma and beta matter to the sign alone
+      // gamma and beta matter to the sign alone, and none of them is along where there is a level
       if constexpr (kind() == GateKind::sign)
         if (args.along.given) return affine_grad_of<T, kind(), true>(args, p, queue);
-      affine_grad_of<T, kind(), false>(args, p, queue);
+      if constexpr (kind() != GateKind::level) affine_grad_of<T, kind(), false>(args, p, queue);
     });
   });
 }

@@ -101,8 +101,7 @@ class AlongValues {
     }
   }
   static const C* values_of(const Parameter& parameter, std::int64_t size, std::vector<C>& own) {
-    if (parameter.data != nullptr && parameter.wide == std::is_same_v<C, double>)
-      return static_cast<const C*>(parameter.data);
+    if (parameter.given() && parameter.dtype == dtype_of<C>()) return static_cast<const C*>(parameter.data);
     own.resize(static_cast<std::size_t>(size));
     for (std::int64_t i = 0; i < size; ++i) own[static_cast<std::size_t>(i)] = static_cast<C>(parameter[i]);
     return own.data();

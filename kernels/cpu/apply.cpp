@@ -1,4 +1,4 @@
-// y = activation((x - center) * scale + shift + residual), and the sign of y as bits.
+// y = activation((x - center) * scale + shift + residual), or raised to a level; and the sign of y as bits.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -32,20 +32,27 @@ struct ApplyTensors {
   const T* streamed(std::int64_t offset) const { return streams ? y + offset : nullptr; }
 };
 
+/// The level of a group where there is one.
+template <ZKind kind, class C>
+HWY_INLINE C level_of(const Floor& floor, std::int64_t group) {
+  return kind == ZKind::level ? static_cast<C>(floor[group]) : C{0};
+}
+
 /// One vector at memory offset i, or its first n values; with `along`, its gamma and beta are those at `j` of `own`.
-template <class T, bool active, bool with_residual, bool along, Access access, class Own, class V, class... Power>
+template <class T, ZKind kind, bool with_residual, bool along, Access access, class Own, class V, class... Power>
 HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int64_t n, const Own& own, std::int64_t j,
-                             V center, V scale, V shift, Power... power) {
+                             V center, V scale, V shift, V level, Power... power) {
   const WideTag<T> d;
   auto z = affine_of(centred_of(get<access>(d, t.x + i, n), center, power...), scale, shift);
   if constexpr (along) z = affine_of(z, get<access>(d, own.weight + j, n), get<access>(d, own.bias + j, n));
   if constexpr (with_residual)
     if (!along || t.residual != nullptr) z = hn::Add(z, get<access>(d, t.residual + i, n));
-  if constexpr (active) z = activate(d, z, t.low);
+  if constexpr (kind == ZKind::active) z = activate(d, z, t.low);
+  if constexpr (kind == ZKind::level) z = raised(d, z, level);
   put<access>(d, z, t.y + i, n);
 }
 
-template <class T, bool active, bool with_residual, bool along>
+template <class T, ZKind kind, bool with_residual, bool along>
 void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
   using Values = AlongValues<compute_t<T>>;
   const WideTag<T> d;
@@ -56,6 +63,7 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
         tensors;  // a copy, whose members stay in registers: vectors that are stored might be anything in memory
     const auto a = affine<compute_t<T>>(args.center[group], args.scale[group], shift_of(args.shift, group));
     const auto center = hn::Set(d, a.center), scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+    const auto level = hn::Set(d, level_of<kind, compute_t<T>>(args.floor, group));
     typename Values::Room room;
     for (std::int64_t done = 0, some = 0; done < length; done += some) {
       const std::int64_t first = offset + done;
@@ -64,12 +72,12 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
       if constexpr (along) own = values.at(walk, first, some, room);
       if (a.power == 1)
         for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
-          apply_vector<T, active, with_residual, along, access()>(t, first + i, n, own, i, center, scale, shift);
+          apply_vector<T, kind, with_residual, along, access()>(t, first + i, n, own, i, center, scale, shift, level);
         });
       else
         for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-          apply_vector<T, active, with_residual, along, Access::some>(t, first + i, n, own, i, center, scale, shift,
-                                                                      hn::Set(d, a.power));
+          apply_vector<T, kind, with_residual, along, Access::some>(t, first + i, n, own, i, center, scale, shift,
+                                                                    level, hn::Set(d, a.power));
         });
     }
   };
@@ -78,7 +86,7 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
   });
 }
 
-template <class T, bool active, bool with_residual, bool along>
+template <class T, ZKind kind, bool with_residual, bool along>
 void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
@@ -88,6 +96,7 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
     const auto t = tensors;  // as above
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
+    alignas(64) C level[kind == ZKind::level ? tile_columns : 1];
     typename AlongValues<C>::Room room;
     auto walk = values.walk();
     bool scaled = false;
@@ -95,6 +104,7 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
       const std::int64_t group = grid.group(unit.matrix, unit.column + j);
       const auto a = affine<C>(args.center[group], args.scale[group], shift_of(args.shift, group));
       center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
+      if constexpr (kind == ZKind::level) level[j] = level_of<kind, C>(args.floor, group);
       scaled = scaled || a.power != 1;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
@@ -104,43 +114,49 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
       if (scaled) {
         for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
           const auto at = [&](const C* array) HWY_ATTR { return read_n(d, array + j, n); };
-          apply_vector<T, active, with_residual, along, Access::some>(t, offset + j, n, own, j, at(center), at(scale),
-                                                                      at(shift), at(power));
+          const auto floor = kind == ZKind::level ? at(level) : hn::Zero(d);
+          apply_vector<T, kind, with_residual, along, Access::some>(t, offset + j, n, own, j, at(center), at(scale),
+                                                                    at(shift), floor, at(power));
         });
         continue;
       }
       for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
-        apply_vector<T, active, with_residual, along, access()>(t, offset + j, n, own, j, at(center), at(scale),
-                                                                at(shift));
+        const auto floor = kind == ZKind::level ? at(level) : hn::Zero(d);
+        apply_vector<T, kind, with_residual, along, access()>(t, offset + j, n, own, j, at(center), at(scale),
+                                                              at(shift), floor);
       });
     }
     if (t.streams) flush_streams();
   });
 }
 
-template <class T, bool active, bool with_residual, bool along>
+template <class T, ZKind kind, bool with_residual, bool along>
 void apply_partition(const ApplyArgs& args, Queue& queue) {
   const Partition p = canonical(args.partition);
   if (by_columns(p))
-    apply_by_columns<T, active, with_residual, along>(args, ColumnGrid(p), queue);
+    apply_by_columns<T, kind, with_residual, along>(args, ColumnGrid(p), queue);
   else
-    apply_by_runs<T, active, with_residual, along>(args, MapGrid(p), queue);
+    apply_by_runs<T, kind, with_residual, along>(args, MapGrid(p), queue);
 }
 
 void apply_target(const ApplyArgs& args, Queue& queue) {
   if (args.partition.elements() == 0) return;
-  const bool active = args.activation.kind != ActivationKind::identity, adds = args.residual != nullptr;
+  const bool is_active = args.activation.kind != ActivationKind::identity, adds = args.residual != nullptr;
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (args.along.given)  // with either, both: fewer translations of what is rarer
-      active || adds ? apply_partition<T, true, true, true>(args, queue)
-                     : apply_partition<T, false, false, true>(args, queue);
+    using enum ZKind;
+    if (args.floor.given())
+      apply_partition<T, level, false, false>(args, queue);
+    else if (args.along.given)  // with either, both: fewer translations of what is rarer
+      is_active || adds ? apply_partition<T, active, true, true>(args, queue)
+                        : apply_partition<T, plain, false, true>(args, queue);
     else if (adds)
-      active ? apply_partition<T, true, true, false>(args, queue) : apply_partition<T, false, true, false>(args, queue);
+      is_active ? apply_partition<T, active, true, false>(args, queue)
+                : apply_partition<T, plain, true, false>(args, queue);
     else
-      active ? apply_partition<T, true, false, false>(args, queue)
-             : apply_partition<T, false, false, false>(args, queue);
+      is_active ? apply_partition<T, active, false, false>(args, queue)
+                : apply_partition<T, plain, false, false>(args, queue);
   });
 }
 

@@ -17,16 +17,23 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 /// The coefficients of `width` adjacent columns, or of one group (width 1).
 template <class C>
 struct GradCoefficients {
-  C center, power, gate_scale, gate_shift, gain, slope, offset;
+  C center, power, gate_scale, gate_shift, gain, slope, offset, level;
 };
 template <GateKind kind, class C>
 HWY_INLINE GradCoefficients<C> coefficients(const ApplyGradArgs& args, std::int64_t group) {
   const double center = args.center[group], power = power_of(args.power, group);
   const auto map = affine<C>(center, {power, args.slope[group]}, args.offset[group]);
   Affine<C> gate{};
-  if constexpr (kind == GateKind::sign)
+  if constexpr (kind == GateKind::sign || kind == GateKind::level)
     gate = affine<C>(center, {power, args.gate.scale[group] / power}, shift_of(args.gate.shift, group));
-  return {map.center, map.power, gate.scale, gate.shift, static_cast<C>(args.gain[group]), map.scale, map.shift};
+  return {map.center,
+          map.power,
+          gate.scale,
+          gate.shift,
+          static_cast<C>(args.gain[group]),
+          map.scale,
+          map.shift,
+          gate_level<kind, C>(args.gate, group)};
 }
 
 /// The tensors at the same place, and the gate's parts.
@@ -56,7 +63,7 @@ struct GradTensors {
 /// One vector at memory offset i, or its first n values; with `along`, its gamma and beta are those at `j` of `own`.
 template <class T, GateKind kind, bool along, Access access, class Own, class V, class... Power>
 HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_t n, const Own& own, std::int64_t j,
-                            V center, V gate_scale, V gate_shift, V gain, V slope, V offset, Power... power) {
+                            V center, V gate_scale, V gate_shift, V gain, V slope, V offset, V level, Power... power) {
   const WideTag<T> d;
   const auto centred = centred_of(get<access>(d, t.x + i, n), center, power...);
   const auto z = [&]() HWY_ATTR {
@@ -66,7 +73,7 @@ HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_
     else
       return folded;
   };
-  const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), z, t.low, t.mask, i, n);
+  const auto g = gated<kind>(d, get<access>(d, t.dy + i, n), z, t.low, t.mask, i, n, level);
   if (t.dx != nullptr) {
     auto weighted = g;
     if constexpr (along) weighted = hn::Mul(g, get<access>(d, own.weight + j, n));
@@ -87,7 +94,7 @@ void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& q
     const auto k = coefficients<kind, C>(args, group);
     const auto center = hn::Set(d, k.center), gate_scale = hn::Set(d, k.gate_scale);
     const auto gate_shift = hn::Set(d, k.gate_shift), gain = hn::Set(d, k.gain);
-    const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset);
+    const auto slope = hn::Set(d, k.slope), offset = hn::Set(d, k.offset), level = hn::Set(d, k.level);
     typename AlongValues<C>::Room room;
     for (std::int64_t done = 0, some = 0; done < length; done += some) {
       const std::int64_t first = from + done;
@@ -97,12 +104,12 @@ void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& q
       if (k.power == 1)
         for_vectors(d, some, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
           grad_vector<T, kind, along, access()>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain, slope,
-                                                offset);
+                                                offset, level);
         });
       else
         for_scaled_vectors(d, some, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
           grad_vector<T, kind, along, Access::some>(t, first + i, n, own, i, center, gate_scale, gate_shift, gain,
-                                                    slope, offset, hn::Set(d, k.power));
+                                                    slope, offset, level, hn::Set(d, k.power));
         });
     }
   };
@@ -122,6 +129,7 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
     const auto unit = grid.unit(u);
     alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
     alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
+    alignas(64) C level[kind == GateKind::level ? tile_columns : 1];
     typename AlongValues<C>::Room room;
     auto walk = values.walk();
     bool scaled = false;
@@ -129,6 +137,7 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
       const auto k = coefficients<kind, C>(args, grid.group(unit.matrix, unit.column + j));
       center[j] = k.center, power[j] = k.power, gate_scale[j] = k.gate_scale, gate_shift[j] = k.gate_shift;
       gain[j] = k.gain, slope[j] = k.slope, offset[j] = k.offset;
+      if constexpr (kind == GateKind::level) level[j] = k.level;
       scaled = scaled || k.power != 1;
     }
     for (std::int64_t row = 0; row < unit.rows; ++row) {
@@ -138,15 +147,17 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
       if (scaled) {
         for_scaled_vectors(d, unit.columns, [&](std::int64_t j, std::int64_t n) HWY_ATTR {
           const auto at = [&](const C* array) HWY_ATTR { return read_n(d, array + j, n); };
+          const auto floor = kind == GateKind::level ? at(level) : hn::Zero(d);
           grad_vector<T, kind, along, Access::some>(t, first + j, n, own, j, at(center), at(gate_scale), at(gate_shift),
-                                                    at(gain), at(slope), at(offset), at(power));
+                                                    at(gain), at(slope), at(offset), floor, at(power));
         });
         continue;
       }
       for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
+        const auto floor = kind == GateKind::level ? at(level) : hn::Zero(d);
         grad_vector<T, kind, along, access()>(t, first + j, n, own, j, at(center), at(gate_scale), at(gate_shift),
-                                              at(gain), at(slope), at(offset));
+                                              at(gain), at(slope), at(offset), floor);
       });
     }
     if (t.streams) flush_streams();
@@ -167,8 +178,9 @@ void apply_grad_target(const ApplyGradArgs& args, Queue& queue) {
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     visit_gate(kind_of(args.gate), [&](auto kind) {
-      args.along.given ? apply_grad_partition<T, kind(), true>(args, queue)
-                       : apply_grad_partition<T, kind(), false>(args, queue);
+      if constexpr (kind() != GateKind::level)  // with which gamma is folded
+        if (args.along.given) return apply_grad_partition<T, kind(), true>(args, queue);
+      apply_grad_partition<T, kind(), false>(args, queue);
     });
   });
 }

@@ -64,6 +64,12 @@ HWY_INLINE Vec<D> activate(D d, Vec<D> z, const Below<D>& low) {
   return hn::IfThenElse(hn::Le(z, hn::Zero(d)), times_slope(d, z, low), z);
 }
 
+/// The larger of z and a level; NaN where one of them is.
+template <class D>
+HWY_INLINE Vec<D> raised(D, Vec<D> z, Vec<D> level) {
+  return hn::IfThenElse(hn::Or(hn::Le(z, level), hn::IsNaN(level)), level, z);
+}
+
 /// The mask of a sign_mask as the kernels read it.
 struct MaskBits {
   const std::uint8_t* data;  // (bytes)
@@ -86,25 +92,38 @@ HWY_INLINE hn::Mask<D> mask_at(D d, const MaskBits& mask, std::int64_t i, std::i
   return hn::LoadMaskBits(d, bits);
 }
 
-/// g: dy behind the gate of `n` elements from memory offset i on. z() is asked for only where its sign is the gate.
+/// g: dy behind the gate of `n` elements from memory offset i on. z() is asked for only where it is the gate, and the
+/// level read only where z is compared with it: below there is nothing, at it what an activation gives of dy at 0.
 template <GateKind kind, class D, class Z>
 HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<D>& low, const MaskBits& mask, std::int64_t i,
-                        std::int64_t n) {
-  if constexpr (kind == GateKind::open)
+                        std::int64_t n, Vec<D> level) {
+  if constexpr (kind == GateKind::open) {
     return dy;
-  else if constexpr (kind == GateKind::sign)
+  } else if constexpr (kind == GateKind::sign) {
     return hn::IfThenElse(hn::Le(z(), hn::Zero(d)), times_slope(d, dy, low), dy);
-  else
+  } else if constexpr (kind == GateKind::level) {
+    const auto own = z();
+    return hn::IfThenElse(hn::Le(own, level), hn::IfThenElseZero(hn::Eq(own, level), times_slope(d, dy, low)), dy);
+  } else {
     return hn::IfThenElse(mask_at(d, mask, i, n), dy, times_slope(d, dy, low));
+  }
 }
 
 /// scale and shift of the gate of one group; nothing is read unless the gate needs it.
 template <GateKind kind, class C>
 HWY_INLINE Affine<C> gate_affine(double center, const Gate& gate, std::int64_t group) {
-  if constexpr (kind == GateKind::sign)
+  if constexpr (kind == GateKind::sign || kind == GateKind::level)
     return affine<C>(center, gate.scale[group], shift_of(gate.shift, group));
   else
     return {static_cast<C>(center), C{1}, C{0}, C{0}};
+}
+/// Its level, likewise.
+template <GateKind kind, class C>
+HWY_INLINE C gate_level(const Gate& gate, std::int64_t group) {
+  if constexpr (kind == GateKind::level)
+    return static_cast<C>(gate.floor[group]);
+  else
+    return C{0};
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

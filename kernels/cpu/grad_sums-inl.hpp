@@ -6,6 +6,7 @@
 #define ALLNORM_KERNELS_CPU_GRAD_SUMS_INL
 #endif
 
+#include <array>
 #include <vector>
 
 #include "kernels/cpu/gate-inl.hpp"
@@ -17,8 +18,8 @@
 namespace allnorm::cpu {
 
 struct GradSums {
-  double g = 0.0, gx = 0.0;
-  void add(const GradSums& other) noexcept { g += other.g, gx += other.gx; }
+  double g = 0.0, gx = 0.0, level = 0.0;  // level: where a gate has one
+  void add(const GradSums& other) noexcept { g += other.g, gx += other.gx, level += other.level; }
 };
 constexpr std::int64_t rows_per_pass = 8;  // of column sums, so that loads and stores of the sums are few
 
@@ -45,10 +46,11 @@ struct GradInput {
         mask{args.gate.mask, ceil_div(partition.elements(), 8)} {}
 };
 
-/// g of `n` values from memory offset i on, in double; with `along` their gamma and beta are those at `j` of `own`.
+/// g of `n` values from memory offset i on, in the compute type; with `along` their gamma and beta are those at `j` of
+/// `own`.
 template <GateKind kind, bool along, class D, class In, class Own>
-HWY_INLINE Vec<DoubleTag> gradient_of(D d, Vec<D> dy, Vec<D> centred, Vec<D> scale, Vec<D> shift, const In& in,
-                                      std::int64_t i, const Own& own, std::int64_t j, std::int64_t n) {
+HWY_INLINE Vec<D> gradient_of(D d, Vec<D> dy, Vec<D> centred, Vec<D> scale, Vec<D> shift, Vec<D> level, const In& in,
+                              std::int64_t i, const Own& own, std::int64_t j, std::int64_t n) {
   const auto z = [&]() HWY_ATTR {
     const auto folded = affine_of(centred, scale, shift);
     if constexpr (along)
@@ -56,7 +58,12 @@ HWY_INLINE Vec<DoubleTag> gradient_of(D d, Vec<D> dy, Vec<D> centred, Vec<D> sca
     else
       return folded;
   };
-  return to_double(gated<kind>(d, dy, z, in.low, in.mask, i, n));
+  return gated<kind>(d, dy, z, in.low, in.mask, i, n, level);
+}
+/// What the gate's level takes of dy: what g leaves, exactly.
+template <class D>
+HWY_INLINE Vec<DoubleTag> level_gradient_of(D, Vec<D> dy, Vec<D> g) {
+  return to_double(hn::IfThenElseZero(hn::Ne(dy, g), hn::Sub(dy, g)));
 }
 /// weight * g.
 template <bool along, class D, class Own>
@@ -67,36 +74,43 @@ HWY_INLINE Vec<DoubleTag> weighted(D d, Vec<DoubleTag> g, const Own& own, std::i
     return g;
 }
 
-/// Two sums for every group: tile(unit, first, second) sums the columns of a unit, and those of a group are joined.
-template <class Tile>
-void sum_columns(const ColumnGrid& grid, double* first, double* second, Queue& queue, const Tile& sum_tile) {
+/// `count` sums for every group: sum_tile(unit, sums) sums the columns of a unit, and those of a group are joined.
+template <std::size_t count>
+using SumsOf = std::array<double*, count>;
+template <std::size_t count, class Tile>
+void sum_columns(const ColumnGrid& grid, const SumsOf<count>& to, Queue& queue, const Tile& sum_tile) {
+  const auto from = [](SumsOf<count> sums, std::int64_t first, std::int64_t apart) {
+    for (std::size_t k = 0; k < count; ++k) sums[k] += first + static_cast<std::int64_t>(k) * apart;
+    return sums;
+  };
   if (grid.parts == 1 && grid.group_width == 1) {  // every unit holds all of its columns: no scratch
     for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
       const auto unit = grid.unit(u);
       const std::int64_t group = grid.group(unit.matrix, unit.column);
-      sum_tile(unit, first + group, second + group);
+      sum_tile(unit, from(to, group, 0));
     });
     return;
   }
   const auto tile = static_cast<std::size_t>(grid.tile);
-  std::vector<double> sums(static_cast<std::size_t>(grid.units()) * 2 * tile);  // (units, 2, tile)
+  std::vector<double> sums(static_cast<std::size_t>(grid.units()) * count * tile);  // (units, count, tile)
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
-    double* out = sums.data() + static_cast<std::size_t>(u) * 2 * tile;
-    sum_tile(grid.unit(u), out, out + tile);
+    SumsOf<count> out;
+    out.fill(sums.data() + static_cast<std::size_t>(u) * count * tile);
+    sum_tile(grid.unit(u), from(out, 0, grid.tile));
   });
   const std::int64_t groups_per_matrix = grid.width / grid.group_width;
   for_items(queue, grid.matrices * groups_per_matrix, max_of(1, task_values / (grid.group_width * grid.parts)),
             [&](std::int64_t group) {
               const std::int64_t matrix = group / groups_per_matrix,
                                  column = group % groups_per_matrix * grid.group_width;
-              GradSums total;
+              std::array<double, count> total{};
               for (std::int64_t j = column; j < column + grid.group_width; ++j)
                 for (std::int64_t part = 0; part < grid.parts; ++part) {
                   const std::int64_t u = (matrix * grid.parts + part) * grid.tiles + j / grid.tile;
-                  const double* sum = sums.data() + static_cast<std::size_t>(u) * 2 * tile + j % grid.tile;
-                  total.add({sum[0], sum[grid.tile]});
+                  const double* sum = sums.data() + static_cast<std::size_t>(u) * count * tile + j % grid.tile;
+                  for (std::size_t k = 0; k < count; ++k) total[k] += sum[k * tile];
                 }
-              first[group] = total.g, second[group] = total.gx;
+              for (std::size_t k = 0; k < count; ++k) to[k][group] = total[k];
             });
 }
 

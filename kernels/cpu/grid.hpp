@@ -207,9 +207,13 @@ Affine<C> affine(double center, double scale, double shift) noexcept {
 inline double shift_of(const double* shift, std::int64_t group) noexcept { return shift != nullptr ? shift[group] : 0; }
 inline double power_of(const double* power, std::int64_t group) noexcept { return power != nullptr ? power[group] : 1; }
 
+/// What a map makes of z: itself, something else where it is not above 0, or the level that it falls below.
+enum class ZKind : std::uint8_t { plain, active, level };
+
 /// Where backward's gate comes from; identity needs none.
-enum class GateKind : std::uint8_t { open, sign, mask };
-constexpr GateKind kind_of(const Gate& gate) noexcept {
+enum class GateKind : std::uint8_t { open, sign, mask, level };
+inline GateKind kind_of(const Gate& gate) noexcept {
+  if (gate.floor.given()) return GateKind::level;
   if (gate.activation.kind == ActivationKind::identity) return GateKind::open;
   return gate.mask != nullptr ? GateKind::mask : GateKind::sign;
 }
@@ -224,6 +228,8 @@ void visit_gate(GateKind kind, F&& f) {
       return f(std::integral_constant<GateKind, GateKind::sign>{});
     case GateKind::mask:
       return f(std::integral_constant<GateKind, GateKind::mask>{});
+    case GateKind::level:
+      return f(std::integral_constant<GateKind, GateKind::level>{});
   }
 }
 

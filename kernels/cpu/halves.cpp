@@ -47,7 +47,7 @@ void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn&
 void apply_frames(const ForwardArgs& args, Queue& queue) {
   const FineCoefficients fine(args);
   apply({args.x, args.residual, args.y, args.dtype, args.fine, fine.center, fine.scale, fine.shift, args.activation,
-         along_of(args)},
+         along_of(args), floor_of(args)},
         queue);
   if (args.mask != nullptr) sign_mask({args.y, args.dtype, args.fine.elements(), args.mask}, queue);
 }
@@ -95,19 +95,28 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
     for (std::int64_t g = 0; g < args.norm.groups(); ++g) args.frame.set(g, steps::running_frame(args, g));
     *args.frame.scalars = {0, args.state.now().calls};
   }
+  if (args.source == FrameSource::unit) {
+    for (std::int64_t g = 0; g < args.norm.groups(); ++g) args.frame.set(g, steps::unit_frame());
+    *args.frame.scalars = {};
+  }
   apply_frames(args, queue);
 }
 
 void backward_local(BackwardArgs& args, Queue& queue) {
+  if (!args.rules.takes_moments() && !args.wants_weight) return;
   const std::int64_t groups = args.norm.groups(), size = args.fine.groups();
   double *s1 = args.sums, *s2 = args.sums + groups;
   std::fill_n(args.sums, 2 * groups, 0.0);
   const FineCoefficients fine(args);
-  const Gate gate{args.activation, args.mask, fine.scale, fine.shift};
+  const Gate gate{args.activation, args.mask, fine.scale, fine.shift, floor_of(args)};
   const Along along = along_of(args);
-  Values sum_g(index(size)), sum_gx(sum_g.size());
-  moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center, gate, sum_g.data(), sum_gx.data(), along}, queue);
-  Values dweight(index(args.affine.groups())), dbias(dweight.size());
+  Values sum_g(index(size)), sum_gx(sum_g.size()), sum_level(args.level.given() ? sum_g.size() : 0);
+  moments_grad(
+      {args.x, args.dy, args.dtype, args.fine, fine.center, gate, sum_g.data(), sum_gx.data(), along, sum_level.data()},
+      queue);
+  const std::size_t parameters = index(args.affine.groups());
+  Values dweight(parameters), dbias(parameters);
+  Values dlevel(args.level.given() ? parameters : 0), deps(args.learned_eps.given() ? parameters : 0);
   for (std::int64_t f = 0; f < size; ++f) {
     const std::int64_t g = args.to_norm(f);
     const auto terms =
@@ -118,7 +127,10 @@ void backward_local(BackwardArgs& args, Queue& queue) {
     const std::size_t p = index(args.to_affine(f));
     dweight[p] += terms.dgamma;
     dbias[p] += terms.dbeta;
+    if (args.level.given()) dlevel[p] += sum_level[index(f)];
+    if (args.learned_eps.given()) deps[p] += steps::eps_grad(args, g, terms.s2);
   }
+  for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
   if (args.wants_weight) {
     if (args.along)
       affine_grad({args.x, args.dy, args.dtype, args.norm, fine.center, gate, along, dweight.data(), dbias.data()},
@@ -128,6 +140,8 @@ void backward_local(BackwardArgs& args, Queue& queue) {
       args.dbias.set(p, dbias[index(p)]);
     }
   }
+  for (std::size_t p = 0; p < dlevel.size(); ++p) args.dlevel.set(static_cast<std::int64_t>(p), dlevel[p]);
+  for (std::size_t p = 0; p < deps.size(); ++p) args.deps.set(static_cast<std::int64_t>(p), deps[p]);
   if (args.record == nullptr) return;
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * groups)};
   head.header.set(Field::call, static_cast<std::uint64_t>(args.frame.scalars->call));
@@ -154,7 +168,7 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
               args.dtype,
               args.fine,
               fine.center,
-              {args.activation, args.mask, fine.scale, fine.shift},
+              {args.activation, args.mask, fine.scale, fine.shift, floor_of(args)},
               gain.data(),
               slope.data(),
               offset.data(),

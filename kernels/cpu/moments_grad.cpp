@@ -1,11 +1,12 @@
 // The backward reductions: sum of weight * g and of weight * g * (x - center) per group, g being dy behind the
-// activation's gate.
+// activation's gate; and of what the level of a gate takes of dy.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/moments_grad.cpp"
 #include <hwy/foreach_target.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/grad_sums-inl.hpp"
@@ -20,19 +21,25 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 template <class T, GateKind kind, bool along>
 GradSums block_sums(const GradInput<T> in, const AlongValues<compute_t<T>>& values, GroupWalk& walk,
                     const RunGrid::Block& block, std::int64_t stride, double exact_center,
-                    const Affine<compute_t<T>>& a) {
+                    const Affine<compute_t<T>>& a, compute_t<T> a_level) {
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
   const auto center = hn::Set(d, a.center), power = hn::Set(d, a.power);
-  const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift);
+  const auto scale = hn::Set(d, a.scale), shift = hn::Set(d, a.shift), level = hn::Set(d, a_level);
   const auto exact = hn::Set(dd, exact_center);
-  auto s0 = hn::Zero(dd), s1 = s0, p0 = s0, p1 = s0;
+  auto s0 = hn::Zero(dd), s1 = s0, p0 = s0, p1 = s0, to_level = s0;
   typename AlongValues<compute_t<T>>::Room room;
   const auto add = [&](auto x, auto dy, std::int64_t at, const auto& own, std::int64_t i, std::int64_t some, auto& s,
                        auto& p) HWY_ATTR {
-    auto g = gradient_of<kind, along>(d, dy, centred_of(x, center, power), scale, shift, in, at + i, own, i, some);
-    g = weighted<along>(d, g, own, i, some);
+    const auto gradient =
+        gradient_of<kind, along>(d, dy, centred_of(x, center, power), scale, shift, level, in, at + i, own, i, some);
+    if constexpr (kind == GateKind::level) {
+      auto rest = level_gradient_of(d, dy, gradient);
+      if (some < n) rest = first_n(dd, rest, some);
+      to_level = hn::Add(to_level, rest);
+    }
+    auto g = weighted<along>(d, to_double(gradient), own, i, some);
     auto centred = hn::Sub(to_double(x), exact);
     if (some < n) g = first_n(dd, g, some), centred = first_n(dd, centred, some);
     s = hn::Add(s, g), p = hn::MulAdd(g, centred, p);
@@ -54,7 +61,8 @@ GradSums block_sums(const GradInput<T> in, const AlongValues<compute_t<T>>& valu
         add(read_n(d, x + i, length - i), read_n(d, dy + i, length - i), first, own, i, length - i, s1, p1);
     }
   }
-  return {sum_of_lanes(hn::Add(s0, s1)), sum_of_lanes(hn::Add(p0, p1))};
+  return {sum_of_lanes(hn::Add(s0, s1)), sum_of_lanes(hn::Add(p0, p1)),
+          kind == GateKind::level ? sum_of_lanes(to_level) : 0.0};
 }
 
 template <class T, GateKind kind, bool along>
@@ -64,15 +72,17 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
   const AlongValues<C> values(args.along);
   const auto part = [&](GroupWalk& walk, std::int64_t group, std::int64_t part_index) {
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
+    const auto level = gate_level<kind, C>(args.gate, group);
     const std::int64_t end = min_of(grid.blocks, (part_index + 1) * grid.blocks_per_part);
     GradSums total;
     for (std::int64_t b = part_index * grid.blocks_per_part; b < end; ++b)
-      total.add(
-          block_sums<T, kind, along>(in, values, walk, grid.block(group, b), grid.stride(), args.center[group], a));
+      total.add(block_sums<T, kind, along>(in, values, walk, grid.block(group, b), grid.stride(), args.center[group], a,
+                                           level));
     return total;
   };
   const auto finish = [&](std::int64_t group, const GradSums& total) {
     args.sum_g[group] = total.g, args.sum_gx[group] = total.gx;
+    if constexpr (kind == GateKind::level) args.sum_level[group] = total.level;
   };
   if (grid.parts == 1) {
     for_items(queue, grid.units(), grid.units_per_task(), values.walk(),
@@ -90,10 +100,12 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
   }
 }
 
-/// One unit: sum_g and sum_gx (grid.tile).
+/// One unit: sum_g, sum_gx and with a level sum_level (grid.tile).
+template <GateKind kind>
+constexpr std::size_t sums_of = kind == GateKind::level ? 3 : 2;
 template <class T, GateKind kind, bool along>
 void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongValues<compute_t<T>>& values,
-               const ColumnGrid& grid, const ColumnGrid::Unit& unit, double* sum_g, double* sum_gx) {
+               const ColumnGrid& grid, const ColumnGrid::Unit& unit, const SumsOf<sums_of<kind>>& sums) {
   using C = compute_t<T>;
   using Values = AlongValues<C>;
   const SumTag<T> d;
@@ -101,11 +113,15 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
   const std::int64_t n = lanes(d);
   alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
   alignas(64) double exact[tile_columns], acc_g[tile_columns], acc_gx[tile_columns];
+  constexpr std::int64_t level_columns = kind == GateKind::level ? tile_columns : 1;
+  alignas(64) C level[level_columns];
+  alignas(64) double acc_level[level_columns];
   for (std::int64_t j = 0; j < grid.tile; ++j) {
     const std::int64_t group = grid.group(unit.matrix, unit.column + min_of(j, unit.columns - 1));
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
     center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
     exact[j] = args.center[group], acc_g[j] = acc_gx[j] = 0.0;
+    if constexpr (kind == GateKind::level) level[j] = gate_level<kind, C>(args.gate, group), acc_level[j] = 0.0;
   }
   auto walk = values.walk();
   typename Values::Room rooms[along ? rows_per_pass : 1];
@@ -120,18 +136,26 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
       const auto c = hn::Load(d, center + j), k = hn::Load(d, power + j);
       const auto a = hn::Load(d, scale + j), b = hn::Load(d, shift + j);
       const auto e = hn::Load(dd, exact + j);
-      auto s = hn::Load(dd, acc_g + j), p = hn::Load(dd, acc_gx + j);
+      auto s = hn::Load(dd, acc_g + j), p = hn::Load(dd, acc_gx + j), rest = hn::Zero(dd);
+      auto at_level = hn::Zero(d);
+      if constexpr (kind == GateKind::level) at_level = hn::Load(d, level + j), rest = hn::Load(dd, acc_level + j);
       for (std::int64_t r = 0; r < count; ++r) {
         const std::int64_t i = first + r * grid.width + j;
         const auto x = read_some(d, in.x + i, some), dy = read_some(d, in.dy + i, some);
-        auto g = gradient_of<kind, along>(d, dy, centred_of(x, c, k), a, b, in, i, own[r], j, min_of(n, some));
-        g = weighted<along>(d, g, own[r], j, some);
+        const auto gradient =
+            gradient_of<kind, along>(d, dy, centred_of(x, c, k), a, b, at_level, in, i, own[r], j, min_of(n, some));
+        const auto g = weighted<along>(d, to_double(gradient), own[r], j, some);
+        if constexpr (kind == GateKind::level) rest = hn::Add(rest, level_gradient_of(d, dy, gradient));
         s = hn::Add(s, g), p = hn::MulAdd(g, hn::Sub(to_double(x), e), p);
       }
       hn::Store(s, dd, acc_g + j), hn::Store(p, dd, acc_gx + j);
+      if constexpr (kind == GateKind::level) hn::Store(rest, dd, acc_level + j);
     }
   }
-  for (std::int64_t j = 0; j < unit.columns; ++j) sum_g[j] = acc_g[j], sum_gx[j] = acc_gx[j];
+  for (std::int64_t j = 0; j < unit.columns; ++j) {
+    sums[0][j] = acc_g[j], sums[1][j] = acc_gx[j];
+    if constexpr (kind == GateKind::level) sums[2][j] = acc_level[j];
+  }
 }
 
 template <class T, GateKind kind, bool along>
@@ -140,22 +164,27 @@ void moments_grad_of(const MomentsGradArgs& args, const Partition& p, Queue& que
   const GradInput<T> in(args, p);
   const AlongValues<compute_t<T>> values(args.along);
   const ColumnGrid grid(p);
-  sum_columns(grid, args.sum_g, args.sum_gx, queue, [&](const ColumnGrid::Unit& unit, double* sum_g, double* sum_gx) {
-    tile_sums<T, kind, along>(args, in, values, grid, unit, sum_g, sum_gx);
+  using Sums = SumsOf<sums_of<kind>>;
+  Sums to{args.sum_g, args.sum_gx};
+  if constexpr (kind == GateKind::level) to[2] = args.sum_level;
+  sum_columns(grid, to, queue, [&](const ColumnGrid::Unit& unit, const Sums& sums) {
+    tile_sums<T, kind, along>(args, in, values, grid, unit, sums);
   });
 }
 
 void moments_grad_target(const MomentsGradArgs& args, Queue& queue) {
   const Partition p = canonical(args.partition);
   if (p.elements() == 0) {
-    for (std::int64_t i = 0; i < args.partition.groups(); ++i) args.sum_g[i] = args.sum_gx[i] = 0.0;
+    for (double* sums : {args.sum_g, args.sum_gx, args.gate.floor.given() ? args.sum_level : nullptr})
+      if (sums != nullptr) std::fill_n(sums, args.partition.groups(), 0.0);
     return;
   }
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     visit_gate(kind_of(args.gate), [&](auto kind) {
-      args.along.given ? moments_grad_of<T, kind(), true>(args, p, queue)
-                       : moments_grad_of<T, kind(), false>(args, p, queue);
+      if constexpr (kind() != GateKind::level)  // with which gamma is folded
+        if (args.along.given) return moments_grad_of<T, kind(), true>(args, p, queue);
+      moments_grad_of<T, kind(), false>(args, p, queue);
     });
   });
 }

@@ -1,6 +1,6 @@
 // Gamma and beta that values read along (kernels/ops.hpp), in place of those that are folded into the coefficients of
-// their group. What a kernel does with a value is written once, for both: an Own is a value's own gamma and beta, a
-// Gammas says where the kernel's values have theirs from.
+// their group; and the level that a value does not fall below. What a kernel does with a value is written once, for
+// all: an Own is a value's own gamma and beta, or level, a Gammas says where the kernel's values have theirs from.
 #pragma once
 
 #include <cmath>
@@ -17,6 +17,7 @@ namespace allnorm::cuda {
 
 /// z as it is: gamma and beta are in its coefficients.
 struct FoldedOwn {
+  static constexpr bool has_level = false;
   template <class C>
   __device__ __forceinline__ C of(C z) const {
     return z;
@@ -28,11 +29,29 @@ struct FoldedOwn {
 };
 template <class C>
 struct AlongOwn {
+  static constexpr bool has_level = false;
   C weight, bias;
   __device__ __forceinline__ C of(C z) const { return std::fma(z, weight, bias); }
   template <class S>
   __device__ __forceinline__ S weighted(S g) const {
     return static_cast<S>(weight) * g;
+  }
+};
+
+/// A level, and folded gamma and beta. `rest`: what is asked for as g is what the level takes of dy.
+template <class C>
+struct FloorOwn : FoldedOwn {
+  static constexpr bool has_level = true;
+  C level;
+  bool rest;
+
+  __device__ __forceinline__ FloorOwn(C own_level, bool asks_rest) : level(own_level), rest(asks_rest) {}
+  /// The larger of z and the level; NaN where one of them is.
+  __device__ __forceinline__ C raised(C z) const { return z <= level || level != level ? level : z; }
+  /// g, where at_level is that of a z at the level; or exactly what it leaves of dy.
+  __device__ __forceinline__ C gated(C dy, C z, C at_level) const {
+    const C g = z <= level ? z == level ? at_level : C{0} : dy;
+    return !rest ? g : g == dy ? C{0} : dy - g;
   }
 };
 
@@ -90,10 +109,14 @@ __device__ __forceinline__ void load_parameter(const Parameter& parameter, std::
   };
   if (parameter.data == nullptr)
     for (int i = 0; i < n; ++i) to[i] = static_cast<C>(parameter.otherwise);
-  else if (parameter.wide)
+  else if (parameter.dtype == DType::f64)
     load(static_cast<const double*>(parameter.data));
-  else
+  else if (parameter.dtype == DType::f32)
     load(static_cast<const float*>(parameter.data));
+  else if (parameter.dtype == DType::f16)
+    load(static_cast<const f16*>(parameter.data));
+  else
+    load(static_cast<const bf16*>(parameter.data));
 }
 
 struct FoldedGammas {
@@ -107,6 +130,46 @@ struct FoldedGammas {
     return {};
   }
   __device__ __forceinline__ FoldedGammas from(std::int64_t) const { return {}; }
+};
+
+/// Of a tensor that `fine` cuts, like the floor.
+struct FloorGammas {
+  static constexpr bool along = false, whole = true;
+  template <class C, int n>
+  struct Values {
+    C level[n] = {};
+    bool rest = false;
+    __device__ __forceinline__ FloorOwn<C> own(int e) const { return {level[e], rest}; }
+  };
+
+  Floor floor{};
+  GroupIndex fine{};
+  bool rest = false;
+  std::int64_t origin = 0;  // of the offsets
+
+  FloorGammas() = default;
+  FloorGammas(const Floor& given, const Partition& partition, bool asks_rest = false)
+      : floor(given), fine(partition), rest(asks_rest) {}
+  __device__ __forceinline__ FloorGammas from(std::int64_t base) const {
+    FloorGammas moved = *this;
+    moved.origin = base;
+    return moved;
+  }
+  template <class C, int n>
+  __device__ __forceinline__ Values<C, n> load(std::int64_t at, int count, bool) const {
+    Values<C, n> values;
+    values.rest = rest;
+    GroupWalk walk(fine, at + origin);
+    std::int64_t group = -1;
+    C level = 0;
+    unrolled<n>([&](auto e) {
+      if (e >= count) return;
+      if (walk.group != group) level = static_cast<C>(floor[group = walk.group]);
+      values.level[e] = level;
+      walk.step();
+    });
+    return values;
+  }
 };
 
 /// `checked`: the kernel takes n > 1 values at a time only where they are whole.
@@ -167,9 +230,12 @@ struct AlongGammas {
 
 /// Calls f with the Gammas of a kernel that takes n values at a time.
 template <bool checked, class F>
-void visit_gammas(const Along& along, const Partition& norm, int n, const F& f) {
+void visit_gammas(const Along& along, const Floor& floor, const Partition& norm, const Partition& fine, int n,
+                  const F& f) {
   if (along.given)
     f(AlongGammas<checked>(along, norm, n));
+  else if (floor.given())
+    f(FloorGammas(floor, fine));
   else
     f(FoldedGammas{});
 }

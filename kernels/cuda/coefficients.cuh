@@ -64,6 +64,7 @@ template <class C, class Own>
 __device__ __forceinline__ C y_of(C x, const Affine<C>& k, const Own& own, bool has_residual, C residual,
                                   const Below<C>& below) {
   C z = affine_of(centred_of(x, k.center, k.power), k.scale, k.shift, own);
+  if constexpr (Own::has_level) return own.raised(z);
   if (has_residual) z += residual;
   return below.activate(z);
 }
@@ -92,6 +93,7 @@ struct Gating {
   template <class Own>
   __device__ __forceinline__ C gated(C dy, C centred, C scale, C shift, const Own& own, unsigned bit) const {
     if (kind == GateKind::open) return dy;
+    if constexpr (Own::has_level) return own.gated(dy, affine_of(centred, scale, shift, own), below.times_slope(dy));
     const bool low = kind == GateKind::sign ? affine_of(centred, scale, shift, own) <= 0 : bit == 0;
     return low ? below.times_slope(dy) : dy;
   }

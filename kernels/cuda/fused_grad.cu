@@ -43,6 +43,7 @@ bool fused_fits(const BackwardArgs& args, Queue& queue) {
   const std::int64_t groups = args.norm.groups();
   const bool can = args.record == nullptr && !args.along && args.norm.elements() > 0 && args.fine == args.norm &&
                    (!args.wants_weight || args.affine.groups() == groups) && args.reporter.report == nullptr &&
+                   !args.level.given() && !args.learned_eps.given() &&
                    (args.dx != nullptr || args.dresidual != nullptr);
   if (!can) return false;
   const auto bytes = 2 * args.norm.elements() * static_cast<std::int64_t>(size_of(args.dtype));

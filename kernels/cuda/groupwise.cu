@@ -58,8 +58,10 @@ __global__ void __launch_bounds__(most_threads)
   }
   const double off = mean - static_cast<double>(center), m2 = team_sum(squares, team) - count * off * off;
   const auto no_lane = [](std::int64_t, bool) { return 0.0; };
-  const auto frame = steps::frame_of(args.rules, args.state, Turn{}, g, steps::moments_of(count, mean, m2 < 0 ? 0 : m2),
-                                     no_lane, false);
+  Turn turn;
+  turn.count = count;
+  const auto frame = steps::frame_of(args.rules, args.state, turn, g, steps::moments_of(count, mean, m2 < 0 ? 0 : m2),
+                                     no_lane, false, steps::learned_eps_of(args, g));
   if (lane == 0) args.frame.set(g, frame);
   if (lane == 0 && g == 0) {  // nothing in this kernel reads what counts calls
     write_turn(args, steps::turn_of(args, {}));

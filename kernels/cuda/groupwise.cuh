@@ -140,7 +140,8 @@ void visit_width(const Args& args, std::initializer_list<const void*> tensors, c
   for (const void* p : tensors) aligned = aligned && is_vector_aligned(p);
   if (args.along) aligned = aligned && AlongGammas<true>(along_of(args), args.norm, vector_width<T>).whole;
   const auto with = [&](auto width) {
-    visit_gammas<true>(along_of(args), args.norm, width(), [&](const auto& gammas) { f(width, gammas); });
+    visit_gammas<true>(along_of(args), floor_of(args), args.norm, args.fine, width(),
+                       [&](const auto& gammas) { f(width, gammas); });
   };
   if (aligned)
     with(std::integral_constant<int, vector_width<T>>{});

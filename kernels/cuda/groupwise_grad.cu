@@ -75,47 +75,59 @@ struct GroupSums {
 };
 
 /// Over the values first, first + step, ... of channel j.
-template <class T>
+template <class T, class Own>
 __device__ Sums channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
                              const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
-                             std::int64_t base) {
+                             std::int64_t base, const Own& own) {
   const int values = groups.size / groups.channels;
   GroupSums<compute_t<T>> sums;
   int added = 0;
   for (int s = first; s < values; s += step) {
     const int i = groups.value_of(j, s);
     const unsigned bits = gate.kind == GateKind::mask ? gate.bits_at(base + groups.offset(i)) : 0u;
-    sums.add(widen(x[i]), widen(dy[i]), k, FoldedOwn{}, gate, bits & 1u);
+    sums.add(widen(x[i]), widen(dy[i]), k, own, gate, bits & 1u);
     if (++added % values_per_sum == 0) sums.flush();
   }
   sums.flush();
   return sums.all;
 }
 
-/// The sums of all channels of a team's group to `sums` (slots, channels).
-template <class T>
+/// The sums of all channels of a team's group to `sums` (slots, channels); own_of(j) is the Own of channel j's values.
+template <class T, class OwnOf>
 __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, const TeamShape& team,
                              const ChannelTable<GradCoefficients<compute_t<T>>, false>& table,
-                             const Gating<compute_t<T>>& gate, std::int64_t base, Sums* sums) {
+                             const Gating<compute_t<T>>& gate, std::int64_t base, Sums* sums, const OwnOf& own_of) {
   const ChannelSums plan(groups, team);
   const int lane = team.lane() % warp_threads, warps = team.threads / warp_threads;
   for (int item = team.lane() / warp_threads; item < plan.blocks * plan.slices; item += warps) {
     const int block = item % plan.blocks, slice = item / plan.blocks;
     if (plan.columns == 1) {
       const auto sum = team_sum(channel_sums(x, dy, groups, block, slice * warp_threads + lane,
-                                             plan.slices * warp_threads, table[block], gate, base),
+                                             plan.slices * warp_threads, table[block], gate, base, own_of(block)),
                                 TeamShape{});
       if (lane == 0) sums[item] = sum;
     } else {
       const int j = block * plan.columns + lane % plan.columns, slot = slice * plan.rows + lane / plan.columns;
       if (j >= groups.channels || lane >= plan.rows * plan.columns) continue;
-      sums[slot * groups.channels + j] = channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base);
+      sums[slot * groups.channels + j] =
+          channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base, own_of(j));
     }
   }
 }
 
+/// The Own of the values of a fine group where gamma is folded.
+template <class C>
+__device__ __forceinline__ FoldedOwn own_of(const FoldedGammas&, std::int64_t, bool) {
+  return {};
+}
+template <class C>
+__device__ __forceinline__ FloorOwn<C> own_of(const FloorGammas& gammas, std::int64_t fine, bool rest) {
+  return {static_cast<C>(gammas.floor[fine]), rest};
+}
+
 /// `gated`: there may be an activation; a row without one spares the registers. x and dy are read once; dx and
-/// dresidual; and where gamma is folded, dgamma and dbeta of every fine group to `of_fine` (2, fine groups).
+/// dresidual; and where gamma is folded, dgamma and dbeta of every fine group to `of_fine` (2, fine groups), those of
+/// a level and a learned eps to its fifth and sixth row.
 template <class T, int width, class Gammas, bool gated>
 __global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
     groupwise_backward_kernel(const BackwardArgs args, const Groups groups, const Room room, const TeamShape team,
@@ -164,19 +176,33 @@ __global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
     terms_of(sums.all, 0);
   } else {
     auto* sums = reinterpret_cast<Sums*>(own + room.sums);
-    sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate,
-                 base, sums);
-    team_sync(team);
-    const int items = groups.channels * ChannelSums(groups, team).slots();
-    for (int j = lane; j < groups.channels; j += team.threads) {
-      Sums sum;
-      for (int item = j; item < items; item += groups.channels) sum.add(sums[item]);
+    const std::int64_t fine = groups.count * groups.channels;
+    const auto sum_up = [&](bool rest, const auto& take) {  // take(j, sums of channel j)
+      sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate,
+                   base, sums, [&](int j) { return own_of<C>(all_gammas, groups.fine(g, j), rest); });
+      team_sync(team);
+      const int items = groups.channels * ChannelSums(groups, team).slots();
+      for (int j = lane; j < groups.channels; j += team.threads) {
+        Sums sum;
+        for (int item = j; item < items; item += groups.channels) sum.add(sums[item]);
+        take(j, sum);
+      }
+    };
+    sum_up(false, [&](int j, const Sums& sum) {
       const auto terms = terms_of(sum, j);
-      of_fine[groups.fine(g, j)] = terms.dgamma;
-      of_fine[groups.count * groups.channels + groups.fine(g, j)] = terms.dbeta;
-    }
+      const std::int64_t f = groups.fine(g, j);
+      of_fine[f] = terms.dgamma;
+      of_fine[fine + f] = terms.dbeta;
+      if (args.deps.data != nullptr) of_fine[5 * fine + f] = steps::eps_grad(args, f, terms.s2);
+    });
+    if constexpr (std::is_same_v<Gammas, FloorGammas>)
+      if (args.dlevel.data != nullptr) {
+        team_sync(team);
+        sum_up(true, [&](int j, const Sums& sum) { of_fine[4 * fine + groups.fine(g, j)] = sum.sum; });
+      }
   }
   of_group = team_sum(of_group, team);
+  args.direct.join(args.frame.rstd, g, of_group.sum, of_group.second);
   if (args.dx == nullptr && args.dresidual == nullptr) return;
 
   table.fill(groups, team, [&](int j) {
@@ -230,6 +256,7 @@ void groupwise_backward(const BackwardArgs& args, Queue& queue) {
              kernel, args, groups, room, team, gate, gammas, args.scratch);
     });
   });
+  coarsen_more(args, queue);
   if (args.along || !args.wants_weight) return;
   const std::int64_t fine = args.fine.groups();
   coarsen({},

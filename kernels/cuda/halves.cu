@@ -21,6 +21,7 @@ __device__ __attribute__((noinline)) steps::GroupFrame frame_of(const ForwardArg
                                                                 const Turn& turn, std::int64_t g, bool commits) {
   if (args.source == FrameSource::given) return args.frame.get(g);
   if (args.source == FrameSource::running) return steps::running_frame(args.rules, args.state, g);
+  if (args.source == FrameSource::unit) return steps::unit_frame();
   if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
   return steps::frame_of(args, gathered, turn, g, commits);
 }
@@ -74,7 +75,7 @@ struct ForwardSource {
     for (std::int64_t g = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; g < args.norm.groups(); g += stride)
       args.frame.set(g, frame_of(args, gathered, turn, g, true));
     const bool is_first = blockIdx.x == 0 && threadIdx.x == 0;
-    if (args.source == FrameSource::running) {
+    if (args.source != FrameSource::call) {
       if (is_first) *args.frame.scalars = {turn.count, turn.call};
       return;
     }
@@ -140,6 +141,7 @@ void apply_call(const ForwardArgs& args, const Gathered& gathered, Queue& queue)
   map.partition = args.fine;
   map.activation = args.activation;
   map.along = along_of(args);
+  map.floor = floor_of(args);
   run_apply<true>(queue, map, args.mask, ForwardSource{args, gathered, tickets(queue, 1)});
 }
 
@@ -154,6 +156,7 @@ void apply_grad_call(const BackwardArgs& args, const Gathered& gathered, Queue& 
   map.gate.activation = args.activation;
   map.gate.mask = args.mask;
   map.along = along_of(args);
+  map.gate.floor = floor_of(args);
   const bool wanted = args.dx != nullptr || args.dresidual != nullptr;
   if (!wanted && args.record == nullptr) return;
   if (!wanted) map.partition = {0, 1, 1, 1};  // the heads are checked all the same
@@ -180,6 +183,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
 // ---- backward ------------------------------------------------------------------------------------------------------
 
 void backward_local(BackwardArgs& args, Queue& queue) {
+  if (!args.rules.takes_moments() && !args.wants_weight) return;
   args.route = rows_grad_fits(args)                         ? Route::rows
                : groupwise_fits(args, properties_of(queue)) ? Route::groups
                : fused_fits(args, queue)                    ? Route::tensor

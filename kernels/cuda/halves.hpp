@@ -27,9 +27,14 @@ struct CoarseSums {
   std::int64_t groups = 0;              // coarse ones
   double *s1 = nullptr, *s2 = nullptr;  // (groups), optional
   ParameterGrad dweight{}, dbias{};
+  Direct direct{};  // joins s1 and s2, with the rstd of the frame
+  const double* rstd = nullptr;
 };
 /// In one launch; either may have no groups.
 void coarsen(const CoarseSums& over_norm, const CoarseSums& over_affine, Queue& queue);
+/// What level and learned eps have in the fifth and sixth row of args.scratch, of every fine group, summed into their
+/// gradients.
+void coarsen_more(const BackwardArgs& args, Queue& queue);
 
 // ---- groupwise*.cu: a lone rank's groups that fit on the chip
 // ----------------------------------------------------------

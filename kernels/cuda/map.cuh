@@ -219,7 +219,7 @@ void run_apply(Queue& queue, const ApplyArgs& args, std::uint8_t* mask, const So
     using T = typename decltype(type)::type;
     const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.residual) && is_vector_aligned(args.y);
     const auto run = [&](auto width) {
-      visit_gammas<false>(args.along, args.partition, width(), [&](const auto& gammas) {
+      visit_gammas<false>(args.along, args.floor, args.partition, args.partition, width(), [&](const auto& gammas) {
         const ApplyMap<T, width(), std::remove_cvref_t<decltype(gammas)>> map{
             static_cast<const T*>(args.x),
             static_cast<const T*>(args.residual),
@@ -246,18 +246,19 @@ void run_apply_grad(Queue& queue, const ApplyGradArgs& args, const Source& sourc
     using T = typename decltype(type)::type;
     const bool whole = is_vector_aligned(args.x) && is_vector_aligned(args.dy) && is_vector_aligned(args.dx) &&
                        is_vector_aligned(args.dresidual);
-    visit_gammas<false>(args.along, args.partition, vector_width<T>, [&](const auto& gammas) {
-      const GradMap<T, vector_width<T>, std::remove_cvref_t<decltype(gammas)>> map{
-          static_cast<const T*>(args.x),
-          static_cast<const T*>(args.dy),
-          static_cast<T*>(args.dx),
-          static_cast<T*>(args.dresidual),
-          Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
-          whole,
-          result_hint(queue, args.partition, sizeof(T)),
-          gammas};
-      run_map(queue, args.partition, map, source);
-    });
+    visit_gammas<false>(args.along, args.gate.floor, args.partition, args.partition, vector_width<T>,
+                        [&](const auto& gammas) {
+                          const GradMap<T, vector_width<T>, std::remove_cvref_t<decltype(gammas)>> map{
+                              static_cast<const T*>(args.x),
+                              static_cast<const T*>(args.dy),
+                              static_cast<T*>(args.dx),
+                              static_cast<T*>(args.dresidual),
+                              Gating<compute_t<T>>(args.gate.activation, args.gate.mask),
+                              whole,
+                              result_hint(queue, args.partition, sizeof(T)),
+                              gammas};
+                          run_map(queue, args.partition, map, source);
+                        });
   });
 }
 

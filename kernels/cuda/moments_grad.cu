@@ -43,6 +43,7 @@ __device__ void coarsen_block(const CoarseSums& in, std::int64_t block) {
   if (in.s1 != nullptr) {
     in.s1[c] = own.sum;
     in.s2[c] = own.second;
+    in.direct.join(in.rstd, c, in.s1[c], in.s2[c]);
   }
   in.dweight.set(c, own.sum);
   in.dbias.set(c, own.second);
@@ -71,7 +72,12 @@ Gradient of_arrays(const Args& args) {
   return {args.x, args.dy, args.dtype, args.gate, {args.center, args.gate.scale, args.gate.shift}, args.along};
 }
 Gradient of_call(const BackwardArgs& args) {
-  return {args.x, args.dy, args.dtype, {args.activation, args.mask}, CoefficientSource::of_call(args), along_of(args)};
+  return {args.x,
+          args.dy,
+          args.dtype,
+          {args.activation, args.mask, nullptr, nullptr, floor_of(args)},
+          CoefficientSource::of_call(args),
+          along_of(args)};
 }
 template <class T, Gates gates>
 GradInput<T, gates> input_of(const Gradient& in) {
@@ -79,7 +85,8 @@ GradInput<T, gates> input_of(const Gradient& in) {
           Gating<compute_t<T>>(in.gate.activation, in.gate.mask), in.source};
 }
 
-void reduce_over(const Partition& partition, Gradient in, const GradEnd& end, Queue& queue) {
+/// `rest`: of what a level takes of dy in place of g.
+void reduce_over(const Partition& partition, Gradient in, const GradEnd& end, Queue& queue, bool rest = false) {
   const GateKind kind = kind_of(in.gate.activation, in.gate.mask);
   in.source.has_z = kind == GateKind::sign;
   visit(in.dtype, [&](auto type) {
@@ -90,6 +97,8 @@ void reduce_over(const Partition& partition, Gradient in, const GradEnd& end, Qu
     };
     if (in.along.given)
       go(std::integral_constant<Gates, Gates::any>{}, AlongGammas<true>(in.along, partition, vector_width<T>));
+    else if (in.gate.floor.given())
+      go(std::integral_constant<Gates, Gates::by_sign>{}, FloorGammas(in.gate.floor, partition, rest));
     else if (kind == GateKind::mask)
       go(std::integral_constant<Gates, Gates::by_mask>{}, FoldedGammas{});
     else
@@ -127,10 +136,24 @@ void moments_grad(const MomentsGradArgs& args, Queue& queue) {
   end.sum_g = args.sum_g;
   end.sum_gx = args.sum_gx;
   reduce_over(args.partition, of_arrays(args), end, queue);
+  if (!args.gate.floor.given()) return;
+  Buffer<double> unused(static_cast<std::size_t>(args.partition.groups()), queue, Fill::none);
+  end.sum_g = args.sum_level;
+  end.sum_gx = unused.data();
+  reduce_over(args.partition, of_arrays(args), end, queue, true);
 }
 
 void affine_grad(const AffineGradArgs& args, Queue& queue) {
-  reduce_over_affine(args.norm, of_arrays(args), {args.dweight, true}, {args.dbias, true}, queue);
+  reduce_over_affine(args.norm, of_arrays(args), {args.dweight, DType::f64}, {args.dbias, DType::f64}, queue);
+}
+
+void coarsen_more(const BackwardArgs& args, Queue& queue) {
+  if (args.dlevel.data == nullptr && args.deps.data == nullptr) return;
+  const std::int64_t fine = args.fine.groups();
+  coarsen({},
+          {args.scratch + 4 * fine, args.scratch + 5 * fine, fine, args.to_affine, args.affine.groups(), nullptr,
+           nullptr, args.dlevel, args.deps},
+          queue);
 }
 
 void reduce_affine_gradient(const BackwardArgs& args, Queue& queue) {
@@ -142,11 +165,26 @@ void reduce_gradient(const BackwardArgs& args, Queue& queue) {
   const std::int64_t parameters = args.wants_weight && !args.along ? args.affine.groups() : 0;
   const bool own = fine == groups && (parameters == 0 || parameters == fine);
   GradEnd end = own ? GradEnd::own_of(args) : GradEnd{.terms = args.scratch, .groups = fine};
+  if (args.dlevel.data != nullptr)  // first: its second sums are in the room of eps
+    reduce_over(args.fine, of_call(args), {.sum_g = args.scratch + 4 * fine, .sum_gx = args.scratch + 5 * fine}, queue,
+                true);
   if (args.record != nullptr) end.record = BackwardRecord(args);
+  if (args.deps.data != nullptr) end.eps_terms = args.scratch + 5 * fine;
   reduce_over(args.fine, of_call(args), end, queue);
+  coarsen_more(args, queue);
   if (own) return;
   const double* terms = end.terms;
-  coarsen({terms, terms + fine, fine, args.to_norm, groups, args.sums, args.sums + groups},
+  coarsen({terms,
+           terms + fine,
+           fine,
+           args.to_norm,
+           groups,
+           args.sums,
+           args.sums + groups,
+           {},
+           {},
+           args.direct,
+           args.frame.rstd},
           {terms + 2 * fine, terms + 3 * fine, fine, args.to_affine, parameters, nullptr, nullptr, args.dweight,
            args.dbias},
           queue);

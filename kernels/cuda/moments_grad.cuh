@@ -153,6 +153,7 @@ struct GradEnd {
   double *s1 = nullptr, *s2 = nullptr;         // (G), optional
   ParameterGrad dweight{}, dbias{};            // with s1 and s2
   double* terms = nullptr;                     // (4, fine groups): s1, s2, dgamma, dbeta; optional
+  double* eps_terms = nullptr;                 // (fine groups) of the learned eps, beside s1 and s2; optional
   std::int64_t groups = 0;                     // fine ones
   BackwardRecord record{};
 
@@ -187,6 +188,7 @@ struct GradTask : GradInput<Element, gates> {
     const LayerCall& call = this->source.call;
     const auto t =
         steps::grad_terms(call.frame.get(call.to_norm(group)), steps::gamma_of(call, group), sums.sum, sums.second);
+    if (end.eps_terms != nullptr) end.eps_terms[group] = steps::eps_grad(call, group, t.s2);
     if (end.terms != nullptr) {
       end.terms[group] = t.s1;
       end.terms[end.groups + group] = t.s2;
@@ -196,6 +198,7 @@ struct GradTask : GradInput<Element, gates> {
     }
     end.s1[group] = t.s1;
     end.s2[group] = t.s2;
+    call.direct.join(call.frame.rstd, group, end.s1[group], end.s2[group]);
     end.dweight.set(group, t.dgamma);
     end.dbias.set(group, t.dbeta);
   }

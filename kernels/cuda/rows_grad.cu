@@ -143,8 +143,8 @@ void rows_grad_of(const BackwardArgs& args, const TeamShape& team, Queue& queue)
 bool rows_grad_fits(const BackwardArgs& args) {
   const Partition norm = canonical(args.norm), affine = canonical(args.affine);
   const std::int64_t width = 16 / static_cast<std::int64_t>(size_of(args.dtype)), columns = norm.reduce1;
-  bool fits = args.record == nullptr && args.along && args.wants_weight && norm.elements() > 0 && norm.reduce0 == 1 &&
-              affine == Partition{1, norm.keep1, columns, 1};
+  bool fits = args.record == nullptr && args.along && args.wants_weight && !args.direct.given() &&
+              norm.elements() > 0 && norm.reduce0 == 1 && affine == Partition{1, norm.keep1, columns, 1};
   for (const void* p : {args.x, args.dy, static_cast<const void*>(args.dx), args.weight.data})
     fits = fits && is_vector_aligned(p);
   return fits && args.activation.kind == ActivationKind::identity && args.dresidual == nullptr &&

@@ -197,14 +197,14 @@ TEST(Disagreement, OfLoadedStatesIsNamed) {
 TEST(BadInputOfOneRank, IsToldToItsPeers) {
   harness::run(3, [](const World& world, Queue& queue) {
     Rank rank(Layer("sync_batch_norm"), world, queue);
-    const std::vector<f16> half(5);
+    const std::vector<std::int64_t> labels(5);
     ForwardInputs in;
     in.input = view(rank.x.v.data(), shape_of(rank.x.shape));
-    if (world->rank() == 1) in.weight = view(half.data(), Shape{5});
+    if (world->rank() == 1) in.weight = view(labels.data(), Shape{5});
     const auto forward = [&] {
       return error_of([&] { rank.norm.forward(in, view(rank.y.data(), in.input.shape), queue); });
     };
-    const std::string wrong = "weight has dtype f16, must have f32 or f64";
+    const std::string wrong = "weight has dtype i64, must have f64, f32, f16 or bf16";
     EXPECT_EQ(forward(), world->rank() == 1 ? "invalid argument: " + wrong : "aborted: rank 1 failed: " + wrong);
     EXPECT_EQ(rank.norm.running(rank.queue).tracked, 0);
     in.weight = {};
@@ -213,11 +213,11 @@ TEST(BadInputOfOneRank, IsToldToItsPeers) {
 
     const Saved saved = rank.norm.forward(in, view(rank.y.data(), in.input.shape), queue);
     Doubles dx(rank.x.v.size());
-    std::vector<f16> gradient(5);
+    std::vector<std::int64_t> gradient(5);
     BackwardOutputs out;
     out.input = view(dx.data(), in.input.shape);
     if (world->rank() == 2) out.weight = view(gradient.data(), Shape{5});
-    const std::string bad = "grad_weight has dtype f16, must have f32 or f64";
+    const std::string bad = "grad_weight has dtype i64, must have f64, f32, f16 or bf16";
     EXPECT_EQ(error_of([&] { rank.norm.backward(saved, in.input, out, queue); }),
               world->rank() == 2 ? "invalid argument: " + bad : "aborted: rank 2 failed: " + bad);
     EXPECT_EQ(dx, Doubles(dx.size()));
