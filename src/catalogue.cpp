@@ -136,9 +136,9 @@ constexpr Attribute group_norm_attributes[] = {
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
-constexpr Axes none{}, each_sample{Axis::sample}, each_channel{Axis::channel}, each_group{Axis::sample, Axis::group},
-    each_instance{Axis::sample, Axis::channel}, each_row{Axis::leading}, each_column{Axis::trailing},
-    each_weight_row{Axis::row};
+constexpr Axes none{}, each_sample{Axis::sample},
+    each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_instance{Axis::sample, Axis::channel},
+    each_row{Axis::leading}, each_column{Axis::trailing}, each_weight_row{Axis::row};
 
 constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
 constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }
@@ -345,6 +345,25 @@ constexpr OutputSpec instance_norm_outputs[] = {
     {"grad_residual", every_axis, ""},
 };
 
+constexpr Attribute response_attributes[] = {
+    attributes::real<0, &O::eps>("eps", "added to the mean square, so that nothing is divided by 0"),
+    with(Agreement::none, attributes::choice<Words{"first", "second", "half"}, &O::tie>(
+                              "tie", "who takes the gradient where y is tau: y, tau, or half of it each")),
+};
+constexpr TensorSpec response_tensors[] = {
+    weight(each_channel),
+    bias(each_channel),
+    {"tau", TensorRole::parameter, each_channel, "the output is the larger of y and tau; y when not given"},
+    {"eps_learned", TensorRole::parameter, each_channel, "its size is added to eps; 0 when not given"},
+};
+constexpr OutputSpec response_outputs[] = {
+    {"grad_weight", each_channel, ""},
+    {"grad_bias", each_channel, ""},
+    {"grad_tau", each_channel, ""},
+    {"grad_eps_learned", each_channel, "0 where eps_learned is 0"},
+};
+constexpr Default response_defaults[] = {{"eps", "1e-6"}};
+
 constexpr Attribute standardization_attributes[] = {
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
     eps_attribute,
@@ -432,6 +451,10 @@ constexpr Row rows[] = {
      instance_norm_attributes,
      {},
      instance_norm_outputs},
+    {"filter_response_norm",
+     "Filter Response Normalization with thresholds: mean square of each sample and channel over space",
+     "Singh and Krishnan 2019, arXiv:1911.09737", each_instance, response_tensors, response_attributes,
+     response_defaults, response_outputs, false},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",

@@ -57,6 +57,8 @@ const Subject subjects[] = {
     {"group_norm", {2, 6, 5, 5}, {{"groups", "2"}}, Order::channels_last},
     {"instance_norm", {3, 5, 4, 8}},
     {"instance_norm", {2, 6, 7, 5}, {}, Order::channels_last},
+    {"filter_response_norm", {3, 5, 4, 8}},
+    {"filter_response_norm", {2, 6, 7, 5}, {}, Order::channels_last},
 };
 
 class Scales : public testing::TestWithParam<Range> {};
@@ -66,7 +68,8 @@ reference::Sets sets_of(const Subject& s) {
     return reference::layer_norm_sets(s.shape, static_cast<int>(s.shape.size()) - 1);
   if (s.layer == std::string("group_norm"))
     return reference::group_norm_sets(s.shape, std::stoll(s.attributes.front().second));
-  if (s.layer == std::string("instance_norm")) return reference::instance_norm_sets(s.shape);
+  if (Layer(s.layer).row->statistics == Axes{Axis::sample, Axis::channel})
+    return reference::instance_norm_sets(s.shape);
   auto channels = reference::instance_norm_sets(s.shape);
   channels.set = channels.affine;
   channels.sets = channels.affines;
@@ -119,7 +122,7 @@ TEST_P(Scales, EqualTheOracle) {
             backend::Array<double> dgamma(gamma.size()), dbeta(beta.size());
             Queue queue = backend::queue();
             const Shape shape{std::span<const std::int64_t>(s.shape)};
-            const Shape parameter = layer.row->by_trailing() ? Shape(std::span(s.shape).subspan(1)) : Shape{s.shape[1]};
+            const Shape parameter = layer.shape_of(layer.row->tensor("weight")->axes, shape);
             Norm norm(layer, s.shape[1], nullptr, queue);
             ForwardInputs in;
             in.input = backend::view(tx.data(), shape, s.order);
@@ -136,7 +139,7 @@ TEST_P(Scales, EqualTheOracle) {
             // Backward must open the gate where forward did: the oracle's gate is y's.
             const bool gated = layer.options.activation.kind == ActivationKind::relu;
             auto expected = centred ? reference::rows_forward(x, sets, gamma, beta, layer.options.eps)
-                                    : reference::rms_forward(x, sets, gamma, layer.options.eps);
+                                    : reference::rms_forward(x, sets, gamma, layer.options.eps, beta);
             const Doubles got_y = plain(y);
             Array g = dy;
             for (std::size_t i = 0; i < g.v.size(); ++i) {
