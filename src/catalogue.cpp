@@ -136,7 +136,7 @@ constexpr Attribute group_norm_attributes[] = {
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
-constexpr Axes none{}, each_sample{Axis::sample},
+constexpr Axes none{}, each_position{Axis::sample, Axis::space}, each_place{Axis::space}, each_sample{Axis::sample},
     each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_instance{Axis::sample, Axis::channel},
     each_row{Axis::leading}, each_column{Axis::trailing}, each_weight_row{Axis::row};
 
@@ -364,6 +364,23 @@ constexpr OutputSpec response_outputs[] = {
 };
 constexpr Default response_defaults[] = {{"eps", "1e-6"}};
 
+constexpr Attribute positional_attributes[] = {
+    eps_attribute,
+    attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for one channel"),
+};
+constexpr TensorSpec positional_tensors[] = {
+    weight(each_place),
+    bias(each_place),
+    {"grad_mean", TensorRole::gradient, each_position, "that comes through mean; asks for the gradients too"},
+    {"grad_std", TensorRole::gradient, each_position, "that comes through std; asks for the gradients too"},
+};
+constexpr OutputSpec positional_outputs[] = {
+    {"mean", each_position, ""},
+    {"std", each_position, "sqrt(var + eps)"},
+    {"grad_weight", each_place, ""},
+    {"grad_bias", each_place, ""},
+};
+
 constexpr Attribute standardization_attributes[] = {
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
     eps_attribute,
@@ -455,6 +472,14 @@ constexpr Row rows[] = {
      "Filter Response Normalization with thresholds: mean square of each sample and channel over space",
      "Singh and Krishnan 2019, arXiv:1911.09737", each_instance, response_tensors, response_attributes,
      response_defaults, response_outputs, false},
+    {"positional_norm",
+     "Positional Normalization: mean and variance of each sample and position over channels",
+     "Li et al. 2019, arXiv:1907.04312",
+     each_position,
+     positional_tensors,
+     positional_attributes,
+     {},
+     positional_outputs},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",

@@ -59,6 +59,8 @@ const Subject subjects[] = {
     {"instance_norm", {2, 6, 7, 5}, {}, Order::channels_last},
     {"filter_response_norm", {3, 5, 4, 8}},
     {"filter_response_norm", {2, 6, 7, 5}, {}, Order::channels_last},
+    {"positional_norm", {2, 6, 4, 8}},
+    {"positional_norm", {2, 16, 5}, {}, Order::channels_last},
 };
 
 class Scales : public testing::TestWithParam<Range> {};
@@ -68,6 +70,7 @@ reference::Sets sets_of(const Subject& s) {
     return reference::layer_norm_sets(s.shape, static_cast<int>(s.shape.size()) - 1);
   if (s.layer == std::string("group_norm"))
     return reference::group_norm_sets(s.shape, std::stoll(s.attributes.front().second));
+  if (s.layer == std::string("positional_norm")) return reference::positional_norm_sets(s.shape);
   if (Layer(s.layer).row->statistics == Axes{Axis::sample, Axis::channel})
     return reference::instance_norm_sets(s.shape);
   auto channels = reference::instance_norm_sets(s.shape);
