@@ -381,6 +381,12 @@ constexpr OutputSpec positional_outputs[] = {
     {"grad_bias", each_place, ""},
 };
 
+constexpr TensorSpec shortcut_tensors[] = {
+    {"gamma", TensorRole::map, each_position, "multiplies the input; 1 when not given", 1},
+    {"beta", TensorRole::map, each_position, "is added; 0 when not given"},
+};
+constexpr OutputSpec shortcut_outputs[] = {{"grad_gamma", each_position, ""}, {"grad_beta", each_position, ""}};
+
 constexpr Attribute standardization_attributes[] = {
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
     eps_attribute,
@@ -480,6 +486,19 @@ constexpr Row rows[] = {
      positional_attributes,
      {},
      positional_outputs},
+    {"moment_shortcut",
+     "Moment Shortcut: each position's moments, of another layer, given back",
+     "Li et al. 2019, arXiv:1907.04312",
+     each_position,
+     shortcut_tensors,
+     {},
+     {},
+     shortcut_outputs,
+     false,
+     OperationKind::norm,
+     nullptr,
+     nullptr,
+     false},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",
