@@ -119,12 +119,13 @@ constexpr Attribute batch_attributes[] = {
 
 constexpr Attribute layer_norm_attributes[] = {
     with(Agreement::none,  // ranks may hold uneven parts of the first axis
-         attributes::integers<1, &O::normalized_shape>("normalized_shape", "integers separated by commas",
+         attributes::integers<0, &O::normalized_shape>("normalized_shape", "integers separated by commas",
                                                        "the trailing axes that share statistics; all but the first "
                                                        "when not given")),
     eps_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 
 constexpr Attribute group_norm_attributes[] = {
@@ -132,6 +133,7 @@ constexpr Attribute group_norm_attributes[] = {
     eps_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
@@ -320,6 +322,7 @@ constexpr Attribute instance_norm_attributes[] = {
     training_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 constexpr bool tracks(const O& options) { return options.track; }
 constexpr std::string_view tracked = "left out unless track=true";
