@@ -348,6 +348,39 @@ constexpr OutputSpec instance_norm_outputs[] = {
     {"grad_residual", every_axis, ""},
 };
 
+constexpr Attribute switchable_attributes[] = {
+    eps_attribute,
+    momentum_attribute,
+    training_attribute,
+    attributes::boolean<&O::unbiased_instance_var>(
+        "unbiased_instance_var", "the variances of instances, of which all are made, have Bessel's factor"),
+    sync_attribute,
+    attributes::choice<Words{"batch", "space"}, &O::shard>(
+        "shard", "ranks hold samples of their own, or parts of the same samples"),
+};
+constexpr Axes each_statistic{Axis::statistic};
+constexpr TensorSpec switchable_tensors[] = {
+    weight(each_channel),
+    bias(each_channel),
+    {"mean_logits", TensorRole::parameter, each_statistic,
+     "whose softmax weighs the means of instance, layer and batch; equal when not given", 1},
+    {"var_logits", TensorRole::parameter, each_statistic, "the same for their variances", 1},
+    {"running_mean", TensorRole::state, each_channel, "of the batch; 0 when not given"},
+    {"running_var", TensorRole::state, each_channel, "of the batch, biased; 1 when not given", 1, Bound::not_negative},
+};
+constexpr OutputSpec switchable_outputs[] = {
+    {"running_mean", each_channel, "after the call, in training"},
+    {"running_var", each_channel, "after the call, in training"},
+    {"grad_weight", each_channel, "of this rank's values"},
+    {"grad_bias", each_channel, "of this rank's values"},
+    {"grad_mean_logits", each_statistic, "of this rank's values"},
+    {"grad_var_logits", each_statistic, "of this rank's values"},
+};
+/// Samples that are cut have no layer norm and no instance norm of their own.
+constexpr Axes whole_for_switching(const O& options) {
+  return options.shard == Shard::space ? each_instance : Axes{Axis::channel, Axis::space};
+}
+
 constexpr Attribute standardization_attributes[] = {
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
     eps_attribute,
@@ -435,6 +468,18 @@ constexpr Row rows[] = {
      instance_norm_attributes,
      {},
      instance_norm_outputs},
+    {"switchable_norm",
+     "Switchable Normalization: mixtures of the means and variances of instance, layer and batch norm",
+     "Luo et al. 2019, arXiv:1806.10779",
+     each_channel,
+     switchable_tensors,
+     switchable_attributes,
+     {},
+     switchable_outputs,
+     true,
+     OperationKind::switchable,
+     nullptr,
+     whole_for_switching},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",
@@ -548,6 +593,7 @@ const TensorSpec* Row::state(std::string_view output) const noexcept {
 std::string shape_text(Axes axes) {
   if (axes == every_axis) return "like input";
   if (axes.has(Axis::row)) return "(rows)";
+  if (axes.has(Axis::statistic)) return "(3)";
   if (axes.has(Axis::leading)) return "leading axes";
   if (axes.has(Axis::trailing)) return "normalized_shape";
   const bool space = axes.has(Axis::space);
