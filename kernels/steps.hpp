@@ -200,6 +200,13 @@ ALLNORM_HOST_DEVICE inline Counters advanced(const Rules& rules, Counters c, con
   return c;
 }
 
+/// The last step of a call: what it wrote becomes the state.
+inline void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool is_call) {
+  *state.last = turn;
+  state.next() = advanced(rules, state.now(), turn, is_call);
+  ++*state.turn;
+}
+
 // ---- one group -----------------------------------------------------------------------------------------------------
 
 /// What a call normalizes a group with.

@@ -72,14 +72,24 @@ void expect_writable(const ApplyPlan& plan, const Rank& rank) {
     bad_file(state, "cannot be written: " + system_reason(errno));
 }
 
+// The ranks that hold parts of the same sets as this one. Of a layer whose groups of channels are cut over ranks these
+// are parts of one group each; all ranks have the same attributes all the same.
+std::shared_ptr<Communicator> group_of(const ApplyPlan& plan, const StepTensors& tensors, Rank& rank) {
+  auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);
+  if (!tensors.group() || group->size() == 1) return group;
+  Header header(plan.layer.row->name, Direction::agreement, 0);
+  write_layer(plan.layer, header);
+  group->exchange(Message{header, {}, 0, {}}, rank.queue);
+  return group->split(*tensors.group(), rank.queue);
+}
+
 void apply_on(const ApplyPlan& plan, Rank& rank) {
   check_plan(plan, rank.size);
   expect_writable(plan, rank);
   recover_folders(plan, rank);
   StepTensors tensors(plan, rank.rank, rank.size);
   tensors.read(0);
-  const auto group = sync_group(rank.world, plan.layer.options.sync, rank.queue);
-  const auto operation = make_operation(tensors.layer(), tensors.channels(), group, rank.queue);
+  const auto operation = make_operation(tensors.layer(), tensors.channels(), group_of(plan, tensors, rank), rank.queue);
   set_state(plan, rank, tensors, *operation);
 
   std::vector<NamedArray> results;

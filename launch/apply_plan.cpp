@@ -103,11 +103,13 @@ void add_tensor(ApplyPlan& plan, const std::string& name, const std::string& fil
          [&] { return "tensor " + name + " is given twice, must be given once"; });
 }
 
-// Whether a slice of that axis is a part of the same sums.
-bool reduces(Axes statistics, Split split) {
+// Whether a slice of that axis is a part of the same sums, or may be: which axes are trailing ones the input says too.
+bool reduces(const Layer& layer, Split split) {
+  const Axes statistics = layer.statistics();
   switch (split) {
     case Split::batch:
-      return !statistics.has(Axis::sample) && !statistics.has(Axis::leading);
+      return !statistics.has(Axis::sample) &&
+             !(statistics.has(Axis::leading) && layer.options.normalized_shape.empty());
     case Split::channels:
       return !statistics.has(Axis::channel);
     case Split::space:
@@ -134,14 +136,13 @@ void check_tensors(const ApplyPlan& plan) {
 
 void check_split(const ApplyPlan& plan, std::string_view text) {
   const Row& row = *plan.layer.row;
-  expect(!row.by_trailing() || plan.split != Split::channels, Code::invalid_argument, [&] {
+  expect(!row.statistics.has(Axis::row) || plan.split != Split::channels, Code::invalid_argument, [&] {
     return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
   });
-  expect(plan.layer.options.sync.ranks == Sync::none || reduces(plan.layer.statistics(), plan.split),
-         Code::invalid_argument, [&] {
-           return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
-                  " reduces over, or sync none";
-         });
+  expect(plan.layer.options.sync.ranks == Sync::none || reduces(plan.layer, plan.split), Code::invalid_argument, [&] {
+    return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
+           " reduces over, or sync none";
+  });
   // A part of the channels holds parts of the convolution's groups, so that its number of groups would be another.
   expect(plan.split != Split::channels || !plan.compensates() || plan.layer.options.convolution.groups == 1,
          Code::invalid_argument, "--split is channels, must be batch for a convolution with conv_groups > 1");

@@ -35,17 +35,34 @@ DType own_dtype(const NpyArray& array) {
            "has the type " + std::string(to_string(array.type)) + ", must be f64, f32 or f16, or --dtype be given");
 }
 
+// The first of the trailing axes of an input with so many axes.
+int first_trailing(const ApplyPlan& plan, int axes) {
+  const auto given = static_cast<int>(plan.layer.options.normalized_shape.size());
+  return given > 0 ? axes - given : 1;
+}
+
+// The axis of an input with so many axes that --split cuts.
+int cut_axis_of_input(const ApplyPlan& plan, int axes) {
+  const bool last = plan.order == Order::channels_last;
+  if (plan.split == Split::batch) return 0;
+  if (plan.split == Split::channels) return last ? axes - 1 : 1;
+  if (plan.layer.row->by_trailing()) return first_trailing(plan, axes);
+  return last ? 1 : 2;
+}
+
 // The axis of the file that --split cuts, if it cuts this tensor. `input`: a shape with its axes.
 std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const NpyArray& array, const Shape& input) {
   const TensorRole role = spec.role;
   const int axes = array.shape.rank();
   const bool rows = plan.layer.row->by_trailing();
-  const bool last = plan.order == Order::channels_last && !rows;
-  const auto given = static_cast<int>(plan.layer.options.normalized_shape.size());
   if (role == TensorRole::parameter && spec.axes.has(Axis::row)) {  // (rows), or like the input
     const int axis = plan.split == Split::batch ? 0 : 1;
     if (plan.split == Split::none || plan.layer.row_axis(input) != axis) return std::nullopt;
     return axes == 1 ? 0 : axis;
+  }
+  if (plan.split != Split::none && spec.axes.has(Axis::trailing) && !spec.axes.has(Axis::leading)) {
+    const int axis = cut_axis_of_input(plan, input.rank()) - first_trailing(plan, input.rank());
+    return axis >= 0 ? std::optional(axis) : std::nullopt;
   }
   switch (plan.split) {
     case Split::none:
@@ -54,16 +71,12 @@ std::optional<int> cut_axis(const ApplyPlan& plan, const TensorSpec& spec, const
       if (spec.axes.has(Axis::sample)) return 0;
       break;
     case Split::space:
-      if (!is_activation(role)) {
-        if (spec.axes.has(Axis::trailing)) return 0;
-        return spec.axes.has(Axis::space) && axes >= 3 ? std::optional(2) : std::nullopt;
-      }
-      if (rows) return given > 0 ? axes - given : 1;
-      expect(axes >= 3, Code::invalid_argument,
+      if (!is_activation(role)) return spec.axes.has(Axis::space) && axes >= 3 ? std::optional(2) : std::nullopt;
+      expect(rows || axes >= 3, Code::invalid_argument,
              [&] { return "--split is space, must be batch or channels: " + array.file + " has no space axis"; });
-      return last ? 1 : 2;
+      return cut_axis_of_input(plan, axes);
     case Split::channels:
-      if (role == TensorRole::activation || role == TensorRole::style) return last ? axes - 1 : 1;
+      if (role == TensorRole::activation || role == TensorRole::style) return cut_axis_of_input(plan, axes);
       if (role == TensorRole::table) return axes - 1;
       if (role != TensorRole::conv_input && spec.axes.has(Axis::channel)) return spec.axes.has(Axis::sample) ? 1 : 0;
       break;
@@ -128,23 +141,50 @@ Slice slice_of(std::int64_t extent, int rank, int ranks) noexcept {
   return {begin(rank), begin(rank + 1)};
 }
 
-static Layer layer_of(const ApplyPlan& plan, int rank, int ranks) {
-  Layer layer = plan.layer;
-  if (plan.split == Split::space && !layer.options.normalized_shape.empty()) {
-    const Slice own = slice_of(layer.options.normalized_shape[0], rank, ranks);
-    layer.options.normalized_shape[0] = own.end - own.begin;
+StepTensors::StepTensors(const ApplyPlan& plan, int rank, int ranks)
+    : plan_(&plan), layer_(plan.layer), rank_(rank), ranks_(ranks) {}
+
+// Attributes are those of the whole input: this rank's part of it has some of the groups, or of normalized_shape.
+void StepTensors::cut_layer(const Shape& whole) {
+  const Row& row = *plan_->layer.row;
+  const int axes = whole.rank(), axis = cut_axis_of_input(*plan_, axes);
+  const bool grouped = row.statistics.has(Axis::group) && plan_->split == Split::channels;
+  if (axis >= axes || !(grouped || row.statistics.has(Axis::leading))) return;
+  layer_ = plan_->layer;
+  layer_.shape_of({}, plan_->order == Order::channels_last && grouped ? channels_second(whole) : whole);
+  const Slice own = slice_of(whole[axis], rank_, ranks_);
+  if (!grouped) {
+    const int first = first_trailing(*plan_, axes);
+    expect(axis >= first || layer_.options.sync.ranks == Sync::none, Code::invalid_argument, [&] {
+      return "--split cuts axis " + std::to_string(axis) + " of input, must cut an axis that " + std::string(row.name) +
+             " reduces over, from " + std::to_string(first) + " on, or sync be none";
+    });
+    if (auto& extents = layer_.options.normalized_shape; axis >= first && !extents.empty())
+      extents[static_cast<std::size_t>(axis - first)] = own.end - own.begin;
+    return;
   }
-  return layer;
+  const std::int64_t each = std::max<std::int64_t>(1, whole[axis] / layer_.options.groups);
+  const auto has_whole = [&](const Slice& part) { return part.begin % each == 0 && part.end % each == 0; };
+  for (int rank = 0; rank < ranks_; ++rank) {  // all ranks tell the same
+    const Slice part = slice_of(whole[axis], rank, ranks_);
+    const bool fits = part.begin == part.end || has_whole(part) || (part.end - 1) / each == part.begin / each;
+    expect(fits, Code::invalid_argument, [&] {
+      return "--split is channels, must leave every rank whole groups or a part of one: rank " + std::to_string(rank) +
+             " has channels " + std::to_string(part.begin) + " to " + std::to_string(part.end - 1) + ", a group has " +
+             std::to_string(each);
+    });
+  }
+  if (own.begin == own.end) return;  // told by check()
+  group_ = own.begin / each;
+  layer_.options.groups = has_whole(own) ? (own.end - own.begin) / each : 1;
 }
 
-StepTensors::StepTensors(const ApplyPlan& plan, int rank, int ranks)
-    : plan_(&plan), layer_(layer_of(plan, rank, ranks)), rank_(rank), ranks_(ranks) {}
-
-LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType dtype) const {
+LoadedTensor StepTensors::load(const TensorSpec& spec, std::int64_t step, DType dtype) {
   NpyArray array = read_npy(expand(plan_->tensors.find(spec.name)->second, rank_, step));
   if (array.type == NpyType::b1) bad_file(array.file, "has the type b1, must be a floating-point or integer type");
   if (spec.name == "input" && !plan_->dtype) dtype = own_dtype(array);
   const Shape& like = spec.name == "input" ? array.shape : input().file_shape;
+  if (spec.name == "input" && plan_->split != Split::none) cut_layer(array.shape);
   if (const auto axis = cut_axis(*plan_, spec, array, like)) cut(array, *axis, rank_, ranks_);
 
   LoadedTensor tensor{array.file, array.shape, array.shape, Order::channels_first, dtype};

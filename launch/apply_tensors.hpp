@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,14 +42,18 @@ class StepTensors {
   /// What a backward call is given: grad_output, and gradients of statistics.
   InputSlots gradients() const;
   std::int64_t channels() const;
-  /// The layer as this rank has it: --split space cuts the first axis of normalized_shape.
+  /// The layer as this rank has it: --split cuts normalized_shape, and the channels between groups.
   const Layer& layer() const { return layer_; }
+  /// With --split channels over groups of channels: the first group that this rank has a part of. Ranks of the same one
+  /// hold parts of it, others none of each other's groups.
+  std::optional<std::int64_t> group() const { return group_; }
 
   /// The state that the user gives by name, of step 0.
   State state() const;
 
  private:
-  LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype) const;
+  LoadedTensor load(const TensorSpec& spec, std::int64_t step, DType dtype);
+  void cut_layer(const Shape& whole);
   /// Another rank of its sync group gives the gradients of the statistics that they share.
   bool leaves_gradients() const;
   void check() const;
@@ -57,6 +62,7 @@ class StepTensors {
   const ApplyPlan* plan_;
   Layer layer_;
   int rank_, ranks_;
+  std::optional<std::int64_t> group_{};
   std::int64_t channels_ = -1;  // of step 0
   DType dtype_ = DType::f32;    // of step 0's input
   std::map<std::string, LoadedTensor, std::less<>> tensors_{};

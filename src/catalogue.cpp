@@ -119,12 +119,13 @@ constexpr Attribute batch_attributes[] = {
 
 constexpr Attribute layer_norm_attributes[] = {
     with(Agreement::none,  // ranks may hold uneven parts of the first axis
-         attributes::integers<1, &O::normalized_shape>("normalized_shape", "integers separated by commas",
+         attributes::integers<0, &O::normalized_shape>("normalized_shape", "integers separated by commas",
                                                        "the trailing axes that share statistics; all but the first "
                                                        "when not given")),
     eps_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 
 constexpr Attribute group_norm_attributes[] = {
@@ -132,6 +133,7 @@ constexpr Attribute group_norm_attributes[] = {
     eps_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
@@ -320,6 +322,7 @@ constexpr Attribute instance_norm_attributes[] = {
     training_attribute,
     activation_attribute,
     slope_attribute,
+    sync_attribute,
 };
 constexpr bool tracks(const O& options) { return options.track; }
 constexpr std::string_view tracked = "left out unless track=true";
@@ -349,6 +352,7 @@ constexpr Attribute response_attributes[] = {
     attributes::real<0, &O::eps>("eps", "added to the mean square, so that nothing is divided by 0"),
     with(Agreement::none, attributes::choice<Words{"first", "second", "half"}, &O::tie>(
                               "tie", "who takes the gradient where y is tau: y, tau, or half of it each")),
+    sync_attribute,
 };
 constexpr TensorSpec response_tensors[] = {
     weight(each_channel),
@@ -367,6 +371,7 @@ constexpr Default response_defaults[] = {{"eps", "1e-6"}};
 constexpr Attribute positional_attributes[] = {
     eps_attribute,
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for one channel"),
+    sync_attribute,
 };
 constexpr TensorSpec positional_tensors[] = {
     weight(each_place),
@@ -386,6 +391,39 @@ constexpr TensorSpec shortcut_tensors[] = {
     {"beta", TensorRole::map, each_position, "is added; 0 when not given"},
 };
 constexpr OutputSpec shortcut_outputs[] = {{"grad_gamma", each_position, ""}, {"grad_beta", each_position, ""}};
+
+constexpr Attribute switchable_attributes[] = {
+    eps_attribute,
+    momentum_attribute,
+    training_attribute,
+    attributes::boolean<&O::unbiased_instance_var>(
+        "unbiased_instance_var", "the variances of instances, of which all are made, have Bessel's factor"),
+    sync_attribute,
+    attributes::choice<Words{"batch", "space"}, &O::shard>(
+        "shard", "ranks hold samples of their own, or parts of the same samples"),
+};
+constexpr Axes each_statistic{Axis::statistic};
+constexpr TensorSpec switchable_tensors[] = {
+    weight(each_channel),
+    bias(each_channel),
+    {"mean_logits", TensorRole::parameter, each_statistic,
+     "whose softmax weighs the means of instance, layer and batch; equal when not given", 1},
+    {"var_logits", TensorRole::parameter, each_statistic, "the same for their variances", 1},
+    {"running_mean", TensorRole::state, each_channel, "of the batch; 0 when not given"},
+    {"running_var", TensorRole::state, each_channel, "of the batch, biased; 1 when not given", 1, Bound::not_negative},
+};
+constexpr OutputSpec switchable_outputs[] = {
+    {"running_mean", each_channel, "after the call, in training"},
+    {"running_var", each_channel, "after the call, in training"},
+    {"grad_weight", each_channel, "of this rank's values"},
+    {"grad_bias", each_channel, "of this rank's values"},
+    {"grad_mean_logits", each_statistic, "of this rank's values"},
+    {"grad_var_logits", each_statistic, "of this rank's values"},
+};
+/// Samples that are cut have no layer norm and no instance norm of their own.
+constexpr Axes whole_for_switching(const O& options) {
+  return options.shard == Shard::space ? each_instance : Axes{Axis::channel, Axis::space};
+}
 
 constexpr Attribute standardization_attributes[] = {
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for rows of one value"),
@@ -499,6 +537,18 @@ constexpr Row rows[] = {
      nullptr,
      nullptr,
      false},
+    {"switchable_norm",
+     "Switchable Normalization: mixtures of the means and variances of instance, layer and batch norm",
+     "Luo et al. 2019, arXiv:1806.10779",
+     each_channel,
+     switchable_tensors,
+     switchable_attributes,
+     {},
+     switchable_outputs,
+     true,
+     OperationKind::switchable,
+     nullptr,
+     whole_for_switching},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",
@@ -612,6 +662,7 @@ const TensorSpec* Row::state(std::string_view output) const noexcept {
 std::string shape_text(Axes axes) {
   if (axes == every_axis) return "like input";
   if (axes.has(Axis::row)) return "(rows)";
+  if (axes.has(Axis::statistic)) return "(3)";
   if (axes.has(Axis::leading)) return "leading axes";
   if (axes.has(Axis::trailing)) return "normalized_shape";
   const bool space = axes.has(Axis::space);

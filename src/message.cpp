@@ -21,6 +21,7 @@ struct FieldSpec {
 };
 
 constexpr std::string_view directions[] = {"forward", "backward", "gradients", "agreement", "split"};
+constexpr std::string_view modes[] = {"training", "inference"};
 constexpr std::string_view dtypes[] = {"f64", "f32", "f16", "bf16"};
 // Told before a layer's attributes ...
 constexpr FieldSpec fields_of_the_layer[] = {
@@ -31,10 +32,12 @@ constexpr FieldSpec fields_of_the_layer[] = {
     {Field::call, "call number", Format::integer},
     {Field::ranks, "group size", Format::integer},
     {Field::channels, "number of channels", Format::integer},
+    {Field::groups, "number of groups", Format::integer},
     {Field::dtype, "dtype", Format::choice, dtypes},
 };
 // ... and after them, what may follow from them.
 constexpr FieldSpec fields_of_the_call[] = {
+    {Field::inference, "mode", Format::choice, modes},
     {Field::r_max, "r_max", Format::real},
     {Field::d_max, "d_max", Format::real},
     {Field::minibatch, "mini-batch of the batch", Format::integer},

@@ -60,7 +60,8 @@ Header NormImpl::header(DType dtype, std::int64_t groups, Direction direction) c
   Header h(name_, direction, 0);
   write_layer(layer_, h);
   h.set(Field::ranks, static_cast<std::uint64_t>(group_->size()));
-  h.set(Field::channels, static_cast<std::uint64_t>(groups));
+  const bool of_channels = layer_.statistics() == Axes{Axis::channel};
+  h.set(of_channels ? Field::channels : Field::groups, static_cast<std::uint64_t>(groups));
   h.set(Field::dtype, static_cast<std::uint64_t>(dtype));
   return h;
 }

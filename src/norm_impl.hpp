@@ -63,6 +63,11 @@ bool serves(const Row& row, const Slot (&slots)[size], const Slot& slot) {
                      [&](const Slot& other) { return other.view == slot.view && row.tensor(other.tensor) != nullptr; });
 }
 
+/// The row's state tensors by name, of running statistics; and of those what `given` has in their place. Throws
+/// invalid_argument for what the layer does not keep, invalid_input for another shape.
+State named_state(const Layer& layer, const RunningStatistics& running);
+void take_named_state(const Layer& layer, const State& given, RunningStatistics& running);
+
 class NormImpl {
  public:
   NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
@@ -79,6 +84,18 @@ class NormImpl {
 
   bool has_running() const noexcept { return memory_.persists(); }
 
+  /// Memory that the halves of a call share until it is enqueued, in one block: on a GPU every allocation takes time.
+  struct Work {
+    Buffer<std::byte> memory{};
+    double* scratch = nullptr;
+    Record record{};  // this rank's, and room for the group's
+  };
+  // Of an exchange (norm_call.cpp), also for operations that keep state and group in a layer of theirs.
+  Header header(DType dtype, std::int64_t groups, Direction direction) const;
+  Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const;
+  /// The group's records, or what a rank that is alone has in its own.
+  Gathered gather(const Work& work, bool exchanges, Queue& queue) const;
+
   Layer layer_;
   std::int64_t channels_;
   std::shared_ptr<Communicator> group_;
@@ -87,20 +104,12 @@ class NormImpl {
   LayerMemory memory_;
 
  private:
-  // Memory that the halves of a call share until it is enqueued, in one block: on a GPU every allocation takes time.
-  struct Work {
-    Buffer<std::byte> memory{};
-    double* scratch = nullptr;
-    Record record{};  // this rank's, and room for the group's
-  };
-
   // What can be wrong on this rank alone (norm_check.cpp).
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
   void check(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs,
              const Queue& queue) const;
 
   // From a call's tensors to what its halves take (norm_call.cpp).
-  Header header(DType dtype, std::int64_t groups, Direction direction) const;
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
   void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
                 ForwardArgs& args, Queue& queue) const;
@@ -108,9 +117,6 @@ class NormImpl {
                 BackwardArgs& args) const;
   Work work_for(ForwardArgs& args, std::int64_t more, Queue& queue) const;
   Work work_for(BackwardArgs& args, bool exchanges, Queue& queue) const;
-  Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const;
-  /// The group's records, or what a rank that is alone has in its own.
-  Gathered gather(const Work& work, bool exchanges, Queue& queue) const;
 
   Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
             Queue& queue) const;

@@ -2,8 +2,6 @@
 #include "allnorm/norm.hpp"
 #include "src/norm_impl.hpp"
 #include "src/operations.hpp"
-#include "src/slots.hpp"
-#include "src/state_reader.hpp"
 
 namespace allnorm {
 
@@ -57,28 +55,12 @@ class NormOperation final : public Operation {
   Norm* norm() noexcept override { return &norm_; }
 
   State state(Queue& queue) const override {
-    State made;
-    if (!norm_.has_running()) return made;
-    const RunningStatistics running = norm_.running(queue);
-    const Shape channels{norm_.channels()};
-    const Row& row = *layer().row;
-    made.add("running_mean", running.mean.data(), channels);
-    if (row.state(spread()) != nullptr) made.add(spread(), running.spread.data(), channels);
-    if (row.state("num_batches_tracked") != nullptr) made.add("num_batches_tracked", running.tracked);
-    return made;
+    return norm_.has_running() ? named_state(layer(), norm_.running(queue)) : State{};
   }
-
   void set_state(const State& given, Queue& queue) override {
-    for (const StateEntry& entry : given.entries) {
-      const TensorSpec* tensor = layer().row->state(entry.name);
-      expect_known(*layer().row, tensor != nullptr && layer().has(*tensor), entry.name);
-    }
-    if (given.entries.empty()) return;
     RunningStatistics running = norm_.running(queue);
-    for (const auto& [name, values] : {std::pair{"running_mean", &running.mean}, {spread(), &running.spread}})
-      if (given.find(name)) *values = state_reader::doubles(given, name, Shape{norm_.channels()});
-    if (given.find("num_batches_tracked")) running.tracked = state_reader::integer(given, "num_batches_tracked", 0);
-    norm_.set_running(running, queue);
+    take_named_state(layer(), given, running);
+    if (!given.entries.empty()) norm_.set_running(running, queue);
   }
 
   State save(Queue& queue) const override { return norm_.save(queue); }
@@ -103,8 +85,6 @@ class NormOperation final : public Operation {
   void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
     norm_.infer(typed(inputs), outputs["output"], queue);
   }
-
-  const char* spread() const noexcept { return layer().keeps_std() ? "running_std" : "running_var"; }
 
   Norm norm_;
 };

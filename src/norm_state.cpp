@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "src/norm_impl.hpp"
+#include "src/slots.hpp"
 #include "src/state_reader.hpp"
 
 namespace allnorm {
@@ -13,6 +14,8 @@ namespace {
 
 constexpr std::int64_t state_version = 1;
 constexpr std::string_view layer_prefix = "allnorm.layer.";
+
+const char* spread_of(const Layer& layer) noexcept { return layer.keeps_std() ? "running_std" : "running_var"; }
 
 void save_ramp(State& state, const char* name, const Ramp& ramp) {
   if (ramp.empty()) return;
@@ -70,6 +73,27 @@ void expect_family(const State& state, const Row& row) {
 }
 
 }  // namespace
+
+State named_state(const Layer& layer, const RunningStatistics& running) {
+  State made;
+  const Row& row = *layer.row;
+  const Shape channels{static_cast<std::int64_t>(running.mean.size())};
+  made.add("running_mean", running.mean.data(), channels);
+  if (row.state(spread_of(layer)) != nullptr) made.add(spread_of(layer), running.spread.data(), channels);
+  if (row.state("num_batches_tracked") != nullptr) made.add("num_batches_tracked", running.tracked);
+  return made;
+}
+
+void take_named_state(const Layer& layer, const State& given, RunningStatistics& running) {
+  for (const StateEntry& entry : given.entries) {
+    const TensorSpec* tensor = layer.row->state(entry.name);
+    expect_known(*layer.row, tensor != nullptr && layer.has(*tensor), entry.name);
+  }
+  const Shape channels{static_cast<std::int64_t>(running.mean.size())};
+  for (const auto& [name, values] : {std::pair{"running_mean", &running.mean}, {spread_of(layer), &running.spread}})
+    if (given.find(name)) *values = state_reader::doubles(given, name, channels);
+  if (given.find("num_batches_tracked")) running.tracked = state_reader::integer(given, "num_batches_tracked", 0);
+}
 
 State NormImpl::save(Queue& queue) const {
   State state;

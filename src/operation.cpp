@@ -13,7 +13,7 @@ namespace {
 constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
     {OperationKind::norm, make_norm_operation},         {OperationKind::conditional, make_conditional_operation},
     {OperationKind::adaptive, make_adaptive_operation}, {OperationKind::maps, make_maps_operation},
-    {OperationKind::weight, make_weight_operation},
+    {OperationKind::weight, make_weight_operation},     {OperationKind::switchable, make_switchable_operation},
 };
 
 }  // namespace
@@ -42,8 +42,7 @@ void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& output
 }
 
 std::unique_ptr<SavedCall> Operation::forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
-  const bool exchanges = layer().options.training || !layer().has_state();
-  tell_others(exchanges, group(), [&] { expect_slots(inputs, outputs); });
+  tell_others(exchanges(false), group(), [&] { expect_slots(inputs, outputs); });
   return run_forward(inputs, outputs, queue);
 }
 
@@ -54,7 +53,7 @@ std::unique_ptr<SavedCall> Operation::replay(const SavedCall& earlier, const Inp
 }
 
 void Operation::infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
-  expect_slots(inputs, outputs);
+  tell_others(exchanges(true), group(), [&] { expect_slots(inputs, outputs); });
   run_infer(inputs, outputs, queue);
 }
 

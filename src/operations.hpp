@@ -15,6 +15,7 @@ OperationMaker make_adaptive_operation;     // src/adaptive_operation.cpp
 OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
 OperationMaker make_maps_operation;         // src/maps_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
+OperationMaker make_switchable_operation;   // src/switchable_operation.cpp
 OperationMaker make_weight_operation;       // src/weight_operation.cpp
 
 /// Throws unsupported that `what` is not yet on a GPU, unless the queue is a CPU's: of operations that take steps on

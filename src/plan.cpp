@@ -102,6 +102,7 @@ Shape Layer::shape_of(Axes axes, const Shape& input) const {
   const Cut cut = cut_of(*this, input);
   if (axes == every_axis) return input;
   if (axes.has(Axis::row)) return {input[cut.row]};
+  if (axes.has(Axis::statistic)) return {3};
   const int first = input.rank() - cut.trailing;
   if (axes.has(Axis::leading)) return Shape(std::span(input.begin(), static_cast<std::size_t>(first)));
   if (axes.has(Axis::trailing)) return Shape(std::span(input.begin() + first, static_cast<std::size_t>(cut.trailing)));

@@ -7,8 +7,9 @@
 namespace allnorm {
 
 /// An input is seen as (N, C, space...), its channels in groups of adjacent ones, or as (leading..., trailing...),
-/// where attribute normalized_shape says which axes are trailing; a weight as the rows along its axis `dim`.
-enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailing, row };
+/// where attribute normalized_shape says which axes are trailing; a weight as the rows along its axis `dim`. A layer
+/// that mixes the statistics of three norms has one index for each of them, which no input has.
+enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailing, row, statistic };
 
 /// A set of axes: an array over it has one value for each of their indices. Without any it has one value.
 struct Axes {

@@ -100,6 +100,7 @@ enum class OperationKind : std::uint8_t {
   adaptive,     ///< those of a style
   maps,         ///< those of each value
   weight,       ///< a weight by its rows' lengths
+  switchable,   ///< mixtures of the statistics of three norms
 };
 
 struct Row {

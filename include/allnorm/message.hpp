@@ -15,8 +15,8 @@ namespace allnorm {
 // clang-format off
 enum class Field : std::uint8_t {
   magic, wire_version, direction, kind, call,  // which exchange this is
-  ranks, channels, dtype,                      // of every layer
-  r_max, d_max, minibatch, entries,            // what changes from call to call
+  ranks, channels, groups, dtype,              // of every layer; one of channels and groups is 0
+  inference, r_max, d_max, minibatch, entries,  // what changes from call to call
   weight_hash, running_hash, history_hash,     // what must have the same bits
   moments, co_moments, payload,                // what the payload is
   count
@@ -29,7 +29,7 @@ enum class Direction : std::uint8_t { forward, backward, gradients, agreement, s
 /// doubles as their bits, lists as a hash.
 struct Header {
   static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
-  static constexpr std::uint64_t version_value = 2;
+  static constexpr std::uint64_t version_value = 3;
   static constexpr std::size_t name_size = 56;
   static constexpr std::size_t attributes_size = 24;
 

@@ -107,6 +107,10 @@ class Operation {
   virtual void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                             Queue& queue) = 0;
   virtual void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) = 0;
+  // A call with the running statistics, or the present mode's, takes part in an exchange.
+  virtual bool exchanges(bool infers) const noexcept {
+    return !infers && (layer().options.training || !layer().has_state());
+  }
 
   void expect_slots(const InputSlots& inputs, const OutputSlots& outputs) const;
 };

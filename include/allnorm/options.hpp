@@ -38,6 +38,8 @@ enum class Guard : std::uint8_t {
 /// The norm without gamma and beta under maps of them (SPADE).
 enum class Base : std::uint8_t { batch_norm, instance_norm };
 enum class RunningSource : std::uint8_t { current, window };
+/// What the ranks of a group hold (Switchable Normalization): samples of their own, or parts of the same ones.
+enum class Shard : std::uint8_t { batch, space };
 
 /// A piecewise linear function of the number of training calls made: points in ascending order of call, constant before
 /// the first and after the last. Empty: a constant given elsewhere.
@@ -104,7 +106,9 @@ struct NormOptions : PlainOptions {
   std::int64_t dim = 0;                          ///< the axis of a weight's rows; negative: from the end
   double alpha = 1;  ///< adaptive_instance_norm: how much of the style, the rest is the input
   Base base = Base::batch_norm;
-  bool plus_one = true;  ///< gamma's map is added to 1
+  bool plus_one = true;                ///< gamma's map is added to 1
+  bool unbiased_instance_var = false;  ///< switchable_norm: all three variances are made of unbiased ones
+  Shard shard = Shard::batch;          ///< switchable_norm
 };
 
 }  // namespace allnorm

@@ -52,13 +52,6 @@ void apply_frames(const ForwardArgs& args, Queue& queue) {
   if (args.mask != nullptr) sign_mask({args.y, args.dtype, args.fine.elements(), args.mask}, queue);
 }
 
-/// The last step of a call: what it wrote becomes the state.
-void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool is_call) {
-  *state.last = turn;
-  state.next() = steps::advanced(rules, state.now(), turn, is_call);
-  ++*state.turn;
-}
-
 }  // namespace
 
 void forward_local(ForwardArgs& args, Queue& queue) {
@@ -88,7 +81,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
     const Turn turn = steps::turn_of(args, gathered);
     write_frames(args, gathered, turn);
     apply_frames(args, queue);
-    advance(args.rules, args.state, turn, true);
+    steps::advance(args.rules, args.state, turn, true);
     return;
   }
   if (args.source == FrameSource::running) {
@@ -180,7 +173,7 @@ void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& 
 void begin_batch(const Rules& rules, const LayerState& state, Queue& queue) {
   const Turn turn = steps::cut_short(rules, state.now());
   for (std::int64_t c = 0; c < state.channels; ++c) steps::cut_channel(rules, state, turn, c);
-  advance(rules, state, turn, false);
+  steps::advance(rules, state, turn, false);
   derivatives({.rules = rules, .state = state}, queue);
 }
 

@@ -87,10 +87,17 @@ std::vector<std::string> cut_list(std::string_view text) {
 }
 
 NormChoice parse_choice(const std::string& text) {
-  const Row& row = *parse_layer(text).row;  // throws for what the catalogue does not know
+  const Layer layer = parse_layer(text);  // throws for what the catalogue does not know
+  const Row& row = *layer.row;
   expect(row.operation == OperationKind::norm && !row.statistics.has(Axis::row), Code::invalid_argument, [&] {
     return "--norm has " + std::string(row.name) + ", must have layers that need no more than their input";
   });
+  const Axes statistics = layer.statistics();
+  expect(layer.options.sync.ranks == Sync::none || !(statistics.has(Axis::sample) || statistics.has(Axis::leading)),
+         Code::invalid_argument, [&] {
+           return "--norm has " + text + ", must have sync=none: ranks hold samples of their own, and " +
+                  std::string(row.name) + " has statistics of each sample";
+         });
   NormChoice choice{text, text.substr(0, text.find(':')), {}};
   for (std::size_t at = text.find(':'); at != std::string::npos;) {
     const std::size_t next = text.find(':', at + 1);

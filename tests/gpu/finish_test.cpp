@@ -79,8 +79,8 @@ struct Twins {
     a.to_norm = to_norm;
     a.to_affine = to_affine;
     a.activation = {ActivationKind::relu, 0};
-    a.weight = {weight.data(), false, 1};
-    a.bias = {bias.data(), false, 0};
+    a.weight = {weight.data(), DType::f32, 1};
+    a.bias = {bias.data(), DType::f32, 0};
     a.mask = mask.data();
     a.rules = rules;
     a.state = memory.view();
@@ -321,8 +321,8 @@ void check_backward(const Partition& shape, int ranks, bool disagree, bool maske
   args.to_norm = args.to_affine = {1, groups};
   args.activation = {ActivationKind::leaky_relu, 0.25};
   args.mask = masked ? mask.data() : nullptr;
-  args.weight = {weight.data(), false, 1};
-  args.bias = {bias.data(), false, 0};
+  args.weight = {weight.data(), DType::f32, 1};
+  args.bias = {bias.data(), DType::f32, 0};
   args.frame = frame.view();
   args.record = all.at(0);
   args.reporter = {report.data(), counts.data()};

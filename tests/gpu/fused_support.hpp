@@ -98,8 +98,8 @@ struct Layer {
     a.dx = dx.data();
     a.dresidual = with_residual ? dresidual.data() : nullptr;
     a.mask = with_mask ? mask.data() : nullptr;
-    a.dweight = {dweight.data(), true};
-    a.dbias = {dbias.data(), true};
+    a.dweight = {dweight.data(), DType::f64};
+    a.dbias = {dbias.data(), DType::f64};
     a.wants_weight = true;
     a.sums = sums.data();
     a.scratch = scratch.data();
@@ -117,8 +117,8 @@ struct Layer {
     call.norm = call.fine = call.affine = p;
     call.to_norm = call.to_affine = {1, p.groups()};
     call.activation = activation;
-    call.weight = {weight.data(), false, 1};
-    call.bias = {bias.data(), false, 0};
+    call.weight = {weight.data(), DType::f32, 1};
+    call.bias = {bias.data(), DType::f32, 0};
     call.frame = frame.view();
   }
 };

@@ -196,7 +196,7 @@ TYPED_TEST(GroupwiseKernels, OneLaunchNormalizesAGroup) {
       CallState state;
       FrameArrays frame(layout.norm.groups());
       ForwardArgs args;
-      layout.describe(args, with_residual ? x : y, {weight.data(), true, 1}, {bias.data(), true, 0},
+      layout.describe(args, with_residual ? x : y, {weight.data(), DType::f64, 1}, {bias.data(), DType::f64, 0},
                       frame.view(state));  // otherwise in place
       args.residual = with_residual ? residual.data() : nullptr;
       args.y = y.data();
@@ -277,14 +277,14 @@ struct Gradients {
       frame.rstd.set(g, 1 / std::sqrt(moments.var[i] + eps));
     }
     state.scalars[0] = {static_cast<double>(layout.norm.group_size()), 0};
-    layout.describe(args, x, {weight.data(), true, 1}, {bias.data(), true, 0}, frame.view(state));
+    layout.describe(args, x, {weight.data(), DType::f64, 1}, {bias.data(), DType::f64, 0}, frame.view(state));
     args.dy = dy.data();
     args.dx = dx.data();
     args.dresidual = with_mask ? dresidual.data() : nullptr;
     args.activation = activation;
     args.mask = with_mask ? mask.data() : nullptr;
-    args.dweight = {dweight.data(), true};
-    args.dbias = {dbias.data(), true};
+    args.dweight = {dweight.data(), DType::f64};
+    args.dbias = {dbias.data(), DType::f64};
     args.wants_weight = true;
     args.scratch = scratch.data();
   }

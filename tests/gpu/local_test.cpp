@@ -214,10 +214,10 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
         args.to_affine = layout.to_affine;
         args.activation = activation;
         args.mask = masked ? mask.data() : nullptr;
-        args.weight = {weight.data(), false, 1};
-        args.bias = {bias.data(), true, 0};
-        args.dweight = {dweight.data(), false};
-        args.dbias = {dbias.data(), true};
+        args.weight = {weight.data(), DType::f32, 1};
+        args.bias = {bias.data(), DType::f64, 0};
+        args.dweight = {dweight.data(), DType::f32};
+        args.dbias = {dbias.data(), DType::f64};
         args.wants_weight = true;
         args.frame = {mean.data(), var.data(), rstd.data(), r.data(), d.data(), share.data(), scalars.data()};
         args.sums = sums;

@@ -82,8 +82,8 @@ struct RankOfRows {
     describe(args, Direction::backward, record);
     args.dy = dy.data();
     args.dx = dx.data();
-    args.dweight = {dweight.data(), true};
-    args.dbias = {dbias.data(), true};
+    args.dweight = {dweight.data(), DType::f64};
+    args.dbias = {dbias.data(), DType::f64};
     args.wants_weight = true;
     args.sums = sums;
     args.scratch = scratch.data();
@@ -95,8 +95,8 @@ struct RankOfRows {
     call = cut();
     call.x = x.data();
     call.dtype = dtype_of<T>();
-    call.weight = {weight.data(), true, 1};
-    call.bias = {bias.data(), true, 0};
+    call.weight = {weight.data(), DType::f64, 1};
+    call.bias = {bias.data(), DType::f64, 0};
     call.frame = frame();
     call.record = record;
     call.header = Header("rows", direction, 0);

@@ -156,7 +156,7 @@ TEST_F(WindowKernels, LanesAreTheCpusProducts) {
       backend::Array<std::uint64_t> weights(2, 77), want(2, 77);
       LanesArgs args{.rules = rules(s.slots),
                      .state = state.state,
-                     .theta = {state.theta.data(), true, 0},
+                     .theta = {state.theta.data(), DType::f64, 0},
                      .lanes = lanes,
                      .payload = of_gpu.data(),
                      .weights = weights.data()};
@@ -204,7 +204,7 @@ TEST_F(WindowKernels, DerivativesAreTheCpus) {
         const Doubles input = drawn(2 * 4 * 5 * 6), x = drawn(2 * 6 * 5 * 6);
         const auto call = [&](WindowState& state, Queue& queue) {
           DerivativesArgs args{.rules = rules(s.slots), .state = state.state, .given = true};
-          args.theta = {state.theta.data(), true, 0};
+          args.theta = {state.theta.data(), DType::f64, 0};
           args.patch_sum = state.patch_sum.data();
           args.product = state.product.data();
           args.patch.conv_input = input.data(), args.patch.x = x.data(), args.patch.dtype = DType::f64;

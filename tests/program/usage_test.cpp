@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"apply batch_norm --input x.npy --out o --layout nchw", 2, "channels_last"},
         Wrong{"apply batch_norm --input x.npy --out o --split rows", 2, "batch, space, channels"},
         Wrong{"apply sync_batch_norm --input x.npy --out o --split channels", 2, "--split"},
-        Wrong{"apply layer_norm --input x.npy --out o --split channels", 2, "no channel axis"},
+        Wrong{"apply weight_standardization --input x.npy --out o --split channels", 2, "no channel axis"},
         Wrong{"apply batch_norm --input x.{rank}.npy --out o --split batch --ranks 2", 2, "{rank}"},
         Wrong{"apply batch_norm --input x.npy --out o --split channels --ranks 5", 2, "channel"},
         Wrong{"apply batch_norm --input x.npy --out o --steps 0", 2, "--steps is 0, must be 1 to 1000000"},

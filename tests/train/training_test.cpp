@@ -184,6 +184,7 @@ TEST(Settings, FillInTheExperimentsAttributes) {
 TEST_F(Training, RefusesWhatItCannotDo) {
   EXPECT_EQ(train({"--norm", "no_such_norm"}), exit_usage);
   EXPECT_EQ(train({"--norm", "batch_norm:window=0"}), exit_usage);
+  EXPECT_EQ(train({"--norm", "group_norm:sync=world"}), exit_usage);  // ranks have no samples in common
   EXPECT_EQ(train({"--norm", "cross_mini_batch_norm:minibatches=3", "--accumulate", "4"}), exit_usage);
   EXPECT_EQ(train({"--epochs", "0"}), exit_usage);
   EXPECT_EQ(train({"--split", "odd"}), exit_usage);
