@@ -8,6 +8,7 @@
 #include <deque>
 #include <vector>
 
+#include "backend.hpp"
 #include "norm_cases.hpp"
 
 namespace operation_cases {
@@ -20,8 +21,8 @@ namespace {
 
 Shape shape_of(const Array& array) { return Shape(std::span<const std::int64_t>(array.shape)); }
 
-std::vector<std::byte> bytes_of(const Doubles& values, DType dtype) {
-  std::vector<std::byte> bytes(values.size() * size_of(dtype));
+backend::Array<std::byte> bytes_of(const Doubles& values, DType dtype) {
+  backend::Array<std::byte> bytes(values.size() * size_of(dtype));
   visit(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       const T value = store<T>(static_cast<compute_t<T>>(values[i]));
@@ -31,7 +32,8 @@ std::vector<std::byte> bytes_of(const Doubles& values, DType dtype) {
   return bytes;
 }
 
-Doubles doubles_of(const std::vector<std::byte>& bytes, DType dtype) {
+template <class Bytes>
+Doubles doubles_of(const Bytes& bytes, DType dtype) {
   Doubles values(bytes.size() / size_of(dtype));
   visit(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -58,14 +60,19 @@ double unit_of(DType dtype) {
   return dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
 }
 double tolerance_of(DType dtype) { return (dtype == DType::f64 ? 1000 : 8) * unit_of(dtype); }
+double statistics_tolerance_of(DType dtype) { return 1e-12 + (dtype == DType::f64 ? 0 : backend::statistics_unit); }
 
 Subject::Subject(const Layer& of, std::int64_t channels, DType type, Order layout, std::shared_ptr<Communicator> group)
-    : layer(of), dtype(type), order(layout), operation(make_operation(layer, channels, std::move(group), queue)) {}
+    : layer(of),
+      dtype(type),
+      order(layout),
+      queue(backend::queue()),
+      operation(make_operation(layer, channels, std::move(group), queue)) {}
 
 Arrays Subject::operator()(const Arrays& tensors) {
   const Row& row = *layer.row;
   struct Held {
-    std::vector<std::byte> bytes;
+    backend::Array<std::byte> bytes;
     DType type;
     Order order;
     Array like;
@@ -76,7 +83,7 @@ Arrays Subject::operator()(const Arrays& tensors) {
     const DType type = activation ? dtype : DType::f64;
     const Doubles laid = activation ? norm_cases::to_order(values, own) : values.v;
     Held& made = held.insert_or_assign(name, Held{bytes_of(laid, type), type, own, values}).first->second;
-    return TensorView{made.bytes.data(), type, Device{}, shape_of(values), own};
+    return TensorView{made.bytes.data(), type, backend::device(), shape_of(values), own};
   };
   InputSlots inputs;
   for (const auto& [name, values] : tensors)
@@ -91,6 +98,8 @@ Arrays Subject::operator()(const Arrays& tensors) {
           gradients.add(output.name, hold(std::string(output.name), given->second, is_activation(row, tensor->name)));
     operation->backward(*saved, {{"grad_output", hold("grad_output", dy->second, true)}}, gradients, queue);
   }
+  queue.wait();
+  operation->check();
   Arrays results;
   for (const auto& [name, made] : held) {
     if (tensors.find(name) != tensors.end()) continue;
@@ -103,8 +112,8 @@ Arrays Subject::operator()(const Arrays& tensors) {
   }
   for (const OutputSpec& output : row.outputs)
     if (row.gradient(output.name) == nullptr && row.state(output.name) == nullptr && layer.has(output)) {
-      const std::span<const double> values = saved->statistic(output.name);
-      results[std::string(output.name)] = {{static_cast<std::int64_t>(values.size())}, {values.begin(), values.end()}};
+      const Doubles values = to_host(saved->statistic(output.name), queue);
+      results[std::string(output.name)] = {{static_cast<std::int64_t>(values.size())}, values};
     }
   return results;
 }

@@ -22,6 +22,8 @@ reference::Array rounded(reference::Array values, allnorm::DType dtype);
 double unit_of(allnorm::DType dtype);
 /// What output and dx may be off, of their largest terms: a few roundings of the compute type, then one to the type.
 double tolerance_of(allnorm::DType dtype);
+/// What sums over values of the type may be off, of their largest terms.
+double statistics_tolerance_of(allnorm::DType dtype);
 
 /// What a call made: "output", gradients under the names of the row's outputs, statistics under theirs.
 struct Subject {
@@ -39,7 +41,7 @@ struct Subject {
   allnorm::Layer layer;
   allnorm::DType dtype;
   allnorm::Order order;
-  allnorm::Queue queue = allnorm::Queue::cpu();
+  allnorm::Queue queue;
   std::unique_ptr<allnorm::Operation> operation;
 };
 
