@@ -1,7 +1,8 @@
 // AdaIN, whose channels take mean and deviation of another tensor's: its formulas for one channel of a sample, in
-// double, host and device. Section 9 of docs/equations.md.
+// double, host and device, and its steps between the kernels. Section 9 of docs/equations.md.
 #pragma once
 
+#include "kernels/arrays.hpp"
 #include "kernels/formulas.hpp"
 
 namespace allnorm::formulas {
@@ -40,3 +41,44 @@ ALLNORM_HOST_DEVICE inline GradCoefficients adaptive_style_grad(double alpha, bo
 }
 
 }  // namespace allnorm::formulas
+
+namespace allnorm::steps {
+
+/// A tensor's channels of every sample.
+struct AdaptiveSets {
+  const double* mean = nullptr;  // (N * C)
+  double* sigma = nullptr;       // (N * C)
+  double count = 0;              // values of each
+};
+
+/// Forward, of one channel of a sample: what sigma holds of both tensors, sums of squares about the mean, becomes the
+/// deviation, and the map's coefficients follow.
+struct AdaptiveForward {
+  double alpha = 1, eps = 0;
+  bool unbiased = false;
+  AdaptiveSets input{}, style{};
+  ApplyArrays made{};
+
+  ALLNORM_HOST_DEVICE void operator()(std::int64_t i) const {
+    for (const AdaptiveSets* sets : {&input, &style})
+      sets->sigma[i] = formulas::adaptive_sigma(unbiased, eps, sets->sigma[i], sets->count);
+    made.set(i, formulas::adaptive(alpha, input.mean[i], input.sigma[i], style.mean[i], style.sigma[i]));
+  }
+};
+
+/// Backward: the coefficients of both gradients from the sums of dy and of dy * (x - mean).
+struct AdaptiveBackward {
+  double alpha = 1;
+  bool unbiased = false;
+  AdaptiveSets input{}, style{};
+  const double *sum_g = nullptr, *sum_gx = nullptr;  // (N * C)
+  GradArrays of_input{}, of_style{};
+
+  ALLNORM_HOST_DEVICE void operator()(std::int64_t i) const {
+    const formulas::AdaptiveSums sums{input.sigma[i], style.sigma[i], input.count, style.count, sum_g[i], sum_gx[i]};
+    if (of_input.given()) of_input.set(i, formulas::adaptive_grad(alpha, unbiased, sums));
+    if (of_style.given()) of_style.set(i, formulas::adaptive_style_grad(alpha, unbiased, sums));
+  }
+};
+
+}  // namespace allnorm::steps

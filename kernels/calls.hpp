@@ -122,14 +122,17 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& g
   return frame_of(args.rules, args.state, turn, g, current, lane, commits, learned_eps_of(args, g));
 }
 
-/// With pools: the next state of channel c, from the frames of all samples.
-ALLNORM_HOST_DEVICE inline void pool(const ForwardArgs& args, const Turn& turn, std::int64_t c) {
+/// With pools: the next state of channel c, from the frames of all samples, which are made again: on a GPU those in
+/// memory may not be there yet.
+ALLNORM_HOST_DEVICE inline void pool(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
+                                     std::int64_t c) {
   const std::int64_t channels = args.state.channels, groups = args.norm.groups();
   const double share = static_cast<double>(channels) / static_cast<double>(groups);
   formulas::Moments mean;
   for (std::int64_t g = c; g < groups; g += channels) {
-    mean.mean += args.frame.mean[g] * share;
-    mean.var += args.frame.var[g] * share;
+    const GroupFrame frame = frame_of(args, gathered, turn, g, false);
+    mean.mean += frame.mean * share;
+    mean.var += frame.var * share;
   }
   const double unbiased = args.rules.unbiased_running_var ? formulas::bessel(turn.count) : 1;
   write_next(args.rules, args.state, turn, c, {}, {mean.mean, mean.var * unbiased, mean.var});

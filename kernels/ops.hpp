@@ -176,6 +176,8 @@ struct DerivativesArgs {
   double* product = nullptr;    ///< (C, fan_in) scratch
 };
 
+struct GroupSteps;  // kernels/group_steps.hpp
+
 struct Ops {
   const char* name;  ///< "cpu (AVX3_ZEN4)", "cuda (NVIDIA H200)"
   void (*moments)(const MomentsArgs&, Queue&);
@@ -185,6 +187,7 @@ struct Ops {
   void (*affine_grad)(const AffineGradArgs&, Queue&);
   void (*apply_grad)(const ApplyGradArgs&, Queue&);
   void (*patch_sums)(const PatchSumsArgs&, Queue&);
+  void (*each)(const GroupSteps&, std::int64_t groups, Queue&);  ///< what operations do between these, once per group
 
   void (*forward_local)(ForwardArgs&, Queue&);
   void (*forward_finish)(const ForwardArgs&, const Gathered&, Queue&);

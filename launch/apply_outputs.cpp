@@ -164,7 +164,7 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
       add(output.name,
           from_doubles(to_host(saved->statistic(output.name), queue), layer.shape_of(output.axes, x.shape)));
   }
-  operation.group().check();  // what the ranks' kernels found is not written as a result
+  operation.check();  // what the ranks' kernels found is not written as a result
   return results;
 }
 

@@ -1,10 +1,9 @@
 // The operation of rows that give each sample's channels the mean and the deviation of another tensor's (AdaIN).
-#include <algorithm>
 #include <utility>
-#include <vector>
 
-#include "kernels/adaptive.hpp"
+#include "kernels/group_steps.hpp"
 #include "kernels/ops.hpp"
+#include "src/arrays.hpp"
 #include "src/operations.hpp"
 #include "src/slots.hpp"
 
@@ -13,31 +12,27 @@ namespace allnorm {
 namespace {
 
 constexpr Axes each_instance{Axis::sample, Axis::channel};
-using Values = std::vector<double>;
-
-/// A tensor's channels of every sample.
-struct Sets {
-  Partition partition{};
-  Values mean{}, sigma{};  // (N * C)
-  double count = 0;        // values of each
-};
 
 /// What a call leaves: its statistics, and the tensors that it borrows.
 struct SavedAdaptive final : SavedCall {
   bool training() const noexcept override { return false; }  // nothing was exchanged
   std::span<const double> statistic(std::string_view) const noexcept override { return {}; }
   ConstTensorView input{}, style{};
-  Sets of_input{}, of_style{};
+  Partition of_input{}, of_style{};  // into the channels of every sample
+  enum : std::int64_t { mean, sigma, style_mean, style_sigma, scale, shift, count };
+  Arrays arrays{};  // (N * C) each
+
+  steps::AdaptiveSets sets(const ConstTensorView& x, std::int64_t at) const {
+    return {arrays[at], const_cast<double*>(arrays[at + 1]), static_cast<double>(x.space())};  // backward only reads
+  }
 };
 
 class AdaptiveOperation final : public Operation {
  public:
-  AdaptiveOperation(const Layer& layer, std::shared_ptr<Communicator> group, Queue& queue, std::string name)
+  AdaptiveOperation(const Layer& layer, std::shared_ptr<Communicator> group, std::string name)
       : layer_((layer.check(), layer)),
         group_(group ? std::move(group) : self()),
-        name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {
-    expect_on_cpu(layer.row->name, queue);
-  }
+        name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {}
 
   const Layer& layer() const noexcept override { return layer_; }
   const std::string& name() const noexcept override { return name_; }
@@ -55,17 +50,6 @@ class AdaptiveOperation final : public Operation {
   }
 
  private:
-  Sets sets_of(const ConstTensorView& x, Queue& queue) const {
-    Sets made{partition(each_instance, x.shape, x.order), {}, {}, static_cast<double>(x.space())};
-    Values m2(static_cast<std::size_t>(made.partition.groups()));
-    made.mean.resize(m2.size());
-    queue.ops().moments({x.data, x.dtype, made.partition, made.mean.data(), m2.data()}, queue);
-    for (double& value : m2)
-      value = formulas::adaptive_sigma(layer_.options.unbiased, layer_.options.eps, value, made.count);
-    made.sigma = std::move(m2);
-    return made;
-  }
-
   void check(const ConstTensorView& input, const ConstTensorView& style, const ConstTensorView& output,
              const Queue& queue) const {
     expect(input.given(), Code::invalid_argument, "input is missing");
@@ -86,27 +70,32 @@ class AdaptiveOperation final : public Operation {
   }
 
   std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
-    auto saved = std::make_unique<SavedAdaptive>();
-    saved->input = inputs["input"];
-    saved->style = inputs["style"];
-    check(saved->input, saved->style, outputs["output"], queue);
-    saved->of_input = sets_of(saved->input, queue);
-    saved->of_style = sets_of(saved->style, queue);
+    using S = SavedAdaptive;
+    const ConstTensorView input = inputs["input"], style = inputs["style"];
+    auto saved = call_with(input, style, outputs["output"], queue);
+    saved->arrays = Arrays(S::count, saved->of_input.groups(), queue);
+    Arrays& arrays = saved->arrays;
+    queue.ops().moments({input.data, input.dtype, saved->of_input, arrays[S::mean], arrays[S::sigma]}, queue);
+    queue.ops().moments({style.data, style.dtype, saved->of_style, arrays[S::style_mean], arrays[S::style_sigma]},
+                        queue);
+    const NormOptions& o = layer_.options;
+    queue.ops().each({steps::AdaptiveForward{o.alpha, o.eps, o.unbiased, saved->sets(input, S::mean),
+                                             saved->sets(style, S::style_mean), arrays.apply(S::scale)}},
+                     saved->of_input.groups(), queue);
     map(*saved, outputs["output"], queue);
     return saved;
   }
 
   std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                         Queue& queue) override {
-    auto saved = std::make_unique<SavedAdaptive>(own(earlier));
-    const ConstTensorView input = inputs["input"], style = inputs["style"];
-    expect(input.shape == saved->input.shape, Code::invalid_argument, [&] {
-      return "the replayed input has shape " + to_string(input.shape) + ", must have " + to_string(saved->input.shape) +
+    const SavedAdaptive& was = own(earlier);
+    const ConstTensorView input = inputs["input"];
+    expect(input.shape == was.input.shape, Code::invalid_argument, [&] {
+      return "the replayed input has shape " + to_string(input.shape) + ", must have " + to_string(was.input.shape) +
              " as in the earlier call";
     });
-    saved->input = input;
-    saved->style = style;
-    check(input, style, outputs["output"], queue);
+    auto saved = call_with(input, inputs["style"], outputs["output"], queue);
+    saved->arrays = was.arrays.copy(queue);
     map(*saved, outputs["output"], queue);
     return saved;
   }
@@ -116,88 +105,73 @@ class AdaptiveOperation final : public Operation {
                                 " has no running statistics and is the same in inference, must be called with forward");
   }
 
-  void map(const SavedAdaptive& call, const TensorView& output, Queue& queue) const {
-    const Sets &x = call.of_input, &style = call.of_style;
-    Values scale(x.mean.size()), shift(x.mean.size());
-    for (std::size_t i = 0; i < scale.size(); ++i) {
-      const auto k = formulas::adaptive(layer_.options.alpha, x.mean[i], x.sigma[i], style.mean[i], style.sigma[i]);
-      scale[i] = k.scale;
-      shift[i] = k.shift;
-    }
-    ApplyArgs args;
-    args.x = call.input.data;
-    args.y = output.data;
-    args.dtype = call.input.dtype;
-    args.partition = x.partition;
-    args.center = x.mean.data();
-    args.scale = scale.data();
-    args.shift = shift.data();
-    queue.ops().apply(args, queue);
+  /// A call of these tensors, which are checked; without its statistics.
+  std::unique_ptr<SavedAdaptive> call_with(const ConstTensorView& input, const ConstTensorView& style,
+                                           const TensorView& output, const Queue& queue) const {
+    check(input, style, output, queue);
+    auto made = std::make_unique<SavedAdaptive>();
+    made->input = input;
+    made->style = style;
+    made->of_input = partition(each_instance, input.shape, input.order);
+    made->of_style = partition(each_instance, style.shape, style.order);
+    return made;
+  }
+
+  static void map(const SavedAdaptive& call, const TensorView& output, Queue& queue) {
+    queue.ops().apply({.x = call.input.data,
+                       .y = output.data,
+                       .dtype = call.input.dtype,
+                       .partition = call.of_input,
+                       .center = call.arrays[SavedAdaptive::mean],
+                       .scale = call.arrays[SavedAdaptive::scale],
+                       .shift = call.arrays[SavedAdaptive::shift]},
+                      queue);
   }
 
   void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                     Queue& queue) override {
+    using S = SavedAdaptive;
     const SavedAdaptive& call = own(saved);
     const ConstTensorView dy = inputs["grad_output"];
     const TensorView dx = gradients["grad_input"], dstyle = gradients["grad_style"];
     expect_like(dy, call.input, queue, "grad_output");
     if (dx.given()) expect_like(dx, call.input, queue, "grad_input");
     if (dstyle.given()) expect_like(dstyle, call.style, queue, "grad_style");
-    const Sets &x = call.of_input, &style = call.of_style;
-    Values sum_g(x.mean.size()), sum_gx(x.mean.size());
-    MomentsGradArgs sums;
-    sums.x = call.input.data;
-    sums.dy = dy.data;
-    sums.dtype = dy.dtype;
-    sums.partition = x.partition;
-    sums.center = x.mean.data();
-    sums.sum_g = sum_g.data();
-    sums.sum_gx = sum_gx.data();
-    queue.ops().moments_grad(sums, queue);
-    const auto of_set = [&](std::size_t i) {
-      return formulas::AdaptiveSums{x.sigma[i], style.sigma[i], x.count, style.count, sum_g[i], sum_gx[i]};
-    };
-    if (dx.given())
-      map_grad(
-          call.input, dy.data, dx, x,
-          [&](std::size_t i) {
-            return formulas::adaptive_grad(layer_.options.alpha, layer_.options.unbiased, of_set(i));
-          },
-          queue);
+    enum : std::int64_t { sum_g, sum_gx, of_input, of_style = of_input + 4, count = of_style + 4 };
+    Arrays arrays(count, call.of_input.groups(), queue);
+    queue.ops().moments_grad({.x = call.input.data,
+                              .dy = dy.data,
+                              .dtype = dy.dtype,
+                              .partition = call.of_input,
+                              .center = call.arrays[S::mean],
+                              .sum_g = arrays[sum_g],
+                              .sum_gx = arrays[sum_gx]},
+                             queue);
+    const GradArrays own_map = dx.given() ? arrays.grad(of_input) : GradArrays{},
+                     style_map = dstyle.given() ? arrays.grad(of_style) : GradArrays{};
+    const NormOptions& o = layer_.options;
+    queue.ops().each({steps::AdaptiveBackward{o.alpha, o.unbiased, call.sets(call.input, S::mean),
+                                              call.sets(call.style, S::style_mean), arrays[sum_g], arrays[sum_gx],
+                                              own_map, style_map}},
+                     call.of_input.groups(), queue);
+    if (dx.given()) map_grad(call.input, dy.data, dx, call.of_input, call.arrays[S::mean], own_map, queue);
     if (dstyle.given())  // every factor of the gradient is 0: any tensor of the style's shape stands for it
-      map_grad(
-          call.style, call.style.data, dstyle, style,
-          [&](std::size_t i) {
-            return formulas::adaptive_style_grad(layer_.options.alpha, layer_.options.unbiased, of_set(i));
-          },
-          queue);
+      map_grad(call.style, call.style.data, dstyle, call.of_style, call.arrays[S::style_mean], style_map, queue);
   }
 
-  // dx = dy * gain + (x - mean) * power * slope + offset, with coefficients(i) of set i.
-  template <class Coefficients>
-  static void map_grad(const ConstTensorView& x, const void* dy, const TensorView& dx, const Sets& sets,
-                       const Coefficients& coefficients, Queue& queue) {
-    const std::size_t size = sets.mean.size();
-    Values gain(size), slope(size), offset(size), power(size);
-    for (std::size_t i = 0; i < size; ++i) {
-      const formulas::GradCoefficients k = coefficients(i);
-      gain[i] = k.gain;
-      slope[i] = k.slope;
-      offset[i] = k.offset;
-      power[i] = k.power;
-    }
-    ApplyGradArgs args;
-    args.x = x.data;
-    args.dy = dy;
-    args.dx = dx.data;
-    args.dtype = x.dtype;
-    args.partition = sets.partition;
-    args.center = sets.mean.data();
-    args.gain = gain.data();
-    args.slope = slope.data();
-    args.offset = offset.data();
-    args.power = power.data();
-    queue.ops().apply_grad(args, queue);
+  static void map_grad(const ConstTensorView& x, const void* dy, const TensorView& dx, const Partition& sets,
+                       const double* mean, const GradArrays& k, Queue& queue) {
+    queue.ops().apply_grad({.x = x.data,
+                            .dy = dy,
+                            .dx = dx.data,
+                            .dtype = x.dtype,
+                            .partition = sets,
+                            .center = mean,
+                            .gain = k.gain,
+                            .slope = k.slope,
+                            .offset = k.offset,
+                            .power = k.power},
+                           queue);
   }
 
   static const SavedAdaptive& own(const SavedCall& call) {
@@ -214,9 +188,8 @@ class AdaptiveOperation final : public Operation {
 }  // namespace
 
 std::unique_ptr<Operation> make_adaptive_operation(const Layer& layer, std::int64_t,
-                                                   std::shared_ptr<Communicator> group, Queue& queue,
-                                                   std::string name) {
-  return std::make_unique<AdaptiveOperation>(layer, std::move(group), queue, std::move(name));
+                                                   std::shared_ptr<Communicator> group, Queue&, std::string name) {
+  return std::make_unique<AdaptiveOperation>(layer, std::move(group), std::move(name));
 }
 
 }  // namespace allnorm

@@ -1,26 +1,14 @@
 // The operation of rows whose gamma and beta are maps: shaped like the input, in its type and order (SPADE).
-#include <algorithm>
 #include <utility>
-#include <vector>
 
+#include "kernels/group_steps.hpp"
+#include "kernels/ops.hpp"
 #include "src/modulated_operation.hpp"
-#include "src/runtime/parallel.hpp"
 #include "src/slots.hpp"
 
 namespace allnorm {
 
 namespace {
-
-constexpr std::int64_t task_values = 1 << 16;
-
-/// f(i) for every value of a map, on the queue's threads.
-template <class F>
-void for_values(std::int64_t values, Queue& queue, const F& f) {
-  parallel(queue, (values + task_values - 1) / task_values, [&](std::int64_t task) {
-    const std::int64_t end = std::min(values, (task + 1) * task_values);
-    for (std::int64_t i = task * task_values; i < end; ++i) f(i);
-  });
-}
 
 /// The norm reads gamma and beta, and writes their gradients, in the type that maps of T are computed in.
 template <class T>
@@ -43,18 +31,17 @@ class MapsOperation final : public ModulatedOperation {
   template <class T>
   struct MapGrads final : ModulationGrad {
     using C = compute_t<T>;
-    explicit MapGrads(Queue& its_queue) : queue(&its_queue) {}
-    TensorView room(const TensorView& wanted, Buffer<C>& own) const {
+    static TensorView room(const TensorView& wanted, Buffer<C>& own, Queue& queue) {
       if (!wanted.given() || is_read_as_it_is<T>) return wanted;
-      own = Buffer<C>(static_cast<std::size_t>(wanted.elements()), *queue, Fill::none);
+      own = Buffer<C>(static_cast<std::size_t>(wanted.elements()), queue, Fill::none);
       return {own.data(), dtype_of<C>(), wanted.device, wanted.shape, wanted.order};
     }
-    void finish() override {
-      for (const auto& [from, to] : {std::pair{&dgamma, grad_gamma}, {&dbeta, grad_beta}})
-        for_values(static_cast<std::int64_t>(from->size()), *queue,
-                   [from = from->data(), to = static_cast<T*>(to.data)](std::int64_t i) { to[i] = store<T>(from[i]); });
+    void finish(Queue& queue) override {
+      if constexpr (!is_read_as_it_is<T>)
+        for (const auto& [from, to] : {std::pair{&dgamma, grad_gamma}, {&dbeta, grad_beta}})
+          queue.ops().each({steps::Narrow<T>{from->data(), static_cast<T*>(to.data)}},
+                           static_cast<std::int64_t>(from->size()), queue);
     }
-    Queue* queue;
     TensorView grad_gamma{}, grad_beta{};
     Buffer<C> dgamma{}, dbeta{};
   };
@@ -65,9 +52,8 @@ class MapsOperation final : public ModulatedOperation {
     using C = compute_t<T>;
     if (is_read_as_it_is<T> && added == 0) return map;
     own = Buffer<std::byte>(static_cast<std::size_t>(map.elements()) * sizeof(C), queue, Fill::none);
-    const auto* from = static_cast<const T*>(map.data);
     auto* to = reinterpret_cast<C*>(own.data());
-    for_values(map.elements(), queue, [=](std::int64_t i) { to[i] = allnorm::load(from[i]) + added; });
+    queue.ops().each({steps::Widen<T>{static_cast<const T*>(map.data), to, added}}, map.elements(), queue);
     return {to, dtype_of<C>(), map.device, map.shape, map.order};
   }
 
@@ -92,11 +78,11 @@ class MapsOperation final : public ModulatedOperation {
     for (const char* name : {"grad_gamma", "grad_beta"})
       if (gradients[name].given()) expect_like(gradients[name], input, queue, name);
     return visit(input.dtype, [&]<class T>(std::type_identity<T>) -> std::unique_ptr<ModulationGrad> {
-      auto made = std::make_unique<MapGrads<T>>(queue);
+      auto made = std::make_unique<MapGrads<T>>();
       made->grad_gamma = gradients["grad_gamma"];
       made->grad_beta = gradients["grad_beta"];
-      made->weight = made->room(made->grad_gamma, made->dgamma);
-      made->bias = made->room(made->grad_beta, made->dbeta);
+      made->weight = made->room(made->grad_gamma, made->dgamma, queue);
+      made->bias = made->room(made->grad_beta, made->dbeta, queue);
       return made;
     });
   }

@@ -20,7 +20,6 @@ struct ModulatedOperation::SavedModulated final : SavedCall {
 ModulatedOperation::ModulatedOperation(const Layer& layer, Axes statistics, Axes affine, std::int64_t channels,
                                        std::shared_ptr<Communicator> group, Queue& queue, std::string name)
     : layer_(layer), row_(*layer.row) {
-  expect_on_cpu(layer.row->name, queue);
   tensors_ = {{"weight", TensorRole::parameter, affine, "", 1}, {"bias", TensorRole::parameter, affine, ""}};
   for (const TensorSpec& tensor : layer.row->tensors)
     if (tensor.is_state() && layer.has(tensor)) tensors_.push_back(tensor);
@@ -104,7 +103,7 @@ void ModulatedOperation::run_backward(const SavedCall& saved, const InputSlots& 
                    {"grad_weight", made->weight},
                    {"grad_bias", made->bias}},
                   queue);
-  made->finish();
+  made->finish(queue);
 }
 
 }  // namespace allnorm

@@ -38,7 +38,7 @@ class ModulatedOperation : public Operation {
   /// Where backward has the norm write the gradients of these two, and what it makes of them then.
   struct ModulationGrad {
     virtual ~ModulationGrad() = default;
-    virtual void finish() = 0;
+    virtual void finish(Queue& queue) = 0;
     TensorView weight{}, bias{};  ///< not given: not asked for
   };
 

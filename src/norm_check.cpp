@@ -39,7 +39,6 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
   expect(layer.row->operation == OperationKind::norm, Code::invalid_argument, [&] {
     return std::string(layer.row->name) + " is no layer with mean and variance, must be made with make_operation()";
   });
-  if (memory_.rules().pools) expect_on_cpu(std::string(layer.row->name) + " with running statistics", queue);
 }
 
 Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, const Queue& queue) const {

@@ -1,10 +1,10 @@
 // The operation of rows that divide a weight by the lengths of its rows: w = g v / |v|.
-#include <cmath>
 #include <utility>
-#include <vector>
 
 #include "allnorm/error.hpp"
+#include "kernels/group_steps.hpp"
 #include "kernels/ops.hpp"
+#include "src/arrays.hpp"
 #include "src/operations.hpp"
 #include "src/parameters.hpp"
 #include "src/plan.hpp"
@@ -14,10 +14,6 @@ namespace allnorm {
 
 namespace {
 
-using Values = std::vector<double>;
-
-std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
-
 struct SavedWeight final : SavedCall {
   bool training() const noexcept override { return false; }  // ranks exchange nothing
   std::span<const double> statistic(std::string_view) const noexcept override { return {}; }
@@ -25,7 +21,8 @@ struct SavedWeight final : SavedCall {
   ConstTensorView v{};
   bool has_g = false;
   Partition rows{};
-  Values zero{}, length{}, g{};  // (rows)
+  enum : std::int64_t { zero, length, of_g, scale, mean, m2, count };
+  Arrays arrays{};  // (rows) each
 };
 
 const SavedWeight& own(const SavedCall& call) {
@@ -34,23 +31,12 @@ const SavedWeight& own(const SavedCall& call) {
   return *found;
 }
 
-// Of every row; a length of 0 makes its weights NaN.
-Values lengths_of(const SavedWeight& call, Queue& queue) {
-  Values mean(call.zero.size()), squares(mean.size());
-  queue.ops().moments({call.v.data, call.v.dtype, call.rows, mean.data(), squares.data()}, queue);
-  const auto count = static_cast<double>(call.rows.group_size());
-  for (std::size_t r = 0; r < mean.size(); ++r) squares[r] = std::sqrt(squares[r] + count * mean[r] * mean[r]);
-  return squares;
-}
-
 class WeightOperation final : public Operation {
  public:
-  WeightOperation(const Layer& layer, std::shared_ptr<Communicator> group, const Queue& queue, std::string name)
+  WeightOperation(const Layer& layer, std::shared_ptr<Communicator> group, std::string name)
       : layer_((layer.check(), layer)),
         group_(group ? std::move(group) : self()),
-        name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {
-    expect_on_cpu(layer.row->name, queue);
-  }
+        name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {}
 
   const Layer& layer() const noexcept override { return layer_; }
   const std::string& name() const noexcept override { return name_; }
@@ -93,38 +79,33 @@ class WeightOperation final : public Operation {
            "grad_g is asked for, must not be where forward had no g");
     if (dg.given()) expect_tensor(layer_, *layer_.row->tensor("g"), dg, call.v, queue, "grad_g");
 
-    Values sum(call.g.size()), sum_v(call.g.size());  // of dw, of dw * v
-    const double* const zero = call.zero.data();
+    using S = SavedWeight;
+    enum : std::int64_t { sum, sum_v, of_v, count = of_v + 4 };  // of dw, of dw * v, of the map
+    const std::int64_t rows = call.rows.groups();
+    Arrays arrays(count, rows, queue);
     queue.ops().moments_grad({.x = call.v.data,
                               .dy = dw.data,
                               .dtype = dw.dtype,
                               .partition = call.rows,
-                              .center = zero,
-                              .sum_g = sum.data(),
-                              .sum_gx = sum_v.data()},
+                              .center = call.arrays[S::zero],
+                              .sum_g = arrays[sum],
+                              .sum_gx = arrays[sum_v]},
                              queue);
-    for (std::size_t r = 0; dg.given() && r < sum_v.size(); ++r)
-      parameter_grad(dg).set(static_cast<std::int64_t>(r), sum_v[r] / call.length[r]);
+    const GradArrays k = dv.given() ? arrays.grad(of_v) : GradArrays{};
+    queue.ops().each({steps::LengthBackward{static_cast<double>(call.rows.group_size()), call.arrays[S::length],
+                                            call.arrays[S::of_g], arrays[sum_v], parameter_grad(dg), k}},
+                     rows, queue);
     if (!dv.given()) return;
-    // With the root mean square of a row, |v| / sqrt(n), in place of its length, it is a layer about 0 whose gamma is
-    // g / sqrt(n).
-    const auto count = static_cast<double>(call.rows.group_size());
-    Values gain(sum.size()), slope(sum.size()), offset(sum.size()), power(sum.size());
-    for (std::size_t r = 0; r < sum.size(); ++r) {
-      const double gamma = call.g[r] / std::sqrt(count), rstd = std::sqrt(count) / call.length[r];
-      const auto k = formulas::apply_grad(rstd, 1, gamma, 1, false, count, 0, gamma * sum_v[r]);
-      gain[r] = k.gain, slope[r] = k.slope, offset[r] = k.offset, power[r] = k.power;
-    }
     queue.ops().apply_grad({.x = call.v.data,
                             .dy = dw.data,
                             .dx = dv.data,
                             .dtype = dw.dtype,
                             .partition = call.rows,
-                            .center = zero,
-                            .gain = gain.data(),
-                            .slope = slope.data(),
-                            .offset = offset.data(),
-                            .power = power.data()},
+                            .center = call.arrays[S::zero],
+                            .gain = k.gain,
+                            .slope = k.slope,
+                            .offset = k.offset,
+                            .power = k.power},
                            queue);
   }
 
@@ -137,9 +118,8 @@ class WeightOperation final : public Operation {
   std::unique_ptr<SavedCall> map(const InputSlots& inputs, const TensorView& w, const SavedWeight* earlier,
                                  Queue& queue) const {
     const ConstTensorView v = inputs["input"], g = inputs["g"];
-    expect_on_cpu(layer_.row->name, queue);
     expect(v.given(), Code::invalid_argument, "input is missing");
-    expect_like(v, v, queue, "input");
+    expect_like(v, {v.data, v.dtype, queue.device(), v.shape, v.order}, queue, "input");
     const Plan plan = plan_for(layer_, v.shape, v.order);
     expect_like(w, v, queue, "output");
     if (g.given()) expect_tensor(layer_, *layer_.row->tensor("g"), g, v, queue, "g");
@@ -148,20 +128,24 @@ class WeightOperation final : public Operation {
     call->v = v;
     call->has_g = g.given();
     call->rows = plan.norm;
-    call->zero.assign(index(plan.norm.groups()), 0);
-    call->length = earlier != nullptr ? earlier->length : lengths_of(*call, queue);
-    call->g = call->length;
-    Values scale(call->g.size());
-    for (std::size_t r = 0; r < scale.size(); ++r) {
-      if (g.given()) call->g[r] = parameter(g, 0)[static_cast<std::int64_t>(r)];
-      scale[r] = call->g[r] / call->length[r];
+    using S = SavedWeight;
+    const std::int64_t rows = plan.norm.groups();
+    Arrays& arrays = call->arrays;
+    if (earlier != nullptr) {
+      arrays = earlier->arrays.copy(queue);
+    } else {
+      arrays = Arrays(S::count, rows, queue, Fill::zero);
+      queue.ops().moments({v.data, v.dtype, call->rows, arrays[S::mean], arrays[S::m2]}, queue);
     }
+    queue.ops().each({steps::LengthForward{static_cast<double>(call->rows.group_size()), arrays[S::mean], arrays[S::m2],
+                                           parameter(g, 0), arrays[S::length], arrays[S::of_g], arrays[S::scale]}},
+                     rows, queue);
     queue.ops().apply({.x = v.data,
                        .y = w.data,
                        .dtype = v.dtype,
                        .partition = call->rows,
-                       .center = call->zero.data(),
-                       .scale = scale.data()},
+                       .center = arrays[S::zero],
+                       .scale = arrays[S::scale]},
                       queue);
     return call;
   }
@@ -174,8 +158,8 @@ class WeightOperation final : public Operation {
 }  // namespace
 
 std::unique_ptr<Operation> make_weight_operation(const Layer& layer, std::int64_t, std::shared_ptr<Communicator> group,
-                                                 Queue& queue, std::string name) {
-  return std::make_unique<WeightOperation>(layer, std::move(group), queue, std::move(name));
+                                                 Queue&, std::string name) {
+  return std::make_unique<WeightOperation>(layer, std::move(group), std::move(name));
 }
 
 }  // namespace allnorm

@@ -101,6 +101,7 @@ Arrays Subject::operator()(const Arrays& tensors) {
     operation->backward(*saved, upstream, gradients, queue);
   }
   queue.wait();
+  operation->check();
   Arrays results;
   for (const auto& [name, made] : held) {
     if (tensors.find(name) != tensors.end()) continue;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend.hpp"
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
@@ -73,6 +74,7 @@ TEST(WeightNorm, EqualsPlainLoops) {
         for (const bool from_end : {false, true})
           for (const bool g : {true, false}) {
             if (shape[0] == 0 && dim != 0) continue;  // rows of no values
+            if (backend::takes_some && (from_end || shape.size() == 5)) continue;
             SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D, dim " +
                          std::to_string(dim) + (g ? "" : ", without g"));
             Random random(3);
@@ -89,6 +91,7 @@ TEST(WeightNorm, EqualsPlainLoops) {
 }
 
 TEST(WeightNorm, GradientsAreCentralDifferences) {
+  if (backend::takes_some) GTEST_SKIP() << "the formulas are those of the CPU";
   for (int dim = 0; dim < 3; ++dim) {
     Random random(5);
     operation_cases::expect_gradients([&] { return Subject(layer_of(dim)); },
@@ -127,24 +130,25 @@ TEST(WeightNorm, OfARowOfZerosIsNaN) {
 
 TEST(WeightNorm, ReplaysWithTheLengthsOfTheCall) {
   Random random(3);
-  Doubles v(6), w(6), again(6);
+  backend::Array<double> v(6), w(6), again(6);
   for (double& value : v) value = random.normal();
-  Queue queue = Queue::cpu();
+  Queue queue = backend::queue();
   const Shape shape{2, 3};
   const auto operation = make_operation(layer_of(1), 0, nullptr, queue);
-  const InputSlots inputs{{"input", view(std::as_const(v).data(), shape)}};
-  const auto saved = operation->forward(inputs, {{"output", view(w.data(), shape)}}, queue);
-  operation->replay(*saved, inputs, {{"output", view(again.data(), shape)}}, queue);
+  const InputSlots inputs{{"input", backend::view(std::as_const(v).data(), shape)}};
+  const auto saved = operation->forward(inputs, {{"output", backend::view(w.data(), shape)}}, queue);
+  operation->replay(*saved, inputs, {{"output", backend::view(again.data(), shape)}}, queue);
+  queue.wait();
   EXPECT_EQ(w, again);
   EXPECT_EQ(harness::error_of([&] {
-              operation->infer(inputs, {{"output", view(w.data(), shape)}}, queue);
+              operation->infer(inputs, {{"output", backend::view(w.data(), shape)}}, queue);
             }),
             "unsupported: weight_norm has no running statistics and is the same in inference, must be called with "
             "forward");
   const Shape other{3, 2};
   EXPECT_EQ(harness::error_of([&] {
-              operation->replay(*saved, {{"input", view(std::as_const(v).data(), other)}},
-                                {{"output", view(w.data(), other)}}, queue);
+              operation->replay(*saved, {{"input", backend::view(std::as_const(v).data(), other)}},
+                                {{"output", backend::view(w.data(), other)}}, queue);
             }),
             "invalid argument: the replayed input has shape (3,2), must have (2,3) as in the earlier call");
 }

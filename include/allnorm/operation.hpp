@@ -79,6 +79,10 @@ class Operation {
   /// The output with the state as it is, whatever the mode. Throws unsupported where the row has no state.
   void infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue);
 
+  /// Throws what the kernels of calls that are done have found, in their tensors (invalid_input) or in an exchange;
+  /// every later call asks too. Never blocks: after Queue::wait() it has heard of all calls.
+  virtual void check() { group().check(); }
+
   virtual const Layer& layer() const noexcept = 0;
   virtual const std::string& name() const noexcept = 0;
   virtual Communicator& group() const noexcept = 0;

@@ -29,15 +29,16 @@ struct Gathered {
   const double* sums = nullptr;
 };
 
-/// What kernels found in an exchange that the host does not wait for, in memory that host and device share. Kernels of
-/// one stream write it; a status other than 0 stays until the host has read it.
+/// What kernels found that the host does not wait for, in an exchange or in a call's tensors, in memory that host and
+/// device share. Kernels of one stream write it; a status other than 0 stays until the host has read it.
 struct ExchangeReport {
-  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2, declined = 3 };
+  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2, declined = 3, no_such_row = 4 };
   std::uint64_t started = 0;   ///< exchanges that kernels have made records for
   std::uint64_t finished = 0;  ///< exchanges whose results kernels have read: the deadline looks at the difference
   std::uint64_t status = fine;
   std::uint64_t rank = 0;       ///< the first rank that declined, differs from rank 0, or whose weights changed
   RecordHead first{}, other{};  ///< the heads of rank 0 and of that rank
+  std::int64_t label = 0, sample = 0, rows = 0;  ///< of no_such_row: a sample's label, and the rows that there are
 };
 
 /// Where kernels report: `report` in shared memory, and in device memory the counts that they advance (started,

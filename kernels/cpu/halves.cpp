@@ -40,7 +40,7 @@ struct FineCoefficients {
 void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn) {
   for (std::int64_t g = 0; g < args.norm.groups(); ++g)
     args.frame.set(g, steps::frame_of(args, gathered, turn, g, true));
-  for (std::int64_t c = 0; args.rules.pools && c < args.state.channels; ++c) steps::pool(args, turn, c);
+  for (std::int64_t c = 0; args.rules.pools && c < args.state.channels; ++c) steps::pool(args, gathered, turn, c);
   *args.frame.scalars = {turn.count, turn.call};
 }
 

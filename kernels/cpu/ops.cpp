@@ -36,6 +36,7 @@ const Ops& cpu_ops() {
                        .affine_grad = cpu::affine_grad,
                        .apply_grad = cpu::apply_grad,
                        .patch_sums = cpu::patch_sums,
+                       .each = cpu::each,
                        .forward_local = cpu::forward_local,
                        .forward_finish = cpu::forward_finish,
                        .backward_local = cpu::backward_local,

@@ -178,7 +178,7 @@ struct GivenAffine {
   __device__ void begin(Shared&) const {}
   template <class C>
   __device__ __forceinline__ Affine<C> coefficients(const Shared&, std::int64_t group) const {
-    return affine<C>(center[group], scale[group], shift[group]);
+    return affine<C>(center[group], scale[group], shift == nullptr ? 0 : shift[group]);
   }
   __device__ void end(const Shared&) const {}
 };

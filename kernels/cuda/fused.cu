@@ -86,9 +86,9 @@ bool fusing_pays(std::int64_t elements, std::int64_t bytes, Queue& queue) {
 
 bool fused_fits(const ForwardArgs& args, Queue& queue) {
   // With compensation, weights that changed are to be told, and the window's products come with the exchange.
-  const bool can = args.source == FrameSource::call && args.record == nullptr && args.rules.persists && !args.along &&
-                   args.norm.elements() > 0 && args.fine == args.norm && !args.rules.compensates() &&
-                   args.weights == nullptr && args.reporter.report == nullptr;
+  const bool can = args.source == FrameSource::call && args.record == nullptr && args.rules.persists &&
+                   !args.rules.pools && !args.along && args.norm.elements() > 0 && args.fine == args.norm &&
+                   !args.rules.compensates() && args.weights == nullptr && args.reporter.report == nullptr;
   if (!can || width_of(args) == 0) return false;
   const auto bytes = args.norm.elements() * static_cast<std::int64_t>(size_of(args.dtype));
   return fusing_pays(args.norm.elements(), bytes, queue);

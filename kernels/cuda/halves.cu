@@ -20,7 +20,7 @@ constexpr double nan_value = std::numeric_limits<double>::quiet_NaN();
 __device__ __attribute__((noinline)) steps::GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered,
                                                                 const Turn& turn, std::int64_t g, bool commits) {
   if (args.source == FrameSource::given) return args.frame.get(g);
-  if (args.source == FrameSource::running) return steps::running_frame(args.rules, args.state, g);
+  if (args.source == FrameSource::running) return steps::running_frame(args, g);
   if (args.source == FrameSource::unit) return steps::unit_frame();
   if (turn.fails) return {nan_value, nan_value, nan_value, nan_value, {}};
   return steps::frame_of(args, gathered, turn, g, commits);
@@ -79,6 +79,9 @@ struct ForwardSource {
       if (is_first) *args.frame.scalars = {turn.count, turn.call};
       return;
     }
+    const std::int64_t pooled = args.rules.pools ? args.state.channels : 0;
+    for (std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; c < pooled; c += stride)
+      steps::pool(args, gathered, turn, c);
     if (is_first) {
       write_turn(args, turn);
       const Heads heads{gathered, args.record};

@@ -14,6 +14,7 @@ void moments_grad(const MomentsGradArgs& args, Queue& queue);
 void affine_grad(const AffineGradArgs& args, Queue& queue);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
 void patch_sums(const PatchSumsArgs& args, Queue& queue);
+void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 
 void forward_local(ForwardArgs& args, Queue& queue);
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);

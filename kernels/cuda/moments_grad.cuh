@@ -33,7 +33,7 @@ struct CoefficientSource {
   __device__ Coefficients of(std::int64_t group) const {
     Coefficients c{.center = center_of(group)};
     if (!has_z) return c;
-    if (!has_call) return {c.center, scale[group], shift[group]};
+    if (!has_call) return {c.center, scale[group], shift == nullptr ? 0 : shift[group]};
     const auto k = steps::affine_of(call, call.frame.get(call.to_norm(group)), group);
     return {c.center, k.scale, k.shift};
   }

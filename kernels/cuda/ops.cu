@@ -30,6 +30,7 @@ const Ops& cuda_ops() {
                        .affine_grad = cuda::affine_grad,
                        .apply_grad = cuda::apply_grad,
                        .patch_sums = cuda::patch_sums,
+                       .each = cuda::each,
                        .forward_local = cuda::forward_local,
                        .forward_finish = cuda::forward_finish,
                        .backward_local = cuda::backward_local,

@@ -59,7 +59,7 @@ struct ForwardRecord {
     steps::Hashes hashes;
     if (rules.persists) {
       if (threadIdx.x == 0) hashes = steps::hashes_of(state);
-      for (std::int64_t c = threadIdx.x; c < groups; c += block_threads) hashes.add(steps::hashes_of(state, c));
+      for (std::int64_t c = threadIdx.x; c < state.channels; c += block_threads) hashes.add(steps::hashes_of(state, c));
       hashes = {block_sum(hashes.running, room), block_sum(hashes.history, room)};
     }
     if (threadIdx.x != 0) return;

@@ -105,10 +105,15 @@ void Reports::check(const std::vector<std::string>& names) {
   if (status == ExchangeReport::fine) return;
   const std::string &first_name = names.front(), &name = names.at(shared.rank);
   const RecordHead first = shared.first, other = shared.other;
+  const std::int64_t label = shared.label, sample = shared.sample, rows = shared.rows;
   std::atomic_ref(shared.status).store(ExchangeReport::fine, std::memory_order_release);
   if (status == ExchangeReport::weights_changed)
     fail(Code::invalid_argument,
          name + ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
+  if (status == ExchangeReport::no_such_row)
+    fail(Code::invalid_input,
+         name + " had " + std::to_string(label) + " at " + std::to_string(sample) + " in an earlier call, must be " +
+             (label < 0 ? std::string("at least 0") : "less than the " + std::to_string(rows) + " rows of its table"));
   if (status == ExchangeReport::declined) fail(Code::aborted, name + " failed: " + other.reason.data());
   Header theirs = other.header;
   std::string text = verdict(first.header, first_name, theirs, name);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -57,6 +58,7 @@ class OnBothDevices : public testing::TestWithParam<std::tuple<Call, Setting>> {
         const std::int64_t n = samples[r];
         make("x" + end, last ? Shape{n, 5, 3, 6} : Shape{n, 6, 5, 3}, 1.0 + r + 3 * s);
         make("dy" + end, last ? Shape{n, 5, 3, 6} : Shape{n, 6, 5, 3}, 2.0 + r + 5 * s);
+        write_labels("k." + std::to_string(r) + ".npy", n);
         make("a" + end, last ? Shape{n, 5, 3, 2} : Shape{n, 2, 5, 3}, 3.0 + r + 7 * s);
       }
       make("w." + step + ".npy", {6, 2, 3, 3}, 4.0 + 0.001 * (s / 2));  // the same for two mini-batches
@@ -64,6 +66,7 @@ class OnBothDevices : public testing::TestWithParam<std::tuple<Call, Setting>> {
     make("g.npy", {6}, 5);
     make("b.npy", {6}, 6);
     make("m.npy", {6}, 7);
+    make("t.npy", {4, 6}, 8);
     place.write("v.npy", launch::from_doubles(std::vector<double>{1.5, 2, 2.5, 3, 3.5, 4}, {6}));
   }
   void make(const std::string& name, const Shape& shape, double seed) const {
@@ -71,6 +74,13 @@ class OnBothDevices : public testing::TestWithParam<std::tuple<Call, Setting>> {
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = 0.5 + std::sin(seed * (static_cast<double>(i) + 1)) + std::cos(1.7 * static_cast<double>(i) + seed);
     place.write(name, launch::from_doubles(values, shape));
+  }
+  void write_labels(const std::string& name, std::int64_t samples_of_rank) const {
+    std::vector<std::int64_t> labels;
+    for (std::int64_t n = 0; n < samples_of_rank; ++n) labels.push_back((3 * n + 2) % 4);
+    launch::NpyArray array{launch::NpyType::i64, {samples_of_rank}, std::vector<std::byte>(labels.size() * 8)};
+    if (!labels.empty()) std::memcpy(array.data.data(), labels.data(), array.data.size());
+    place.write(name, array);
   }
   const Setting& setting() const { return std::get<1>(GetParam()); }
   Outcome run(const std::string& device) const {
@@ -133,6 +143,25 @@ INSTANTIATE_TEST_SUITE_P(
                      testing::Values(Setting{"f64", "channels_first", 1}, Setting{"f32", "channels_first", 3},
                                      Setting{"f16", "channels_first", 1}, Setting{"bf16", "channels_first", 3})));
 
+INSTANTIATE_TEST_SUITE_P(
+    Operations, OnBothDevices,
+    testing::Combine(
+        testing::Values(
+            Call{"labels",
+                 "conditional_batch_norm --set sync=world --weight t.npy --bias t.npy --tensor labels=k.{rank}.npy", 2},
+            Call{"styles", "conditional_instance_norm --weight t.npy --bias t.npy --tensor styles=k.{rank}.npy"},
+            Call{"adaptive", "adaptive_instance_norm --tensor style=dy.{rank}.{step}.npy"},
+            Call{"maps",
+                 "spade --set sync=world --tensor gamma=dy.{rank}.{step}.npy --tensor beta=x.{rank}.{step}.npy"},
+            Call{"tracking", "instance_norm --set track=true --weight g.npy --bias b.npy", 2}),
+        testing::Values(Setting{"f64", "channels_last", 1}, Setting{"f32", "channels_first", 3},
+                        Setting{"f16", "channels_last", 3}, Setting{"bf16", "channels_first", 1})));
+
+INSTANTIATE_TEST_SUITE_P(Weights, OnBothDevices,
+                         testing::Combine(testing::Values(Call{"lengths", "weight_norm --set dim=1 --tensor g=g.npy"}),
+                                          testing::Values(Setting{"f64", "channels_first", 1},
+                                                          Setting{"bf16", "channels_first", 1})));
+
 struct Wrong {
   const char* words;
   int code;
@@ -180,6 +209,20 @@ TEST_F(Disagreement, ALoneRanksWeightsThatChangeWithinABatchAreExitTwo) {
       "conv_input=a.1.{step}.npy --tensor conv_weight=w.1.{step}.npy --steps 3 --device cuda --out o");
   EXPECT_EQ(outcome.code, 2) << outcome.err;
   EXPECT_NE(outcome.err.find("conv_weight has changed within a batch"), std::string::npos) << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+}
+
+TEST(Labels, WithoutARowAreExitThree) {
+  Workplace place;
+  place.make("x.npy", {2, 3, 4});
+  place.make("t.npy", {4, 3});
+  launch::NpyArray labels{launch::NpyType::i64, {2}, std::vector<std::byte>(16)};
+  labels.data[8] = std::byte{7};
+  place.write("k.npy", labels);
+  const Outcome outcome = place.run(
+      "apply conditional_batch_norm --input x.npy --weight t.npy --tensor labels=k.npy --device cuda --out o");
+  EXPECT_EQ(outcome.code, 3) << outcome.err;
+  EXPECT_NE(outcome.err.find("labels had 7 at 1"), std::string::npos) << outcome.err;
   EXPECT_FALSE(place.exists("o"));
 }
 
