@@ -71,7 +71,7 @@ struct ForwardArgs : LayerCall {
   FrameSource source = FrameSource::call;
   LayerState state{};                      ///< without values where the layer keeps no running statistics
   double *mean = nullptr, *m2 = nullptr;   ///< (G) a lone rank's moments, between the halves
-  std::int64_t lanes = 0;                  ///< entries of the window that the record has products for
+  std::int64_t entries = 0;                ///< entries of the window that the record has products for
   const std::uint64_t* weights = nullptr;  ///< (2) hash of the convolution's weights, and 1 where they changed within a
                                            ///< batch; only with derives
   bool derives = false;                    ///< derivatives follow (derivatives())
@@ -115,11 +115,11 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& g
   const Layout layout{args.norm.groups()};
   const auto current =
       args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g]) : moments_of(gathered, layout, g);
-  const auto lane = [&](std::int64_t entry, bool of_variance) {
+  const auto product = [&](std::int64_t entry, bool of_variance) {
     if (!args.rules.compensates()) return 0.0;
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
   };
-  return frame_of(args.rules, args.state, turn, g, current, lane, commits, learned_eps_of(args, g));
+  return frame_of(args.rules, args.state, turn, g, current, product, commits, learned_eps_of(args, g));
 }
 
 /// With pools: the next state of channel c, from the frames of all samples, which are made again: on a GPU those in

@@ -140,7 +140,7 @@ struct Ring {
   }
 };
 
-/// Everything small is kept twice: a call reads one copy and writes the other, and `turn` says which is which; it
+/// Everything small is kept twice: a call reads one copy and writes the other, and `parity` says which is which; it
 /// advances when the call is done, so that a call that fails changes nothing.
 struct LayerState {
   enum Field : int {
@@ -155,18 +155,18 @@ struct LayerState {
   };
   static constexpr int fields_without_history = 2;
 
-  Counters* counters = nullptr;   // (2)
-  double* values = nullptr;       // (2, fields, C)
-  std::uint32_t* turn = nullptr;  // (1) parity: the current copy
-  Turn* last = nullptr;           // (1) what the last call did
+  Counters* counters = nullptr;     // (2)
+  double* values = nullptr;         // (2, fields, C)
+  std::uint32_t* parity = nullptr;  // (1) parity: the current copy
+  Turn* last = nullptr;             // (1) what the last call did
   std::int64_t channels = 0, fields = 0;
   Ring ring{};
 
-  ALLNORM_HOST_DEVICE const Counters& now() const { return counters[*turn & 1]; }
-  ALLNORM_HOST_DEVICE Counters& next() const { return counters[~*turn & 1]; }
+  ALLNORM_HOST_DEVICE const Counters& now() const { return counters[*parity & 1]; }
+  ALLNORM_HOST_DEVICE Counters& next() const { return counters[~*parity & 1]; }
   /// (C) of the current copy, of the next one.
-  ALLNORM_HOST_DEVICE double* now(Field f) const { return values + ((*turn & 1) * fields + f) * channels; }
-  ALLNORM_HOST_DEVICE double* next(Field f) const { return values + ((~*turn & 1) * fields + f) * channels; }
+  ALLNORM_HOST_DEVICE double* now(Field f) const { return values + ((*parity & 1) * fields + f) * channels; }
+  ALLNORM_HOST_DEVICE double* next(Field f) const { return values + ((~*parity & 1) * fields + f) * channels; }
   ALLNORM_HOST_DEVICE bool has_history() const { return fields > fields_without_history; }
 };
 

@@ -149,17 +149,16 @@ struct PatchSumsArgs {
   double* product = nullptr;       ///< (C, fan_in), 0 on entry
 };
 
-// ---- whole halves of a call: kernels/calls.hpp, and what a window adds to them
-// -----------------------------------------
+// ---- whole halves of a call: kernels/calls.hpp, and what a window adds to them ------------------------------------
 
 /// Before the exchange of a layer with a window that compensates: this rank's products of the entries' derivatives with
 /// the change of the weights since (0 for entries that are not there), the hash of the weights, and whether they
 /// changed within a batch.
-struct LanesArgs {
+struct ProductsArgs {
   Rules rules{};
   LayerState state{};
   Parameter theta{};                 ///< (C, fan_in)
-  std::int64_t lanes = 0;            ///< entries to write
+  std::int64_t entries = 0;          ///< entries to write
   double* payload = nullptr;         ///< steps::Layout; written at dmean and dvar of those entries
   std::uint64_t* weights = nullptr;  ///< (2)
 };
@@ -193,7 +192,7 @@ struct Ops {
   void (*forward_finish)(const ForwardArgs&, const Gathered&, Queue&);
   void (*backward_local)(BackwardArgs&, Queue&);
   void (*backward_finish)(const BackwardArgs&, const Gathered&, Queue&);  ///< a lone rank gives its own sums
-  void (*lanes)(const LanesArgs&, Queue&);
+  void (*products)(const ProductsArgs&, Queue&);
   void (*derivatives)(const DerivativesArgs&, Queue&);
   void (*begin_batch)(const Rules&, const LayerState&, Queue&);  ///< cuts the current batch short
 };

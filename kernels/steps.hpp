@@ -204,7 +204,7 @@ ALLNORM_HOST_DEVICE inline Counters advanced(const Rules& rules, Counters c, con
 inline void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool is_call) {
   *state.last = turn;
   state.next() = advanced(rules, state.now(), turn, is_call);
-  ++*state.turn;
+  ++*state.parity;
 }
 
 // ---- one group -----------------------------------------------------------------------------------------------------
@@ -287,12 +287,12 @@ ALLNORM_PER_GROUP void write_next(const Rules& rules, const LayerState& state, c
   if (c == 0) state.ring.count[t.slot] = t.batch_count;
 }
 
-/// History and correction of group g with this call's moments. lane(entry, of_variance): the summed products of the
+/// History and correction of group g with this call's moments. product(entry, of_variance): the summed products of the
 /// window, 0 without compensation. `commits`: writes the group's next state too (one thread per group does). A learned
 /// eps is of layers that keep no state.
-template <class Lane>
+template <class Product>
 ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& state, const Turn& t, std::int64_t g,
-                                      formulas::Moments current, const Lane& lane, bool commits,
+                                      formulas::Moments current, const Product& product, bool commits,
                                       double learned_eps = 0) {
   using S = LayerState;
   if (!rules.scaled) current.var = 0;  // squares need not be in range
@@ -315,7 +315,7 @@ ALLNORM_PER_GROUP GroupFrame frame_of(const Rules& rules, const LayerState& stat
     const std::int64_t C = state.channels;
     const auto past = [&](int j) {
       const std::int64_t at = state.ring.slot(now, j) * C + g;
-      return formulas::compensate({state.ring.mean[at], state.ring.var[at]}, lane(j, false), lane(j, true));
+      return formulas::compensate({state.ring.mean[at], state.ring.var[at]}, product(j, false), product(j, true));
     };
     const auto average =
         formulas::window({frame.mean, frame.var}, t.own_count, static_cast<int>(t.entries), rules.guard, past,

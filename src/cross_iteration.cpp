@@ -19,10 +19,10 @@ CrossIteration::CrossIteration(const ForwardInputs& in, const Convolution& convo
   source_->args.state = args.state = memory.view();
   source_->args.given = args.derives = true;
   // A captured graph is the same for every call; where the host can see the counters, messages grow with the window.
-  args.lanes = rules.window - 1;
+  args.entries = rules.window - 1;
   if (queue.device().kind == DeviceKind::cpu) {
     const Counters now = memory.counters(queue);
-    args.lanes = now.batches < rules.burn_in ? 0 : now.entries;
+    args.entries = now.batches < rules.burn_in ? 0 : now.entries;
   }
 }
 
@@ -39,7 +39,7 @@ void CrossIteration::before(ForwardArgs& args, double* scratch, double* payload,
   derivatives.patch_sum = scratch + hash_size;
   derivatives.product = derivatives.patch_sum + source_->shape.mean_rows * source_->shape.fan_in;
   args.weights = weights;
-  queue.ops().lanes({args.rules, args.state, derivatives.theta, args.lanes, payload, weights}, queue);
+  queue.ops().products({args.rules, args.state, derivatives.theta, args.entries, payload, weights}, queue);
   expect(queue.device().kind != DeviceKind::cpu || weights[1] == 0, Code::invalid_argument,
          "conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
 }

@@ -13,8 +13,8 @@ class CrossIteration {
  public:
   CrossIteration() = default;
   /// Checks what `in` says of the convolution before the layer, and makes `memory` ready for its derivatives. Sets
-  /// state, lanes and derives of `args`. Throws as derivative_source, and invalid_argument for weights of another shape
-  /// than in the window.
+  /// state, entries and derives of `args`. Throws as derivative_source, and invalid_argument for weights of another
+  /// shape than in the window.
   CrossIteration(const ForwardInputs& in, const Convolution& convolution, LayerMemory& memory, ForwardArgs& args,
                  Queue& queue);
 

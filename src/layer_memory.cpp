@@ -24,7 +24,7 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
     : r_max_ramp_(to_device(layer.options.r_max_ramp, queue)),
       d_max_ramp_(to_device(layer.options.d_max_ramp, queue)),
       counters_(2, queue),
-      turn_(1, queue),
+      parity_(1, queue),
       last_(1, queue) {
   const NormOptions& o = layer.options;
   static_cast<PlainOptions&>(rules_) = o;
@@ -35,7 +35,7 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   rules_.r_max_ramp = {r_max_ramp_.data(), static_cast<std::int64_t>(r_max_ramp_.size())};
   rules_.d_max_ramp = {d_max_ramp_.data(), static_cast<std::int64_t>(d_max_ramp_.size())};
   view_.counters = counters_.data();
-  view_.turn = turn_.data();
+  view_.parity = parity_.data();
   view_.last = last_.data();
   put(Counters{}, queue);
   if (!rules_.persists) return;
@@ -93,22 +93,22 @@ void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue)
   ring.weight = derivatives_.data() + means + weights;
 }
 
-std::uint32_t LayerMemory::turn(Queue& queue) const { return value_of(turn_, 0, queue); }
+std::uint32_t LayerMemory::parity(Queue& queue) const { return value_of(parity_, 0, queue); }
 
-Counters LayerMemory::counters(Queue& queue) const { return value_of(counters_, turn(queue) & 1, queue); }
+Counters LayerMemory::counters(Queue& queue) const { return value_of(counters_, parity(queue) & 1, queue); }
 
 std::vector<double> LayerMemory::values(LayerState::Field field, Queue& queue) const {
-  const std::int64_t at = ((turn(queue) & 1) * view_.fields + field) * view_.channels;
+  const std::int64_t at = ((parity(queue) & 1) * view_.fields + field) * view_.channels;
   return to_host(std::span<const double>(values_.data() + at, index(view_.channels)), queue);
 }
 
 void LayerMemory::put(LayerState::Field field, const std::vector<double>& values, Queue& queue) {
-  const std::int64_t at = ((turn(queue) & 1) * view_.fields + field) * view_.channels;
+  const std::int64_t at = ((parity(queue) & 1) * view_.fields + field) * view_.channels;
   copy_to_device(values_.data() + at, values.data(), values.size() * sizeof(double), queue);
 }
 
 void LayerMemory::put(const Counters& counters, Queue& queue) {
-  copy_to_device(counters_.data() + (turn(queue) & 1), &counters, sizeof counters, queue);
+  copy_to_device(counters_.data() + (parity(queue) & 1), &counters, sizeof counters, queue);
 }
 
 RunningStatistics LayerMemory::running(Queue& queue) const {
@@ -145,7 +145,7 @@ void LayerMemory::take(LayerMemory&& other, Queue& queue) {
   rules_.r_max_ramp.points = r_max_ramp_.data();
   rules_.d_max_ramp.points = d_max_ramp_.data();
   into(counters_, other.counters_);
-  into(turn_, other.turn_);
+  into(parity_, other.parity_);
   into(last_, other.last_);
   into(values_, other.values_);
   into(ring_, other.ring_);

@@ -62,7 +62,7 @@ class LayerMemory {
  private:
   /// (C) of the current copy, on the host.
   std::vector<double> values(LayerState::Field field, Queue& queue) const;
-  std::uint32_t turn(Queue& queue) const;
+  std::uint32_t parity(Queue& queue) const;
   void put(LayerState::Field field, const std::vector<double>& values, Queue& queue);
   void put(const Counters& counters, Queue& queue);
   void save_history(State& state, const Counters& counters, Queue& queue) const;
@@ -71,11 +71,11 @@ class LayerMemory {
   Rules rules_{};
   LayerState view_{};
   Buffer<RampPoint> r_max_ramp_{}, d_max_ramp_{};
-  Buffer<Counters> counters_{};   // (2)
-  Buffer<std::uint32_t> turn_{};  // (1)
-  Buffer<Turn> last_{};           // (1)
-  Buffer<double> values_{};       // (2, fields, C)
-  Buffer<double> ring_{};         // count (slots), mean (slots, C), var (slots, C), center (C), past (slots - 1, 4, C)
+  Buffer<Counters> counters_{};     // (2)
+  Buffer<std::uint32_t> parity_{};  // (1)
+  Buffer<Turn> last_{};             // (1)
+  Buffer<double> values_{};         // (2, fields, C)
+  Buffer<double> ring_{};  // count (slots), mean (slots, C), var (slots, C), center (C), past (slots - 1, 4, C)
   Buffer<std::byte> derivatives_{};  // dmean, dvar, weight of Ring
 };
 

@@ -127,7 +127,7 @@ NormImpl::Work NormImpl::work_for(ForwardArgs& args, std::int64_t more, Queue& q
   args.header = header(args.dtype, groups, Direction::forward);
   args.header.set(Field::moments, static_cast<std::uint64_t>(groups));
   args.header.set(Field::co_moments, std::uint64_t{1});
-  Work work = make_work(2 * groups + more, steps::Layout{groups}.size(args.lanes), args.header, queue);
+  Work work = make_work(2 * groups + more, steps::Layout{groups}.size(args.entries), args.header, queue);
   args.mean = work.scratch;
   args.m2 = args.mean + groups;
   if (group_->size() > 1) args.record = work.record.data;  // a lone rank keeps its centred sums

@@ -62,7 +62,7 @@ void forward_local(ForwardArgs& args, Queue& queue) {
   payload[0] = static_cast<double>(args.norm.group_size());
   moments({args.x, args.dtype, args.norm, payload + layout.mean(0), payload + layout.m2(0)}, queue);
 
-  RecordHead head{args.header, 0, static_cast<std::uint64_t>(layout.size(args.lanes))};
+  RecordHead head{args.header, 0, static_cast<std::uint64_t>(layout.size(args.entries))};
   steps::Hashes hashes;
   if (args.rules.persists) {
     hashes = steps::hashes_of(args.state);

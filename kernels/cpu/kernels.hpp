@@ -17,7 +17,7 @@ void forward_local(ForwardArgs& args, Queue& queue);
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);
 void backward_local(BackwardArgs& args, Queue& queue);
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue);
-void lanes(const LanesArgs& args, Queue& queue);
+void products(const ProductsArgs& args, Queue& queue);
 void derivatives(const DerivativesArgs& args, Queue& queue);
 void begin_batch(const Rules& rules, const LayerState& state, Queue& queue);
 

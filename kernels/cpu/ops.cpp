@@ -41,7 +41,7 @@ const Ops& cpu_ops() {
                        .forward_finish = cpu::forward_finish,
                        .backward_local = cpu::backward_local,
                        .backward_finish = cpu::backward_finish,
-                       .lanes = cpu::lanes,
+                       .products = cpu::products,
                        .derivatives = cpu::derivatives,
                        .begin_batch = cpu::begin_batch};
   return ops;

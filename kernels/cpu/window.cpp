@@ -37,7 +37,7 @@ double product(const T* derivative, const double* now, const T* then, std::int64
 
 }  // namespace
 
-void lanes(const LanesArgs& args, Queue& queue) {
+void products(const ProductsArgs& args, Queue& queue) {
   const LayerState& state = args.state;
   const Ring& ring = state.ring;
   const Counters& now = state.now();
@@ -58,7 +58,7 @@ void lanes(const LanesArgs& args, Queue& queue) {
   if (args.payload == nullptr) return;
   const std::int64_t used = now.batches < args.rules.burn_in ? 0 : now.entries;
   visit_arrays(ring, [&](auto* dmean, auto* dvar, auto* weight) {
-    for_items(queue, args.lanes * C, max_of(1, task_values / max_of(1, fan_in)), [&](std::int64_t item) {
+    for_items(queue, args.entries * C, max_of(1, task_values / max_of(1, fan_in)), [&](std::int64_t item) {
       const std::int64_t entry = item / C, c = item % C;
       double mean = 0, var = 0;
       if (entry < used) {

@@ -67,29 +67,29 @@ std::int64_t parts_of(std::int64_t others, std::int64_t wanted, std::int64_t mos
 // ---- run by run ----------------------------------------------------------------------------------------------------
 
 /// One thread's way through the runs of its part, there and back: in each of them `per_run` vectors `step` apart, and
-/// `turn` more from one run to the next.
+/// `hop` more from one run to the next.
 struct RunWalk {
   static constexpr bool straight = false;
   std::int64_t at = 0, count = 0;  // offset of the vector in memory; vectors in all
-  std::int64_t step = 0, turn = 0, per_run = 1, in_run = 0;
+  std::int64_t step = 0, hop = 0, per_run = 1, in_run = 0;
 
   ALLNORM_HOST_DEVICE void next() {
     at += step;
     if (++in_run < per_run) return;
     in_run = 0;
-    at += turn;
+    at += hop;
   }
   ALLNORM_HOST_DEVICE void back() {
     if (in_run == 0) {
       in_run = per_run;
-      at -= turn;
+      at -= hop;
     }
     --in_run;
     at -= step;
   }
   /// From the first vector to the last.
   ALLNORM_HOST_DEVICE void to_last() {
-    at += (count - 1) * step + (count / per_run - 1) * turn;
+    at += (count - 1) * step + (count / per_run - 1) * hop;
     in_run = per_run - 1;
   }
 };
@@ -133,7 +133,7 @@ struct RunPlan {
     w.at = part.offset + run * stride() + first;
     if (first >= part.length || run >= part.runs) return w;
     w.per_run = (part.length - first + w.step - 1) >> step_bits;
-    w.turn = down * stride() - w.per_run * w.step;
+    w.hop = down * stride() - w.per_run * w.step;
     w.count = w.per_run * ((part.runs - run + down - 1) >> down_bits);
     return w;
   }

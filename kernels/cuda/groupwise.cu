@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(most_threads)
   if (lane == 0) args.frame.set(g, frame);
   if (lane == 0 && g == 0) {  // nothing in this kernel reads what counts calls
     write_turn(args, steps::turn_of(args, {}));
-    ++*args.state.turn;
+    ++*args.state.parity;
   }
 
   table.fill(groups, team, [&](int j) { return affine_frame<C, Gammas::along>(args, frame, groups.fine(g, j)); });

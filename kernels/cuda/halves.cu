@@ -93,7 +93,7 @@ struct ForwardSource {
     if (threadIdx.x != 0) return;
     __threadfence();
     const bool is_last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;  // which leaves it zero
-    if (is_last && !turn.fails) ++*args.state.turn;
+    if (is_last && !turn.fails) ++*args.state.parity;
   }
 };
 

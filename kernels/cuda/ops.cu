@@ -35,7 +35,7 @@ const Ops& cuda_ops() {
                        .forward_finish = cuda::forward_finish,
                        .backward_local = cuda::backward_local,
                        .backward_finish = cuda::backward_finish,
-                       .lanes = cuda::lanes,
+                       .products = cuda::products,
                        .derivatives = cuda::derivatives,
                        .begin_batch = cuda::begin_batch};
   return ops;

@@ -37,8 +37,8 @@ struct ForwardRecord {
   Header header{};
   Rules rules{};
   LayerState state{};
-  std::int64_t groups = 0, lanes = 0, count = 0;  // count: values per group
-  const std::uint64_t* weights = nullptr;         // (2), optional
+  std::int64_t groups = 0, entries = 0, count = 0;  // count: values per group
+  const std::uint64_t* weights = nullptr;           // (2), optional
   Reporter reporter{};
 
   ForwardRecord() = default;
@@ -48,7 +48,7 @@ struct ForwardRecord {
         rules(args.rules),
         state(args.state),
         groups(args.norm.groups()),
-        lanes(args.lanes),
+        entries(args.entries),
         count(args.norm.group_size()),
         weights(args.weights),
         reporter(args.reporter) {}
@@ -66,7 +66,7 @@ struct ForwardRecord {
     auto& head = *reinterpret_cast<RecordHead*>(data);
     head.header = header;
     head.flags = 0;
-    head.count = static_cast<std::uint64_t>(steps::Layout{groups}.size(lanes));
+    head.count = static_cast<std::uint64_t>(steps::Layout{groups}.size(entries));
     steps::write_header(rules, state, hashes, head.header);
     if (weights != nullptr) {
       head.header.set(Field::weight_hash, weights[0]);

@@ -32,7 +32,7 @@ struct RingArrays {
 /// One block per channel: its products for every entry, and its part of the hash of the weights and of their
 /// comparison with the open slot's.
 template <class T>
-__global__ void __launch_bounds__(window_threads) lanes_kernel(const LanesArgs args) {
+__global__ void __launch_bounds__(window_threads) products_kernel(const ProductsArgs args) {
   const LayerState& state = args.state;
   const Ring& ring = state.ring;
   const Counters& now = state.now();
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(window_threads) lanes_kernel(const LanesArgs a
   if (args.payload == nullptr) return;
 
   const std::int64_t used = now.batches < args.rules.burn_in ? 0 : now.entries;
-  for (std::int64_t entry = 0; entry < args.lanes; ++entry) {
+  for (std::int64_t entry = 0; entry < args.entries; ++entry) {
     Sums sum;  // by the mean, by the variance
     if (entry < used) {
       const std::int64_t slot = ring.slot(now, entry), row = (slot * C + c) * fan_in;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(window_threads)
   *ticket = 0;
   *state.last = turn;
   state.next() = steps::advanced(rules, state.now(), turn, false);
-  ++*state.turn;
+  ++*state.parity;
 }
 
 /// Calls f with the type of the window's arrays of derivatives.
@@ -137,11 +137,11 @@ void visit_ring(const Ring& ring, const F& f) {
 
 }  // namespace
 
-void lanes(const LanesArgs& args, Queue& queue) {
+void products(const ProductsArgs& args, Queue& queue) {
   check(cudaMemsetAsync(args.weights, 0, 2 * sizeof(std::uint64_t), stream_of(queue)), "clear the hash of the weights");
   if (args.state.channels == 0) return;
   visit_ring(args.state.ring, [&]<class T>(std::type_identity<T>) {
-    launch(queue, args.state.channels, window_threads, 0, lanes_kernel<T>, args);
+    launch(queue, args.state.channels, window_threads, 0, products_kernel<T>, args);
   });
 }
 

@@ -50,7 +50,7 @@ struct LayerMemory {
   LayerState view() {
     LayerState state{.counters = counters.data(),
                      .values = values.data(),
-                     .turn = turn.data(),
+                     .parity = turn.data(),
                      .last = last.data(),
                      .channels = channels,
                      .fields = fields};
@@ -140,16 +140,16 @@ inline void finish_by_steps(const ForwardArgs& args, const Gathered& gathered) {
   for (std::int64_t g = 0; g < layout.groups; ++g) {
     const auto current = args.record == nullptr ? steps::moments_of(count, args.mean[g], args.m2[g])
                                                 : steps::moments_of(gathered, layout, g);
-    const auto lane = [&](std::int64_t entry, bool of_variance) {
+    const auto product = [&](std::int64_t entry, bool of_variance) {
       if (!args.rules.compensates()) return 0.0;
       return steps::summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));
     };
-    args.frame.set(g, steps::frame_of(args.rules, args.state, turn, g, current, lane, true));
+    args.frame.set(g, steps::frame_of(args.rules, args.state, turn, g, current, product, true));
   }
   *args.frame.scalars = {turn.count, turn.call};
   *args.state.last = turn;
   args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
-  ++*args.state.turn;
+  ++*args.state.parity;
 }
 
 /// y as its definition has it, from a frame, against `y`; and the mask of `y`.

@@ -175,7 +175,7 @@ void expect_same_state(Layer<T>& actual, Layer<T>& expected, const SumModel& mod
     EXPECT_EQ(a.share[g], b.share[g]);
   }
   const LayerState s = actual.memory.view(), t = expected.memory.view();
-  EXPECT_EQ(*s.turn, *t.turn);
+  EXPECT_EQ(*s.parity, *t.parity);
   EXPECT_EQ(s.now().calls, t.now().calls);
   EXPECT_EQ(s.now().counted, t.now().counted);
   EXPECT_EQ(s.now().tracked, t.now().tracked);

@@ -247,7 +247,7 @@ TEST(Fused, CallsAreCapturedAndReplayed) {
     ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
     cudaGraphDestroy(graph);
   }
-  EXPECT_EQ(*fused.memory.view().turn, 0u);
+  EXPECT_EQ(*fused.memory.view().parity, 0u);
   for (int i = 0; i < replays; ++i) {
     ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
     call(plain.forward(), queue, FusedPath::never);

@@ -110,7 +110,7 @@ struct CallState {
   LayerState state{};
   CallState() : turn(1, 0u) {
     state.counters = counters.data();
-    state.turn = turn.data();
+    state.parity = turn.data();
     state.last = last.data();
   }
 };

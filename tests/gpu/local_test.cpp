@@ -46,7 +46,7 @@ struct StateArrays {
     counters[1].newest = history ? 1 : 0;
     state.counters = counters.data();
     state.values = values.data();
-    state.turn = turn.data();
+    state.parity = turn.data();
     state.ring.count = ring_count.data();
     state.ring.mean = ring_mean.data();
     state.ring.var = ring_var.data();
@@ -84,7 +84,7 @@ TYPED_TEST(FirstHalves, ForwardMakesTheRanksRecord) {
       args.state = arrays.state;
       args.record = record.data();
       args.header = Header("layer", Direction::forward, 0);
-      args.lanes = lanes;
+      args.entries = lanes;
       if (history) args.weights = weights.data();
       this->queue.ops().forward_local(args, this->queue);
       this->queue.wait();

@@ -71,7 +71,7 @@ struct RankOfRows {
     args.y = y.data();
     args.rules.eps = eps;
     args.state.counters = counters.data();
-    args.state.turn = turn.data();
+    args.state.parity = turn.data();
     args.state.last = last.data();
     args.mean = mean.data();
     args.m2 = m2.data();

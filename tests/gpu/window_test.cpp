@@ -57,7 +57,7 @@ struct WindowState {
     last[0] = s.turn;
     state.counters = counters.data();
     state.values = values.data();
-    state.turn = turn.data();
+    state.parity = turn.data();
     state.last = last.data();
     state.channels = C;
     state.fields = LayerState::fields_with_history;
@@ -140,7 +140,7 @@ struct WindowKernels : testing::Test {
   Queue gpu = backend::queue(), cpu = Queue::cpu(1);
 };
 
-TEST_F(WindowKernels, LanesAreTheCpusProducts) {
+TEST_F(WindowKernels, ProductsAreTheCpus) {
   for (const Situation& s :
        {Situation{"all entries", 5, 1, 300, 4, counters(7, 3, 2, 0)},
         Situation{"fewer entries than the message has room for, groups", 6, 3, 7, 4, counters(7, 1, 0, 1)},
@@ -150,21 +150,21 @@ TEST_F(WindowKernels, LanesAreTheCpusProducts) {
       SCOPED_TRACE(s.edge);
       WindowState state(s);
       if (kept) state.keep_theta();
-      const std::int64_t lanes = s.slots - 1;
-      const auto size = static_cast<std::size_t>(steps::Layout{s.channels}.size(lanes));
+      const std::int64_t entries = s.slots - 1;
+      const auto size = static_cast<std::size_t>(steps::Layout{s.channels}.size(entries));
       Doubles of_gpu(size, 7.0), of_cpu(size, 7.0);
       backend::Array<std::uint64_t> weights(2, 77), want(2, 77);
-      LanesArgs args{.rules = rules(s.slots),
-                     .state = state.state,
-                     .theta = {state.theta.data(), DType::f64, 0},
-                     .lanes = lanes,
-                     .payload = of_gpu.data(),
-                     .weights = weights.data()};
-      gpu.ops().lanes(args, gpu);
+      ProductsArgs args{.rules = rules(s.slots),
+                        .state = state.state,
+                        .theta = {state.theta.data(), DType::f64, 0},
+                        .entries = entries,
+                        .payload = of_gpu.data(),
+                        .weights = weights.data()};
+      gpu.ops().products(args, gpu);
       gpu.wait();
       args.payload = of_cpu.data();
       args.weights = want.data();
-      cpu.ops().lanes(args, cpu);
+      cpu.ops().products(args, cpu);
       EXPECT_EQ(weights, want);
       EXPECT_EQ(weights[1], s.counters.derivatives != 0 && !kept ? 1u : 0u);
       expect_near(of_gpu, of_cpu, 4 * eps64 * static_cast<double>(s.fan_in), "payload");
