@@ -202,7 +202,7 @@ TYPED_TEST(FirstHalves, BackwardSumsOverGroupsAndParameters) {
         auto record = bytes_for_record(2 * G);
         double* sums = steps::payload_of(record.data());
         Walled<float> dweight(P);
-        Walled<double> dbias(P), scratch(4 * (F + P));
+        Walled<double> dbias(P), scratch(6 * F + 4 * P);
         BackwardArgs args{};
         args.x = x.data();
         args.dy = dy.data();

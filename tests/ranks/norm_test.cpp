@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "backend.hpp"
 #include "norm_cases.hpp"
 
 namespace {
@@ -49,7 +50,7 @@ TEST_P(Resumed, CompositionsGoOnToTheSameBits) {
     harness::run(ranks, [&](const harness::World& world, Queue& queue) {
       traces[static_cast<std::size_t>(world->rank())] = norm_cases::check(whole, world, queue);
     });
-    for (int step = 1; step < whole.steps; ++step) {
+    for (int step = 1; step < whole.steps; step += backend::takes_some ? 2 : 1) {
       Composition resumed = whole;
       resumed.resume_step = step;
       harness::run(ranks, [&](const harness::World& world, Queue& queue) {
