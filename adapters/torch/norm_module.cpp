@@ -3,6 +3,7 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -63,8 +64,8 @@ struct Plan {
 };
 
 struct NormFunction : torch::autograd::Function<NormFunction> {
-  /// `tensors`: of the call's edges.
-  static torch::Tensor forward(AutogradContext* context, at::TensorList tensors, const Plan& plan) {
+  /// `tensors`: of the call's edges. The output, and the statistics that the call gives out.
+  static variable_list forward(AutogradContext* context, at::TensorList tensors, const Plan& plan) {
     NormModule& module = *plan.module;
     Queue& queue = module.queue();
     Call& call = *plan.call;
@@ -76,12 +77,22 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     const OutputSlots outputs{{"output", writable_view_of(output, given.order)}};
     call.saved = plan.earlier ? module.operation().replay(*plan.earlier->saved, given.inputs, outputs, queue)
                               : module.operation().forward(given.inputs, outputs, queue);
+    variable_list results{output};
+    for (const auto& [name, gradient] : call.statistics) {
+      const Layer& layer = module.operation().layer();
+      const Shape shape = layer.shape_of(layer.row->output(name)->axes, shape_of(given.tensors[0]));
+      const std::span<const double> values = call.saved->statistic(name);
+      results.push_back(torch::from_blob(const_cast<double*>(values.data()),
+                                         std::vector<std::int64_t>(shape.begin(), shape.end()),
+                                         output.options().dtype(torch::kDouble))
+                            .to(output.options(), false, true));
+    }
     // The library's record borrows the tensors; torch keeps them, and notices when they are changed in between.
     given.tensors.resize(tensors.size());
     context->save_for_backward(std::move(given.tensors));
     context->saved_data["call"] = c10::IValue::make_capsule(plan.call);
     context->saved_data["module"] = reinterpret_cast<std::int64_t>(&module);
-    return output;
+    return results;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -90,7 +101,12 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     const auto call = c10::static_intrusive_pointer_cast<Call>(context->saved_data["call"].toCapsule());
     Queue& queue = module.queue();
     expect_on(gradients[0], queue.device(), "grad_output");
-    const torch::Tensor grad_output = in_order(gradients[0], call->order);
+    variable_list upstream{in_order(gradients[0], call->order)};
+    InputSlots inputs{{"grad_output", view_of(upstream[0], call->order)}};
+    for (std::size_t i = 0; i < call->statistics.size(); ++i) {
+      upstream.push_back(gradients[i + 1].contiguous());
+      inputs.add(call->statistics[i].gradient, view_of(upstream.back()));
+    }
 
     variable_list results(kept.size() + 1);  // the edges, plan
     OutputSlots outputs;
@@ -101,7 +117,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
       outputs.add(gradient,
                   writable_view_of(results[i], Given::order_of(*module.operation().layer().row, slot, call->order)));
     }
-    module.operation().backward(*call->saved, {{"grad_output", view_of(grad_output, call->order)}}, outputs, queue);
+    module.operation().backward(*call->saved, inputs, outputs, queue);
     return results;
   }
 };
@@ -159,18 +175,29 @@ torch::Tensor NormModule::forward(const torch::Tensor& input, const SlotTensors&
     return output;
   }
   const auto call = c10::make_intrusive<Call>();
-  torch::Tensor output = run(input, more, call, {});
+  torch::Tensor output = run(input, more, call, {})[0];
   if (is_training()) last_ = call;
   return output;
+}
+
+std::vector<torch::Tensor> NormModule::forward_with_statistics(const torch::Tensor& input, const SlotTensors& more) {
+  const auto call = c10::make_intrusive<Call>();
+  const Row& row = *operation_->layer().row;
+  for (const OutputSpec& output : row.outputs)
+    if (const TensorSpec* gradient = row.tensor("grad_" + std::string(output.name)); gradient != nullptr)
+      call->statistics.push_back({output.name, gradient->name});
+  auto results = run(input, more, call, {});
+  if (is_training()) last_ = call;
+  return results;
 }
 
 torch::Tensor NormModule::replay(const CallHandle& earlier, const torch::Tensor& input, const SlotTensors& more) {
   expect(static_cast<bool>(earlier), Code::invalid_argument,
          "call to replay is null, must be one that last_call() returned");
-  return run(input, more, c10::make_intrusive<Call>(), earlier);
+  return run(input, more, c10::make_intrusive<Call>(), earlier)[0];
 }
 
-torch::Tensor NormModule::run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,
+variable_list NormModule::run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,
                               const CallHandle& earlier) {
   const Row& row = *operation_->layer().row;
   Plan plan{this, call, earlier, {}};

@@ -27,7 +27,8 @@ struct Call final : torch::CustomClassHolder {
     std::string_view slot, gradient;
   };
   std::unique_ptr<SavedCall> saved;
-  std::vector<Edge> edges;  ///< of the tensors that take gradients, the input first
+  std::vector<Edge> edges;       ///< of the tensors that take gradients, the input first
+  std::vector<Edge> statistics;  ///< of those that the call gives out: their names, and the slots of their gradients
   Order order = Order::channels_first;
 };
 using CallHandle = c10::intrusive_ptr<Call>;
@@ -40,7 +41,8 @@ using CallHandle = c10::intrusive_ptr<Call>;
 /// allnorm::Error, but for a second backward through freed buffers, which is torch's own.
 class NormModule : public torch::nn::Module {
  public:
-  /// `channels` is C. Parameters that are the same for every input are the module's and made on the queue's device;
+  /// `channels` is C. Parameters that are the same for every input are the module's and made on the queue's device, of
+  /// the values that stand for them where they are not given (a learned eps of 0 stays 0: fill it before training);
   /// over trailing axes they have the layer's normalized_shape (which must be given). `queue` is borrowed and must
   /// outlive the module, and the module the graphs of its calls. `name` must be the same on all ranks. Throws
   /// invalid_argument for an activation that the layer's row does not have, unsupported as device_for() and for ranks
@@ -52,6 +54,9 @@ class NormModule : public torch::nn::Module {
   /// as "residual". In training mode uses and advances the layer's statistics; in evaluation mode uses the running
   /// ones.
   torch::Tensor forward(const torch::Tensor& input, const SlotTensors& more = {});
+  /// The same, and after the output those statistics of the row that gradients may flow into, as mean and std of each
+  /// position, in the row's order and of the input's type.
+  std::vector<torch::Tensor> forward_with_statistics(const torch::Tensor& input, const SlotTensors& more = {});
   /// The output of an earlier call again, with gradients: no exchange in forward, no change of state.
   torch::Tensor replay(const CallHandle& earlier, const torch::Tensor& input, const SlotTensors& more = {});
   /// The newest forward call in training mode; null before the first.
@@ -77,8 +82,8 @@ class NormModule : public torch::nn::Module {
   torch::Tensor weight, bias;  ///< parameter("weight") and parameter("bias"), as torch's own modules have them
 
  private:
-  torch::Tensor run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,
-                    const CallHandle& earlier);
+  std::vector<torch::Tensor> run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,
+                                 const CallHandle& earlier);
 
   std::unique_ptr<Operation> operation_;
   Queue* queue_;

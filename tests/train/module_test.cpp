@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adapters/torch/conv_norm.hpp"
+#include "adapters/torch/dynamic_shortcut.hpp"
 #include "adapters/torch/views.hpp"
 #include "reference.hpp"
 
@@ -307,6 +308,61 @@ TEST_F(Modules, RmsNormHasNoBias) {
   EXPECT_FALSE(norm.bias.defined());
   const auto x = input();
   expect_same(norm.forward(x), x * torch::rsqrt(x.square().mean({2, 3}, true) + 1e-5) * norm.weight, {x, norm.weight});
+}
+
+/// Mean and deviation of each position over the channels.
+std::pair<torch::Tensor, torch::Tensor> moments_of(const torch::Tensor& x) {
+  return {x.mean({1}, true), torch::sqrt(x.var(1, false, true) + 1e-5)};
+}
+
+TEST_F(Modules, GradientsFlowIntoTheMomentsOfPositions) {
+  NormModule positional(parse_layer("positional_norm"), 4, self(), queue_, "positional");
+  NormModule shortcut(parse_layer("moment_shortcut"), 4, self(), queue_, "shortcut");
+  const auto x = input();
+  const auto weight = torch::randn({1, 1, 5, 2}, torch::kDouble).requires_grad_();
+  const auto [mean, std] = moments_of(x);
+  const auto y = (x - mean) / std * weight;
+  const auto call = [&] { return positional.forward_with_statistics(x, {{"weight", weight}}); };
+  ASSERT_EQ(call().size(), 3u);
+  expect_same(call()[1], x.mean({1}, true), {x});
+  expect_same(call()[2], moments_of(x).second, {x});
+  const auto ours = call();
+  const auto other = torch::randn({3, 4, 5, 2}, torch::kDouble).requires_grad_();
+  const auto given_back = shortcut.forward(torch::tanh(ours[0]) * other, {{"gamma", ours[2]}, {"beta", ours[1]}});
+  expect_same(given_back, torch::tanh(y) * other * std + mean, {x, weight, other});
+}
+
+TEST_F(Modules, ADynamicShortcutLearnsFromTheMoments) {
+  NormModule positional(parse_layer("positional_norm"), 4, self(), queue_, "positional");
+  DynamicMomentShortcut shortcut(6, 8, 3, queue_);
+  shortcut.to(torch::kDouble);
+  const auto x = input(), z = torch::randn({3, 6, 5, 2}, torch::kDouble);
+  const auto ours = positional.forward_with_statistics(x);
+  EXPECT_TRUE(shortcut.forward(z, ours[1], ours[2]).equal(z));
+  const torch::NoGradGuard no_gradients;
+  for (auto& parameter : shortcut.parameters()) parameter.copy_(torch::randn_like(parameter));
+  const at::AutoGradMode gradients(true);
+  const auto [mean, std] = moments_of(x);
+  const auto hidden =
+      torch::relu(torch::conv2d(torch::cat({mean, std}, 1), shortcut.first_weight, shortcut.first_bias, 1, 1));
+  const auto maps = torch::conv2d(hidden, shortcut.second_weight, shortcut.second_bias, 1, 1).chunk(2, 1);
+  expect_same(shortcut.forward(z, ours[1], ours[2]), maps[1] * z + maps[0],
+              {x, shortcut.first_weight, shortcut.second_weight, shortcut.second_bias});
+}
+
+TEST_F(Modules, FilterResponseNormWithThresholds) {
+  NormModule norm(parse_layer("filter_response_norm"), 4, self(), queue_, "layer");
+  norm.to(torch::kDouble);
+  {
+    const torch::NoGradGuard no_gradients;
+    for (const char* name : {"weight", "bias", "tau", "eps_learned"})
+      norm.parameter(name).copy_(torch::randn_like(norm.weight));
+  }
+  const auto shaped = [&](const char* name) { return norm.parameter(name).view({1, 4, 1, 1}); };
+  const auto x = (torch::randn({3, 4, 5, 2}, torch::kDouble)).requires_grad_();
+  const auto scale = torch::rsqrt(x.square().mean({2, 3}, true) + 1e-6 + shaped("eps_learned").abs());
+  expect_same(norm.forward(x), torch::max(x * scale * shaped("weight") + shaped("bias"), shaped("tau")),
+              {x, norm.weight, norm.bias, norm.parameter("tau"), norm.parameter("eps_learned")});
 }
 
 }  // namespace
