@@ -7,6 +7,8 @@
 #include <hwy/foreach_target.h>
 
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "kernels/cpu/grad_sums-inl.hpp"
 #include "kernels/cpu/grid.hpp"
@@ -111,6 +113,102 @@ void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue
   });
 }
 
+/// Values from memory offset `first` on whose coefficients are of one group, or (follow) of groups that follow each
+/// other. The same arithmetic as that of sums over one row.
+template <GateKind kind, bool along, bool follow, class T, class Gates, class Own>
+HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, const Gates& gates, std::int64_t group,
+                            const Own& own, std::int64_t first, std::int64_t length, compute_t<T>* dweight,
+                            compute_t<T>* dbias) {
+  const SumTag<T> d;
+  const DoubleTag dd;
+  const auto narrowed = [](Vec<DoubleTag> v) HWY_ATTR {
+    if constexpr (std::is_same_v<compute_t<T>, double>)
+      return v;
+    else
+      return hn::DemoteTo(SumTag<T>(), v);
+  };
+  for_vectors(d, length, static_cast<const T*>(nullptr), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+    const auto of = [&](auto tag, const auto* values) HWY_ATTR {
+      if constexpr (follow)
+        return get<access()>(tag, values + group + j, n);
+      else
+        return hn::Set(tag, values[group]);
+    };
+    const std::int64_t i = first + j;
+    const auto x = get<access()>(d, in.x + i, n), dy = get<access()>(d, in.dy + i, n);
+    auto centred = x, scale = x, shift = x;  // read where z is the gate
+    if constexpr (kind == GateKind::sign)
+      centred = centred_of(x, of(d, gates.center.data()), of(d, gates.power.data())), scale = of(d, gates.scale.data()),
+      shift = of(d, gates.shift.data());
+    const auto g = to_double(gradient_of<kind, along>(d, dy, centred, scale, shift, hn::Zero(d), in, i, own, j, n));
+    const auto zero = hn::Zero(dd);
+    const auto offset = args.gate.shift != nullptr ? of(dd, args.gate.shift) : zero;
+    const auto normalized = affine_of(hn::Sub(to_double(x), of(dd, args.center)), of(dd, args.gate.scale), offset);
+    if (dweight != nullptr) put<access()>(d, narrowed(hn::MulAdd(g, normalized, zero)), dweight + i, n);
+    if (dbias != nullptr) put<access()>(d, narrowed(hn::Add(zero, g)), dbias + i, n);
+  });
+}
+
+/// The gate's coefficients of all groups.
+template <class C>
+struct GateCoefficients {
+  std::vector<C> center{}, power{}, scale{}, shift{};  // (G), where the gate reads them
+
+  template <GateKind kind>
+  void take(const AffineGradArgs& args) {
+    if constexpr (kind == GateKind::sign)
+      for (std::int64_t g = 0; g < args.norm.groups(); ++g) {
+        const auto gate = gate_affine<kind, C>(args.center[g], args.gate, g);
+        center.push_back(gate.center), power.push_back(gate.power);
+        scale.push_back(gate.scale), shift.push_back(gate.shift);
+      }
+  }
+};
+
+template <class T, GateKind kind, bool along>
+void affine_grad_map(const AffineGradArgs& args, compute_t<T>* dweight, compute_t<T>* dbias, Queue& queue) {
+  using Values = AlongValues<compute_t<T>>;
+  const GradInput<T> in(args, args.norm);
+  const Values values(args.along);
+  GateCoefficients<compute_t<T>> gates;
+  gates.template take<kind>(args);
+  const std::int64_t elements = args.norm.elements(), task = task_values;
+  for_items(queue, ceil_div(elements, task), 1, [&](std::int64_t item) {
+    GroupWalk groups(args.norm);
+    auto walk = values.walk();
+    typename Values::Room room;
+    const std::int64_t end = min_of(elements, (item + 1) * task);
+    for (std::int64_t i = item * task, some = 0; i < end; i += some) {
+      groups.seek(i);
+      some = min_of(min_of(groups.left(), end - i), tile_columns);
+      typename Values::Stretch own;
+      if constexpr (along) own = values.at(walk, i, some, room);
+      if (groups.groups_follow())
+        map_stretch<kind, along, true>(args, in, gates, groups.group(), own, i, some, dweight, dbias);
+      else
+        map_stretch<kind, along, false>(args, in, gates, groups.group(), own, i, some, dweight, dbias);
+    }
+  });
+}
+
+bool affine_grad_values_target(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
+                               Queue& queue) {
+  return visit(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using C = compute_t<T>;
+    for (const ParameterGrad* grad : {&dweight, &dbias})
+      if (grad->data != nullptr && grad->dtype != dtype_of<C>()) return false;
+    auto* const weight = static_cast<C*>(dweight.data);
+    auto* const bias = static_cast<C*>(dbias.data);
+    visit_gate(kind_of(args.gate), [&](auto kind) {
+      if constexpr (kind() == GateKind::sign)
+        if (args.along.given) return affine_grad_map<T, kind(), true>(args, weight, bias, queue);
+      if constexpr (kind() != GateKind::level) affine_grad_map<T, kind(), false>(args, weight, bias, queue);
+    });
+    return true;
+  });
+}
+
 void affine_grad_target(const AffineGradArgs& args, Queue& queue) {
   const Partition p = canonical(args.along.affine);
   if (p.elements() == 0) {
@@ -137,5 +235,11 @@ HWY_AFTER_NAMESPACE();
 namespace allnorm::cpu {
 HWY_EXPORT(affine_grad_target);
 void affine_grad(const AffineGradArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(affine_grad_target)(args, queue); }
+HWY_EXPORT(affine_grad_values_target);
+bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
+                        Queue& queue) {
+  return args.along.affine.group_size() == 1 &&
+         HWY_DYNAMIC_DISPATCH(affine_grad_values_target)(args, dweight, dbias, queue);
+}
 }  // namespace allnorm::cpu
 #endif

@@ -107,7 +107,10 @@ void backward_local(BackwardArgs& args, Queue& queue) {
   moments_grad(
       {args.x, args.dy, args.dtype, args.fine, fine.center, gate, sum_g.data(), sum_gx.data(), along, sum_level.data()},
       queue);
-  const std::size_t parameters = index(args.affine.groups());
+  const AffineGradArgs affine{args.x, args.dy, args.dtype, args.norm, fine.center, gate, along};
+  const bool is_done =
+      !args.wants_weight || (args.along && affine_grad_values(affine, args.dweight, args.dbias, queue));
+  const std::size_t parameters = is_done && args.along ? 0 : index(args.affine.groups());
   Values dweight(parameters), dbias(parameters);
   Values dlevel(args.level.given() ? parameters : 0), deps(args.learned_eps.given() ? parameters : 0);
   for (std::int64_t f = 0; f < size; ++f) {
@@ -124,10 +127,13 @@ void backward_local(BackwardArgs& args, Queue& queue) {
     if (args.learned_eps.given()) deps[p] += steps::eps_grad(args, g, terms.s2);
   }
   for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
-  if (args.wants_weight) {
-    if (args.along)
-      affine_grad({args.x, args.dy, args.dtype, args.norm, fine.center, gate, along, dweight.data(), dbias.data()},
-                  queue);
+  if (!is_done) {
+    if (args.along) {
+      AffineGradArgs sums = affine;
+      sums.dweight = dweight.data();
+      sums.dbias = dbias.data();
+      affine_grad(sums, queue);
+    }
     for (std::int64_t p = 0; p < args.affine.groups(); ++p) {
       args.dweight.set(p, dweight[index(p)]);
       args.dbias.set(p, dbias[index(p)]);

@@ -10,6 +10,11 @@ void apply(const ApplyArgs& args, Queue& queue);
 void sign_mask(const SignMaskArgs& args, Queue& queue);
 void moments_grad(const MomentsGradArgs& args, Queue& queue);
 void affine_grad(const AffineGradArgs& args, Queue& queue);
+/// The same to where a layer's caller wants it, if every value has a gamma of its own and gradients are of the type
+/// that the input is computed in; otherwise false, and nothing is done. A map, where sums take a pass over arrays of
+/// doubles as long as the input.
+bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
+                        Queue& queue);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
 void patch_sums(const PatchSumsArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
