@@ -207,4 +207,11 @@ constexpr Attribute choice(std::string_view name, std::string_view help) {
           text_of_choice<words>};
 }
 
+/// The attributes that ranks must agree on have a word each in a message's header.
+constexpr bool fits_a_header(const Row& row) {
+  return std::count_if(row.attributes.begin(), row.attributes.end(), [](const Attribute& attribute) {
+           return attribute.agreement == Agreement::same;
+         }) <= std::ptrdiff_t{Header::attributes_size};
+}
+
 }  // namespace allnorm::attributes
