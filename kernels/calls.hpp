@@ -66,7 +66,8 @@ enum class FrameSource : std::uint8_t { call, running, given, unit };
 struct ForwardArgs : LayerCall {
   const void* residual = nullptr;  ///< like x, optional
   void* y = nullptr;               ///< like x; may be x itself
-  std::uint8_t* mask = nullptr;    ///< sign_mask of y, optional
+  std::uint8_t* mask = nullptr;    ///< optional, (elements + 7) / 8 bytes: bit i%8 of byte i/8 = !(y[i] <= 0), so that
+                                   ///< NaN passes as in PyTorch; what backward needs where a residual was added
 
   FrameSource source = FrameSource::call;
   LayerState state{};                      ///< without values where the layer keeps no running statistics

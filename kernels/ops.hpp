@@ -64,15 +64,6 @@ struct ApplyArgs {
   Floor floor{};
 };
 
-/// Bit i%8 of byte i/8 of `mask` = !(y[i] <= 0), so that NaN passes as in PyTorch, for i < elements: what backward
-/// needs of the activation where a residual was added. mask has (elements + 7) / 8 bytes.
-struct SignMaskArgs {
-  const void* y = nullptr;
-  DType dtype{};
-  std::int64_t elements = 0;
-  std::uint8_t* mask = nullptr;
-};
-
 /// How backward finds the activation's gradient: from `mask` where given, otherwise from the sign of
 /// z = ((x - center) * scale + shift) * weight + bias, recomputed exactly as apply computed it. g = dy where z > 0 (or
 /// identity), else slope * dy (relu: 0).
@@ -181,11 +172,8 @@ struct Ops {
   const char* name;  ///< "cpu (AVX3_ZEN4)", "cuda (NVIDIA H200)"
   void (*moments)(const MomentsArgs&, Queue&);
   void (*apply)(const ApplyArgs&, Queue&);
-  void (*sign_mask)(const SignMaskArgs&, Queue&);
   void (*moments_grad)(const MomentsGradArgs&, Queue&);
-  void (*affine_grad)(const AffineGradArgs&, Queue&);
   void (*apply_grad)(const ApplyGradArgs&, Queue&);
-  void (*patch_sums)(const PatchSumsArgs&, Queue&);
   void (*each)(const GroupSteps&, std::int64_t groups, Queue&);  ///< what operations do between these, once per group
 
   void (*forward_local)(ForwardArgs&, Queue&);

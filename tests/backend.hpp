@@ -6,6 +6,7 @@
 
 #include "allnorm/device.hpp"
 #include "allnorm/tensor.hpp"
+#include "kernels/ops.hpp"
 
 namespace backend {
 
@@ -19,6 +20,10 @@ extern const double statistics_unit;
 
 /// An emulated GPU is a thousand times slower than either: a test of many cases that are alike on it takes some.
 extern const bool takes_some;
+
+/// Stages of halves that the device's table (kernels/ops.hpp) does not have.
+void affine_grad(const allnorm::AffineGradArgs& args, allnorm::Queue& queue);
+void patch_sums(const allnorm::PatchSumsArgs& args, allnorm::Queue& queue);
 
 /// Memory that the device and the host both read and write (the host once the queue was waited for).
 void* allocate(std::size_t bytes);

@@ -108,11 +108,10 @@ struct AlongKernels : OverTypes<T> {
 
     // the gate that the kernels must find is where apply itself gave values above 0
     Walled<T> plain(n);
-    backend::Array<std::uint8_t> mask(index((n + 7) / 8));
     map.y = plain.data();
     if (activation.kind != ActivationKind::identity) map.activation = {ActivationKind::relu, 0.0};
     this->ops.apply(map, this->queue);
-    this->ops.sign_mask({plain.data(), dtype_of<T>(), n, mask.data()}, this->queue);
+    const auto mask = sign_mask(plain);
     std::vector<double> gated(index(n));
     for (std::int64_t i = 0; i < n; ++i) {
       const bool open = activation.kind == ActivationKind::identity || plain[i] > 0;

@@ -45,8 +45,7 @@ struct GateCase {
       open.push_back(activation.kind == ActivationKind::identity || y[i] > 0);
     gate.activation = activation;
     if (masked) {
-      mask.resize(static_cast<std::size_t>((p.elements() + 7) / 8));
-      ops.sign_mask({y.data(), dtype_of<T>(), p.elements(), mask.data()}, queue);
+      mask = sign_mask(y);
       gate.mask = mask.data();
     } else {
       gate.scale = k.scale.data(), gate.shift = k.shift.data();
@@ -156,7 +155,6 @@ TYPED_TEST(KernelsBackward, NotANumberPassesActivationsAndGates) {
   const Coefficients k(p.groups());
   for (const Activation& activation : activations) {
     Walled<T> y(p.elements()), dresidual(p.elements());
-    backend::Array<std::uint8_t> mask(static_cast<std::size_t>((p.elements() + 7) / 8));
     this->ops.apply({.x = x.data(),
                      .y = y.data(),
                      .dtype = dtype_of<T>(),
@@ -166,10 +164,9 @@ TYPED_TEST(KernelsBackward, NotANumberPassesActivationsAndGates) {
                      .shift = k.shift.data(),
                      .activation = activation},
                     this->queue);
-    this->ops.sign_mask({y.data(), dtype_of<T>(), p.elements(), mask.data()}, this->queue);
     EXPECT_TRUE(std::isnan(y[at]));
-    for (const std::uint8_t* bits :
-         {static_cast<const std::uint8_t*>(nullptr), static_cast<const std::uint8_t*>(mask.data())}) {
+    const auto mask = sign_mask(y);
+    for (const std::uint8_t* bits : {static_cast<const std::uint8_t*>(nullptr), mask.data()}) {
       this->ops.apply_grad({.x = x.data(),
                             .dy = dy.data(),
                             .dresidual = dresidual.data(),

@@ -104,7 +104,7 @@ TEST_P(PatchSums, EqualTheDefinition) {
           backend::Array<double> patch_sum(want_sum.size()), products(want.size());
           args.patch_sum = patch_sum.data();
           args.product = products.data();
-          queue.ops().patch_sums(args, queue);
+          backend::patch_sums(args, queue);
           queue.wait();
           // Up to 64 products are added in the compute type, so each block is right to 64 of its roundings of the
           // largest term; the blocks are added in double.

@@ -97,7 +97,16 @@ struct Coefficients {
         offset(normal<double>(groups, 16)) {}
 };
 
-/// A function of the table that waits for its work, so that the host may look at the result.
+/// Bit i%8 of byte i/8 = !(y[i] <= 0): what backward needs of an activation.
+template <class T>
+backend::Array<std::uint8_t> sign_mask(const Walled<T>& y) {
+  backend::Array<std::uint8_t> mask(static_cast<std::size_t>((y.size() + 7) / 8));
+  for (std::int64_t i = 0; i < y.size(); ++i)
+    if (!(y[i] <= 0)) mask[static_cast<std::size_t>(i / 8)] |= static_cast<std::uint8_t>(1U << (i % 8));
+  return mask;
+}
+
+/// A function of the backend that waits for its work, so that the host may look at the result.
 template <class Args>
 struct Call {
   void (*function)(const Args&, Queue&);
@@ -109,7 +118,6 @@ struct Call {
 struct Calls {
   Call<MomentsArgs> moments;
   Call<ApplyArgs> apply;
-  Call<SignMaskArgs> sign_mask;
   Call<MomentsGradArgs> moments_grad;
   Call<AffineGradArgs> affine_grad;
   Call<ApplyGradArgs> apply_grad;
@@ -117,8 +125,8 @@ struct Calls {
 };
 inline Calls calls_of(const Queue& queue) {
   const Ops& ops = queue.ops();
-  return {{ops.moments},     {ops.apply},      {ops.sign_mask}, {ops.moments_grad},
-          {ops.affine_grad}, {ops.apply_grad}, {ops.patch_sums}};
+  return {{ops.moments},          {ops.apply},      {ops.moments_grad},
+          {backend::affine_grad}, {ops.apply_grad}, {backend::patch_sums}};
 }
 
 /// A test of every element type, with a queue of the program's device (on the CPU: of two threads).

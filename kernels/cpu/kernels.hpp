@@ -1,9 +1,17 @@
-// The CPU backend's functions: what kernels/cpu/ops.cpp puts in the table.
+// The CPU backend's functions: what kernels/cpu/ops.cpp puts in the table, and stages of its halves.
 #pragma once
 
 #include "kernels/ops.hpp"
 
 namespace allnorm::cpu {
+
+/// ForwardArgs::mask of y, for i < elements.
+struct SignMaskArgs {
+  const void* y = nullptr;
+  DType dtype{};
+  std::int64_t elements = 0;
+  std::uint8_t* mask = nullptr;
+};
 
 void moments(const MomentsArgs& args, Queue& queue);
 void apply(const ApplyArgs& args, Queue& queue);

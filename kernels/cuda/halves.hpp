@@ -60,7 +60,7 @@ void rows_grad(const BackwardArgs& args, Queue& queue);
 // ---- patch_sums.cu
 // -----------------------------------------------------------------------------------------------------
 
-/// patch_sums where turn->derives holds when the kernels run; without `turn`, always.
-void patch_sums_if(const PatchSumsArgs& args, const Turn* turn, Queue& queue);
+/// The sums, where turn->derives holds when the kernels run; without `turn`, always.
+void patch_sums(const PatchSumsArgs& args, const Turn* turn, Queue& queue);
 
 }  // namespace allnorm::cuda

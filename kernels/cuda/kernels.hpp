@@ -1,4 +1,4 @@
-// The CUDA backend's functions: what kernels/cuda/ops.cu puts in the table.
+// The CUDA backend's functions: what kernels/cuda/ops.cu puts in the table, and stages of its halves.
 #pragma once
 
 #include "kernels/ops.hpp"
@@ -9,11 +9,9 @@ namespace cuda {
 
 void moments(const MomentsArgs& args, Queue& queue);
 void apply(const ApplyArgs& args, Queue& queue);
-void sign_mask(const SignMaskArgs& args, Queue& queue);
 void moments_grad(const MomentsGradArgs& args, Queue& queue);
 void affine_grad(const AffineGradArgs& args, Queue& queue);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
-void patch_sums(const PatchSumsArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 
 void forward_local(ForwardArgs& args, Queue& queue);

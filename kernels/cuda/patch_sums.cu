@@ -194,13 +194,11 @@ void patch_sums_of(const PatchSumsArgs& args, const PatchGrid& grid, const Turn*
 
 }  // namespace
 
-void patch_sums_if(const PatchSumsArgs& args, const Turn* turn, Queue& queue) {
+void patch_sums(const PatchSumsArgs& args, const Turn* turn, Queue& queue) {
   if (args.channels == 0 || args.groups == 0) return;
   const PatchGrid grid(args, properties_of(queue).multiProcessorCount);
   if (grid.tiles == 0) return;
   visit(args.dtype, [&]<class T>(std::type_identity<T>) { patch_sums_of<T>(args, grid, turn, queue); });
 }
-
-void patch_sums(const PatchSumsArgs& args, Queue& queue) { patch_sums_if(args, nullptr, queue); }
 
 }  // namespace allnorm::cuda

@@ -154,7 +154,7 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
     call.center = ring.center;
     call.patch_sum = args.patch_sum;
     call.product = args.product;
-    patch_sums_if(call, args.state.last, queue);
+    patch_sums(call, args.state.last, queue);
   }
   visit_ring(ring, [&]<class T>(std::type_identity<T>) {
     if (args.given) launch(queue, blocks_for(values), window_threads, 0, move_kernel<T>, args);

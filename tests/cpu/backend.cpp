@@ -3,6 +3,8 @@
 
 #include <new>
 
+#include "kernels/cpu/kernels.hpp"
+
 namespace backend {
 
 allnorm::Queue queue(int threads) { return allnorm::Queue::cpu(threads); }
@@ -11,5 +13,8 @@ const double statistics_unit = 0;
 const bool takes_some = false;
 void* allocate(std::size_t bytes) { return ::operator new(bytes); }
 void release(void* data) noexcept { ::operator delete(data); }
+
+void affine_grad(const allnorm::AffineGradArgs& args, allnorm::Queue& queue) { allnorm::cpu::affine_grad(args, queue); }
+void patch_sums(const allnorm::PatchSumsArgs& args, allnorm::Queue& queue) { allnorm::cpu::patch_sums(args, queue); }
 
 }  // namespace backend

@@ -8,6 +8,9 @@
 #include <new>
 #include <vector>
 
+#include "kernels/cuda/halves.hpp"
+#include "kernels/cuda/kernels.hpp"
+
 namespace backend {
 
 allnorm::Queue queue(int) { return allnorm::Queue::cuda(0); }
@@ -49,6 +52,13 @@ void* allocate(std::size_t bytes) {
 void release(void* data) noexcept {
   const std::lock_guard lock(pool().mutex);
   pool().unused[pool().sizes[data]].push_back(data);
+}
+
+void affine_grad(const allnorm::AffineGradArgs& args, allnorm::Queue& queue) {
+  allnorm::cuda::affine_grad(args, queue);
+}
+void patch_sums(const allnorm::PatchSumsArgs& args, allnorm::Queue& queue) {
+  allnorm::cuda::patch_sums(args, nullptr, queue);
 }
 
 }  // namespace backend
