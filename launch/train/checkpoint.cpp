@@ -29,11 +29,16 @@ std::string file_name(const StateEntry& entry, int rank, std::size_t layer) {
   return prefix_of(rank, layer) + (entry.per_rank ? std::string(per_rank_mark) : "") + entry.name;
 }
 
+State saved(Network& network, std::size_t layer) {
+  Operation* const own = network.operation(layer);
+  return own ? own->save(network.queue()) : State{};
+}
+
 /// One rank's layers as a list of tensors.
 std::vector<StoredTensor> tensors_of(Network& network, int rank) {
   std::vector<StoredTensor> tensors;
   for (std::size_t l = 0; l < network.layers(); ++l)
-    for (StateEntry& entry : network.norm(l).save(network.queue()).entries) {
+    for (StateEntry& entry : saved(network, l).entries) {
       const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.first == entry.type; });
       tensors.push_back({file_name(entry, rank, l), std::string(type->second), entry.shape, std::move(entry.data)});
     }
@@ -180,13 +185,15 @@ void Checkpoint::restore(Trainer& trainer, const Rank& rank) const {
     for (std::size_t l = 0; l < network.layers(); ++l) {
       const State state = state_of(r, l, known);
       if (r != rank.rank) continue;
-      Norm& norm = network.norm(l);
       // A new layer's entries are in every state of it; without some of them a part would start anew.
-      for (const StateEntry& entry : norm.save(network.queue()).entries)
+      for (const StateEntry& entry : saved(network, l).entries)
         if (const std::string name = file_name(entry, r, l); file_.find(name) == nullptr)
           bad_file(file_.file, "lacks the tensor " + printable(name) + ", must have it");
       try {
-        norm.load(state, network.queue());
+        if (Operation* const own = network.operation(l))
+          own->load(state, network.queue());
+        else
+          expect(state.entries.empty(), Code::invalid_input, "are there, must not be: nothing has a state there");
       } catch (const Error& error) {
         bad_file(file_.file, "tensors " + prefix_of(r, l) + "*: " + error.message(), error.where());
       }

@@ -32,9 +32,7 @@ Json attributes_json(const Layer& layer) {
   Json attributes;
   for (const Attribute& attribute : layer.row->attributes)
     attributes[std::string(attribute.name)] = attribute.get(layer.options);
-  for (const char* mine : {"activation", "slope", "conv_stride", "conv_padding", "conv_dilation", "conv_groups",
-                           "normalized_shape", "training"})
-    attributes.erase(mine);  // the network's
+  for (const std::string_view own : network_attributes) attributes.erase(std::string(own));
   if (!layer.options.r_max_ramp.empty()) attributes["r_max"] = ramp_json(layer.options.r_max_ramp);
   if (!layer.options.d_max_ramp.empty()) attributes["d_max"] = ramp_json(layer.options.d_max_ramp);
   return attributes;
@@ -108,8 +106,10 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
                        {"batch_per_rank", scene.batch},
                        {"split", to_string(scene.split)},
                        {"calls_per_update", calls},
-                       {"updates", updates},
-                       {"attributes", attributes_json(layer_of(choice, scene.batch, calls, updates))}});
+                       {"updates", updates}});
+      const Layers layers = layers_of(choice, scene.batch, calls, updates);
+      norms.back()["attributes"] = layers.norm ? attributes_json(*layers.norm) : Json::object();
+      if (layers.weights) norms.back()["weight_attributes"] = attributes_json(*layers.weights);
     }
   return event;
 }

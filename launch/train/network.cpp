@@ -16,11 +16,14 @@
 #include "adapters/torch/conv_norm.hpp"
 #include "adapters/torch/streams.hpp"
 #include "launch/train/random.hpp"
+#include "launch/train/unit.hpp"
 
 namespace allnorm::launch::train {
 namespace {
 
+using torch_adapter::Conv;
 using torch_adapter::ConvNorm;
+using torch_adapter::NormModule;
 
 struct Block {
   std::int64_t channels, stride;
@@ -38,11 +41,6 @@ struct PastBatch {
   std::vector<torch::Tensor> images;
   std::vector<std::vector<PastFrame>> frames;  // [mini-batch][layer]
 };
-
-bool takes_activation(const Row& row) {
-  return std::any_of(row.attributes.begin(), row.attributes.end(),
-                     [](const Attribute& attribute) { return attribute.name == "activation"; });
-}
 
 torch::Tensor per_channel(const std::vector<float>& values, const c10::Device& device) {
   return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1}).to(device);
@@ -64,26 +62,30 @@ PastFrame past_frame(const SavedCall& call, Queue& queue, const c10::Device& dev
 
 class Network::Impl {
  public:
-  Impl(const ImageShape& input, int classes, const Layer& layer, std::uint64_t seed,
+  Impl(const ImageShape& input, int classes, const Layers& layers, std::uint64_t seed,
        const std::shared_ptr<Communicator>& group, Queue& queue)
       : input_(input),
         classes_(classes),
-        window_(layer.options.window),
-        minibatches_(layer.options.minibatches),
-        fuses_activation_(takes_activation(*layer.row)),
+        window_(layers.options().window),
+        minibatches_(layers.options().minibatches),
+        rectifier_(rectifier_of(layers.norm)),
+        starts_from_data_(layers.weights && !(layers.norm && layers.norm->row->scaled)),
         queue_(&queue),
         device_(torch_adapter::device_for(queue)) {
     std::int64_t in = input.channels, height = input.height, width = input.width;
     for (const Block& block : blocks) {
       height = (height - 1) / block.stride + 1;
       width = (width - 1) / block.stride + 1;
-      Layer own = layer;
-      if (fuses_activation_) own.options.activation.kind = ActivationKind::relu;
-      if (own.row->by_trailing() && own.options.normalized_shape.empty())
-        own.options.normalized_shape = {block.channels, height, width};
       const torch_adapter::ConvolutionShape shape{in, block.channels, {kernel, kernel}, {{block.stride}, {1}, {1}, 1}};
-      blocks_.push_back(
-          std::make_unique<ConvNorm>(shape, own, group, queue, "norm" + std::to_string(blocks_.size() + 1)));
+      const std::string name = "norm" + std::to_string(blocks_.size() + 1);
+      if (layers.norm) {
+        Layer own = *layers.norm;
+        if (rectifier_ == Rectifier::norm) own.options.activation.kind = ActivationKind::relu;
+        if (own.row->by_trailing()) own.options.normalized_shape = {block.channels, height, width};
+        blocks_.emplace_back(std::make_unique<ConvNorm>(shape, own, group, queue, name, layers.weights));
+      } else {
+        blocks_.emplace_back(std::make_unique<Conv>(shape, layers.weights, queue, name));
+      }
       in = block.channels;
     }
     linear_weight_ = torch::zeros({classes, in}, device_).requires_grad_();
@@ -111,7 +113,8 @@ class Network::Impl {
     }
     logits.backward(gradient.to(device_));
     from_device();
-    for (std::size_t l = 0; l < layers(); ++l) norm(l).group().check();
+    for (std::size_t l = 0; l < layers(); ++l)
+      if (Operation* own = operation(l)) own->check();
     return loss;
   }
 
@@ -126,23 +129,43 @@ class Network::Impl {
     const torch::NoGradGuard no_gradients;
     to_device();
     torch::Tensor x = wrap(pixels, batch);
-    for (auto& block : blocks_) {
-      x = block->convolve(x);
+    for (const Unit& block : blocks_) {
+      x = block.conv().convolve(x);
       const torch::Tensor centred = x - x.mean({2, 3}, true);
       const torch::Tensor var = centred.square().mean({2, 3}, true);
       torch::Tensor sigma = var.to(torch::kCPU, torch::kDouble).contiguous();
       for (double& value : std::span(sigma.data_ptr<double>(), static_cast<std::size_t>(sigma.numel())))
-        value = block->norm().operation().layer().sigma(value);
-      x = activate(centred / sigma.to(var.options()), block->norm());
+        value = deviation(block.norm()->operation().layer(), value);
+      x = activate(centred / sigma.to(var.options()), *block.norm());
     }
     return wrong(classify(x), labels);
   }
 
+  void start(float* pixels, std::int64_t batch, const std::shared_ptr<Communicator>& world) {
+    if (!starts_from_data_) return;
+    constexpr double eps = 1e-5;  // for channels that are the same everywhere
+    const torch::NoGradGuard no_gradients;
+    to_device();
+    torch::Tensor x = wrap(pixels, batch);
+    for (const Unit& block : blocks_) {
+      block.conv().start(x, world, eps);
+      x = rectified(block.forward(x));
+    }
+    if (!device_.is_cpu()) host(parameters_).copy_(flat_parameters_);
+  }
+
   void forget() { past_.clear(); }
   std::size_t layers() const noexcept { return blocks_.size(); }
-  Norm& norm(std::size_t layer) noexcept { return blocks_[layer]->norm().norm(); }
-  Queue& queue() noexcept { return blocks_.front()->norm().queue(); }
-  const SavedCall& last_call(std::size_t layer) const noexcept { return *blocks_[layer]->norm().last_call()->saved; }
+  Operation* operation(std::size_t layer) noexcept {
+    NormModule* const own = blocks_[layer].norm();
+    return own ? &own->operation() : nullptr;
+  }
+  Norm* norm(std::size_t layer) noexcept {
+    Operation* const own = operation(layer);
+    return own ? own->norm() : nullptr;
+  }
+  Queue& queue() noexcept { return torch_adapter::current_queue(*queue_); }
+  const SavedCall& last_call(std::size_t layer) const noexcept { return *blocks_[layer].norm()->last_call()->saved; }
 
  private:
   void draw_weights(std::uint64_t seed) {
@@ -156,7 +179,8 @@ class Network::Impl {
         values[i] = static_cast<float>(std::sqrt(variance) * random.normal());
       weight.copy_(drawn);
     };
-    for (auto& block : blocks_) draw(block->weight, 2.0 / static_cast<double>(kernel * kernel * block->shape().in));
+    for (const Unit& block : blocks_)
+      draw(block.conv().weight, 2.0 / static_cast<double>(kernel * kernel * block.conv().shape().in));
     draw(linear_weight_, 1.0 / static_cast<double>(linear_weight_.size(1)));
   }
 
@@ -164,9 +188,9 @@ class Network::Impl {
   /// two arrays, on the host. On a GPU the tensors lie in copies there.
   void make_flat() {
     std::vector<std::pair<torch::Tensor, bool>> all;  // with weight decay or without
-    for (auto& block : blocks_) {
-      all.emplace_back(block->weight, true);
-      for (const torch::Tensor& parameter : block->norm().parameters()) all.emplace_back(parameter, false);
+    for (const Unit& block : blocks_) {
+      all.emplace_back(block.conv().weight, true);
+      for (const torch::Tensor& parameter : block.parameters()) all.emplace_back(parameter, false);
     }
     all.emplace_back(linear_weight_, true);
     all.emplace_back(linear_bias_, false);
@@ -213,7 +237,7 @@ class Network::Impl {
   void set_training(bool on) {
     if (on == training_) return;
     training_ = on;
-    for (auto& block : blocks_) block->train(on);
+    for (const Unit& block : blocks_) block.conv().train(on);
   }
 
   torch::Tensor wrap(float* pixels, std::int64_t batch) const {
@@ -221,17 +245,16 @@ class Network::Impl {
   }
 
   torch::Tensor forward(torch::Tensor x) {
-    for (auto& block : blocks_) {
-      x = block->forward(x);
-      if (!fuses_activation_) x = x.relu();
-    }
+    for (const Unit& block : blocks_) x = rectified(block.forward(x));
     return classify(x);
   }
+  torch::Tensor rectified(const torch::Tensor& x) const { return rectifier_ == Rectifier::network ? x.relu() : x; }
   torch::Tensor classify(const torch::Tensor& x) { return at::linear(x.mean({2, 3}), linear_weight_, linear_bias_); }
   /// relu(gamma * xhat + beta), xhat (N,C,H,W).
-  static torch::Tensor activate(const torch::Tensor& xhat, const torch_adapter::NormModule& norm) {
+  static torch::Tensor activate(const torch::Tensor& xhat, const NormModule& norm) {
     const std::vector<std::int64_t> shape{1, xhat.size(1), 1, 1};
-    return (xhat * norm.weight.reshape(shape) + norm.bias.reshape(shape)).relu_();
+    const torch::Tensor scaled = norm.weight.defined() ? xhat * norm.weight.reshape(shape) : xhat;
+    return (scaled + norm.bias.reshape(shape)).relu_();
   }
 
   static std::int64_t wrong(const torch::Tensor& logits, const std::int64_t* labels) {
@@ -282,7 +305,7 @@ class Network::Impl {
     std::size_t lags = past_.size() - std::min(first, past_.size());
     std::vector<Norm::PastStatistics> kept;  // [layer]
     for (std::size_t l = 0; l < layers(); ++l) {
-      kept.push_back(norm(l).past(queue()));
+      kept.push_back(norm(l)->past(queue()));
       lags = std::min(lags, static_cast<std::size_t>(kept.back().entries));
     }
     for (std::size_t lag = 0; lag < lags; ++lag) {
@@ -291,10 +314,10 @@ class Network::Impl {
       for (std::size_t t = 0; t < batch.images.size(); ++t) {
         torch::Tensor x = batch.images[t];
         for (std::size_t l = 0; l < layers(); ++l) {
-          x = blocks_[l]->convolve(x);
+          x = blocks_[l].conv().convolve(x);
           add_moments(x, moments[l]);
           const PastFrame& frame = batch.frames[t][l];
-          x = activate(x * frame.factor + frame.offset, blocks_[l]->norm());
+          x = activate(x * frame.factor + frame.offset, *blocks_[l].norm());
         }
       }
       for (std::size_t l = 0; l < layers(); ++l)
@@ -312,8 +335,8 @@ class Network::Impl {
   }
 
   std::vector<double> average_over_group(std::size_t layer, std::vector<double> moments, std::size_t minibatches) {
-    Communicator& group = norm(layer).group();
-    Message message{Header("past statistics of " + norm(layer).name(), Direction::agreement, probes_++), {}, 0, {}};
+    Communicator& group = norm(layer)->group();
+    Message message{Header("past statistics of " + norm(layer)->name(), Direction::agreement, probes_++), {}, 0, {}};
     message.payload = std::move(moments);
     if (group.size() > 1) message = group.exchange(std::move(message), *queue_);
     for (double& m : message.payload) m /= static_cast<double>(minibatches) * group.size();
@@ -323,7 +346,7 @@ class Network::Impl {
   PastDistance distance(std::size_t layer, const Norm::PastStatistics& past, std::size_t lag,
                         const std::vector<double>& truth) {
     const std::size_t channels = truth.size() / 2;
-    const double eps = norm(layer).layer().options.eps;
+    const double eps = norm(layer)->layer().options.eps;
     PastDistance sum;
     for (std::size_t c = 0; c < channels; ++c) {
       const double mean = truth[c], var = std::max(truth[channels + c] - mean * mean, 0.0) + eps;
@@ -341,10 +364,11 @@ class Network::Impl {
   ImageShape input_;
   int classes_;
   std::int64_t window_, minibatches_;
-  bool fuses_activation_;  // the layer applies ReLU itself
+  Rectifier rectifier_;
+  bool starts_from_data_;
   Queue* queue_;
   c10::Device device_;
-  std::vector<std::unique_ptr<ConvNorm>> blocks_;
+  std::vector<Unit> blocks_;
   torch::Tensor linear_weight_, linear_bias_;  // (classes, C), (classes)
   Buffer<float> parameters_, gradients_;
   torch::Tensor flat_parameters_, flat_gradients_;  // the same values on the network's device
@@ -355,9 +379,9 @@ class Network::Impl {
   std::uint64_t probes_ = 0;
 };
 
-Network::Network(const ImageShape& input, int classes, const Layer& layer, std::uint64_t seed,
+Network::Network(const ImageShape& input, int classes, const Layers& layers, std::uint64_t seed,
                  const std::shared_ptr<Communicator>& group, Queue& queue)
-    : impl_(std::make_unique<Impl>(input, classes, layer, seed, group, queue)) {}
+    : impl_(std::make_unique<Impl>(input, classes, layers, seed, group, queue)) {}
 Network::~Network() = default;
 std::span<float> Network::parameters() noexcept { return impl_->parameters(); }
 std::span<float> Network::gradients() noexcept { return impl_->gradients(); }
@@ -370,13 +394,17 @@ double Network::learn(float* pixels, const std::int64_t* labels, std::int64_t ba
 std::int64_t Network::count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch) {
   return impl_->count_errors(pixels, labels, batch);
 }
+void Network::start(float* pixels, std::int64_t batch, const std::shared_ptr<Communicator>& world) {
+  impl_->start(pixels, batch, world);
+}
 void Network::forget() { impl_->forget(); }
 std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
   return impl_->count_errors_by_own_statistics(pixels, labels, batch);
 }
 std::size_t Network::layers() const noexcept { return impl_->layers(); }
 Queue& Network::queue() noexcept { return impl_->queue(); }
-Norm& Network::norm(std::size_t layer) noexcept { return impl_->norm(layer); }
+Operation* Network::operation(std::size_t layer) noexcept { return impl_->operation(layer); }
+Norm* Network::norm(std::size_t layer) noexcept { return impl_->norm(layer); }
 const SavedCall& Network::last_call(std::size_t layer) const noexcept { return impl_->last_call(layer); }
 
 void use_one_thread() { at::set_num_threads(1); }  // OpenMP's, a setting of each thread

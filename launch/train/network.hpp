@@ -10,6 +10,7 @@
 #include "allnorm/norm.hpp"
 #include "allnorm/operation.hpp"
 #include "launch/train/images.hpp"
+#include "launch/train/norm_choice.hpp"
 
 namespace allnorm::launch::train {
 
@@ -23,9 +24,9 @@ using PastDistances = std::vector<std::vector<PastDistance>>;
 
 class Network {
  public:
-  /// `layer` is the normalization after every convolution; its ReLU, normalized_shape and geometry are filled in.
-  /// Weights depend on `seed` alone. `group`: the ranks that share statistics. Borrows the queue.
-  Network(const ImageShape& input, int classes, const Layer& layer, std::uint64_t seed,
+  /// `layers` are those of every convolution; ReLU, normalized_shape and geometry of the norm are filled in. Weights
+  /// depend on `seed` alone. `group`: the ranks that share statistics. Borrows the queue.
+  Network(const ImageShape& input, int classes, const Layers& layers, std::uint64_t seed,
           const std::shared_ptr<Communicator>& group, Queue& queue);
   ~Network();
 
@@ -46,6 +47,9 @@ class Network {
   /// measures the past statistics of layers with a window (the group's ranks must all do so).
   double learn(float* pixels, const std::int64_t* labels, std::int64_t batch, double scale,
                PastDistances* distances = nullptr);
+  /// Where nothing divides by a deviation but the weights' lengths: sets these, and biases, so that each convolution's
+  /// output has mean 0 and variance 1 over this batch of all ranks of `world`, one convolution after another.
+  void start(float* pixels, std::int64_t batch, const std::shared_ptr<Communicator>& world);
   /// Drops the past images that measurements need, so that an epoch measures the same after a resume.
   void forget();
   /// How many of the images are put into a wrong class, in evaluation mode.
@@ -54,7 +58,10 @@ class Network {
   std::int64_t count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch);
 
   std::size_t layers() const noexcept;
-  Norm& norm(std::size_t layer) noexcept;
+  /// The operation behind that convolution; null where there is none.
+  Operation* operation(std::size_t layer) noexcept;
+  /// The same as a layer with mean and variance; null where it is none.
+  Norm* norm(std::size_t layer) noexcept;
   /// The queue that the layers' calls go to.
   Queue& queue() noexcept;
   /// The statistics that the layer normalized with in the last learn().

@@ -22,8 +22,6 @@ namespace {
 
 constexpr std::string_view default_norms =
     "batch_norm,sync_batch_norm,batch_renorm,cross_iteration_batch_norm,group_norm";
-constexpr std::string_view all_norms =
-    "batch_norm,sync_batch_norm,batch_renorm,cross_iteration_batch_norm,cross_mini_batch_norm,group_norm,layer_norm";
 constexpr std::array<std::string_view, 3> split_names{"iid", "label", "domain"};
 constexpr std::array<Scene, 7> sweep_scenes{Scene{1, Split::iid},   Scene{2, Split::iid},  Scene{4, Split::iid},
                                             Scene{8, Split::iid},   Scene{16, Split::iid}, Scene{2, Split::label},
@@ -44,8 +42,9 @@ po::options_description describe_all(Settings& settings, Words& words) {
   add("data", po::value(&settings.data)->value_name("DIR")->default_value(settings.data),
       "folder of the images: digits, MNIST or Fashion-MNIST (IDX), CIFAR-10 (binary); recognised by its files");
   add("norm", po::value(&words.norm)->value_name("LIST"),
-      "normalizations to compare, NAME[:attr=value...] separated by commas, or all; without it batch_norm, "
-      "sync_batch_norm, batch_renorm, cross_iteration_batch_norm and group_norm");
+      "normalizations to compare, NAME[:attr=value...] separated by commas, with + between a layer of weights and a "
+      "norm that are used together, or all; without it batch_norm, sync_batch_norm, batch_renorm, "
+      "cross_iteration_batch_norm and group_norm");
   add("batch-per-rank", po::value(&words.batch)->value_name("B")->default_value(1), "images per rank and call");
   add("accumulate", po::value(&settings.accumulate)->value_name("T"),
       "calls per rank and update, gradients averaged; without it the norm's minibatches");
@@ -72,48 +71,7 @@ void at_least_one(std::int64_t value, std::string_view option) {
   });
 }
 
-/// Cuts at commas that a name follows: commas within an attribute's value have a digit after them.
-std::vector<std::string> cut_list(std::string_view text) {
-  std::vector<std::string> parts;
-  std::size_t from = 0;
-  for (std::size_t i = 0; i <= text.size(); ++i) {
-    const bool ends =
-        i == text.size() || (text[i] == ',' && (i + 1 == text.size() || text[i + 1] < '0' || text[i + 1] > '9'));
-    if (!ends) continue;
-    parts.emplace_back(text.substr(from, i - from));
-    from = i + 1;
-  }
-  return parts;
-}
-
-NormChoice parse_choice(const std::string& text) {
-  const Layer layer = parse_layer(text);  // throws for what the catalogue does not know
-  const Row& row = *layer.row;
-  expect(row.operation == OperationKind::norm && !row.statistics.has(Axis::row), Code::invalid_argument, [&] {
-    return "--norm has " + std::string(row.name) + ", must have layers that need no more than their input";
-  });
-  const Axes statistics = layer.statistics();
-  expect(layer.options.sync.ranks == Sync::none || !(statistics.has(Axis::sample) || statistics.has(Axis::leading)),
-         Code::invalid_argument, [&] {
-           return "--norm has " + text + ", must have sync=none: ranks hold samples of their own, and " +
-                  std::string(row.name) + " has statistics of each sample";
-         });
-  NormChoice choice{text, text.substr(0, text.find(':')), {}};
-  for (std::size_t at = text.find(':'); at != std::string::npos;) {
-    const std::size_t next = text.find(':', at + 1);
-    const std::string pair = text.substr(at + 1, next == std::string::npos ? next : next - at - 1);
-    const std::size_t equals = pair.find('=');
-    choice.attributes.emplace_back(pair.substr(0, equals), pair.substr(equals + 1));
-    at = next;
-  }
-  return choice;
-}
-
 }  // namespace
-
-bool NormChoice::sets(std::string_view attribute) const {
-  return std::any_of(attributes.begin(), attributes.end(), [&](const auto& pair) { return pair.first == attribute; });
-}
 
 std::string_view to_string(Split split) noexcept { return split_names[static_cast<std::size_t>(split)]; }
 
@@ -148,9 +106,8 @@ Settings parse(const Arguments& arguments) {
   }
   if (!settings.preset.empty() && settings.ranks.ranks == 0 && !under_launcher(settings.ranks))
     settings.ranks.ranks = demo_ranks;
-  for (const std::string& text : cut_list(words.norm == "all" ? all_norms : std::string_view(words.norm)))
-    settings.norms.push_back(parse_choice(text));
-  for (const NormChoice& choice : settings.norms) layer_of(choice, 1, calls_per_update(settings, choice), 1);
+  settings.norms = parse_norms(words.norm);
+  for (const NormChoice& choice : settings.norms) layers_of(choice, 1, calls_per_update(settings, choice), 1);
   check(settings.ranks);
   const bool on_cpu = settings.ranks.device == "cpu";
   expect(on_cpu || !ranks_are_threads(settings.ranks), Code::unsupported,
@@ -187,44 +144,7 @@ std::vector<Job> jobs_of(const Settings& settings) {
 }
 
 std::int64_t calls_per_update(const Settings& settings, const NormChoice& choice) {
-  return settings.accumulate > 0 ? settings.accumulate : parse_layer(choice.label).options.minibatches;
-}
-
-Layer layer_of(const NormChoice& choice, std::int64_t batch, std::int64_t calls, std::int64_t updates) {
-  Layer layer = parse_layer(choice.label);
-  NormOptions& options = layer.options;
-  const auto unless_given = [&](std::string_view attribute, auto& value, auto ours) {
-    if (!choice.sets(attribute)) value = ours;
-  };
-  if (layer.row->statistics.has(Axis::group)) unless_given("groups", options.groups, 4);
-  if (layer.has_state()) {
-    unless_given("eps", options.eps, 1e-5);
-    unless_given("momentum", options.momentum, 0.02);
-  }
-  const auto share = [&](double part) {
-    return static_cast<std::int64_t>(part * static_cast<double>(updates * calls));
-  };
-  if (options.renorm) {
-    unless_given("variant", options.variant, RenormVariant::var);
-    const std::int64_t start = share(0.04);  // and at least one call later the end, however short the training is
-    if (!choice.sets("r_max")) options.r_max_ramp = {{start, 1}, {std::max(start + 1, share(0.3)), 1.5}};
-    if (!choice.sets("d_max")) options.d_max_ramp = {{start, 0}, {std::max(start + 1, share(0.2)), 0.5}};
-  }
-  if (options.minibatches > 1 && !choice.sets("minibatches")) options.minibatches = calls;
-  expect(calls % options.minibatches == 0, Code::invalid_argument, [&] {
-    return "minibatches of " + choice.label + " is " + std::to_string(options.minibatches) +
-           ", must divide --accumulate " + std::to_string(calls) + ": a batch shares its weights";
-  });
-  if (choice.name == "cross_iteration_batch_norm") unless_given("window", options.window, batch == 1 ? 8 : 4);
-  if (options.window > 1) {
-    unless_given("fill_in_burn_in", options.fill_in_burn_in, true);
-    unless_given("running_source", options.running_source, RunningSource::window);
-  }
-  // Statistics of several calls need weights that move slowly: plain BN comes first.
-  if (options.window > 1 || options.minibatches > 1)
-    unless_given("burn_in", options.burn_in, share(0.5) / options.minibatches);
-  layer.check();
-  return layer;
+  return settings.accumulate > 0 ? settings.accumulate : choice.layers.options().minibatches;
 }
 
 double peak_rate(const Settings& settings, std::int64_t images_per_update) noexcept {

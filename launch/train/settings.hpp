@@ -8,21 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "allnorm/catalogue.hpp"
 #include "launch/command.hpp"
 #include "launch/ranks.hpp"
 #include "launch/train/images.hpp"
+#include "launch/train/norm_choice.hpp"
 
 namespace allnorm::launch::train {
-
-/// One entry of --norm: a row of the catalogue and the attributes that were given.
-struct NormChoice {
-  std::string label;  ///< as it was written
-  std::string name;
-  std::vector<std::pair<std::string, std::string>> attributes;
-
-  bool sets(std::string_view attribute) const;
-};
 
 /// What one row of a table is about, besides its normalization.
 struct Scene {
@@ -59,9 +50,6 @@ std::vector<Job> jobs_of(const Settings& settings);
 
 /// Calls per update of a norm.
 std::int64_t calls_per_update(const Settings& settings, const NormChoice& choice);
-/// The layer of a choice with the experiment's attributes where none were given; schedules and burn-in are shares of
-/// `updates`, those of the whole training.
-Layer layer_of(const NormChoice& choice, std::int64_t batch, std::int64_t calls, std::int64_t updates);
 /// The experiment's rule: 0.3 per 32 images of an update.
 double peak_rate(const Settings& settings, std::int64_t images_per_update) noexcept;
 

@@ -48,8 +48,8 @@ LayerStatistics measure_layer(Norm& norm, const SavedCall& call, Queue& queue) {
 std::vector<LayerStatistics> measure(Network& network) {
   std::vector<LayerStatistics> layers;
   for (std::size_t l = 0; l < network.layers(); ++l)
-    if (network.norm(l).has_running())
-      layers.push_back(measure_layer(network.norm(l), network.last_call(l), network.queue()));
+    if (Norm* const norm = network.norm(l); norm != nullptr && norm->has_running())
+      layers.push_back(measure_layer(*norm, network.last_call(l), network.queue()));
   return layers;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 #include <string>
 #include <utility>
@@ -29,6 +30,20 @@ std::int64_t checked_updates(Images& images, const Settings& settings, const Job
   return images.updates() * settings.epochs;
 }
 
+/// Every value of a layer's running statistics; counters are the same on all ranks.
+template <class Visit>
+void for_statistics(State& state, const Visit& visit) {
+  for (StateEntry& entry : state.entries) {
+    if (entry.type != StateType::f64) continue;
+    for (std::size_t at = 0; at < entry.data.size(); at += sizeof(double)) {
+      double value = 0;
+      std::memcpy(&value, entry.data.data() + at, sizeof value);
+      visit(value);
+      std::memcpy(entry.data.data() + at, &value, sizeof value);
+    }
+  }
+}
+
 }  // namespace
 
 Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank)
@@ -38,9 +53,9 @@ Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, 
       images_(data, job.split, rank.size, job.seed),
       calls_(calls_per_update(settings, settings.norms[job.norm])),
       updates_(checked_updates(images_, settings, job, calls_, rank.size)),
-      layer_(layer_of(settings.norms[job.norm], job.batch, calls_, updates_)),
-      group_(sync_group(rank.world, layer_.options.sync, rank.queue)),
-      network_(std::make_unique<Network>(images_.shape(), data.train.classes, layer_, job.seed, group_, rank.queue)),
+      layers_(layers_of(settings.norms[job.norm], job.batch, calls_, updates_)),
+      group_(sync_group(rank.world, layers_.options().sync, rank.queue)),
+      network_(std::make_unique<Network>(images_.shape(), data.train.classes, layers_, job.seed, group_, rank.queue)),
       velocity_(network_->parameters().size()) {
   const auto values = static_cast<std::size_t>(images_.shape().values());
   pixels_.resize(static_cast<std::size_t>(job.batch) * values);
@@ -57,6 +72,10 @@ Epoch Trainer::run(std::int64_t epoch, const std::function<void()>& tick) {
   const auto start = std::chrono::steady_clock::now();
   images_.begin_epoch(epoch, job_.batch, calls_);
   network_->forget();
+  if (epoch == 0) {
+    images_.fill(rank_.rank, 0, 0, pixels_.data(), labels_.data());
+    network_->start(pixels_.data(), job_.batch, rank_.world);
+  }
   const std::int64_t updates = images_.updates();
   const Communicator::Traffic before = traffic();
   Epoch result;
@@ -81,7 +100,7 @@ double Trainer::update(std::int64_t index, std::int64_t step, PastAverage& past)
   const std::span<float> gradients = network_->gradients();
   std::fill(gradients.begin(), gradients.end(), 0.0f);
   const double scale = 1 / static_cast<double>(job_.batch * calls_);
-  const bool measured = layer_.options.window > 1 &&
+  const bool measured = layers_.options().window > 1 &&
                         (index + 1) * measurements / images_.updates() > index * measurements / images_.updates();
   double loss = 0;
   for (std::int64_t call = 0; call < calls_; ++call) {
@@ -128,18 +147,18 @@ void Trainer::descend(double rate) {
 void Trainer::average_running_statistics() {
   if (rank_.size == 1 || group_->size() == rank_.size) return;
   Message message{Header("running statistics", Direction::gradients, exchanges_++), {}, 0, {}};
-  for (std::size_t l = 0; l < network_->layers(); ++l)
-    for (const RunningStatistics own = network_->norm(l).running(network_->queue());
-         const auto* values : {&own.mean, &own.spread})
-      message.payload.insert(message.payload.end(), values->begin(), values->end());
+  std::vector<State> states;  // [layer]
+  for (std::size_t l = 0; l < network_->layers(); ++l) {
+    Operation* const own = network_->operation(l);
+    states.push_back(own ? own->state(network_->queue()) : State{});
+    for_statistics(states.back(), [&](double& value) { message.payload.push_back(value); });
+  }
   if (message.payload.empty()) return;
   const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
   std::size_t at = 0;
   for (std::size_t l = 0; l < network_->layers(); ++l) {
-    RunningStatistics all = network_->norm(l).running(network_->queue());
-    for (std::vector<double>* values : {&all.mean, &all.spread})
-      for (double& value : *values) value = sum.payload[at++] / rank_.size;
-    if (network_->norm(l).has_running()) network_->norm(l).set_running(all, network_->queue());
+    for_statistics(states[l], [&](double& value) { value = sum.payload[at++] / rank_.size; });
+    if (!states[l].entries.empty()) network_->operation(l)->set_state(states[l], network_->queue());
   }
 }
 

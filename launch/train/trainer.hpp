@@ -30,7 +30,6 @@ class Trainer {
   Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank);
 
   std::int64_t updates_per_epoch() const noexcept { return images_.updates(); }
-  const Layer& layer() const noexcept { return layer_; }
   std::int64_t train_images() const noexcept { return images_.train_count(); }
   std::int64_t test_images() const noexcept { return images_.test_count(); }
 
@@ -56,7 +55,7 @@ class Trainer {
   Images images_;
   std::int64_t calls_;    // per update
   std::int64_t updates_;  // of the whole training
-  Layer layer_;
+  Layers layers_;
   std::shared_ptr<Communicator> group_;
   std::unique_ptr<Network> network_;
   std::vector<float> velocity_;            // like Network::parameters()

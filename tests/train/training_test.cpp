@@ -167,18 +167,18 @@ TEST(Settings, FillInTheExperimentsAttributes) {
   const Settings settings =
       parse({"--norm", "batch_renorm,cross_iteration_batch_norm:window=3,cross_mini_batch_norm,group_norm"});
   ASSERT_EQ(settings.norms.size(), 4u);
-  const Layer renorm = layer_of(settings.norms[0], 1, 1, 1000);
+  const Layer renorm = *layers_of(settings.norms[0], 1, 1, 1000).norm;
   EXPECT_EQ(renorm.options.variant, RenormVariant::var);
   EXPECT_EQ(renorm.options.r_max_ramp, (Ramp{{40, 1}, {300, 1.5}}));
   EXPECT_EQ(renorm.options.d_max_ramp, (Ramp{{40, 0}, {200, 0.5}}));
-  const Layer window = layer_of(settings.norms[1], 1, 1, 1000);
+  const Layer window = *layers_of(settings.norms[1], 1, 1, 1000).norm;
   EXPECT_EQ(window.options.window, 3);
   EXPECT_EQ(window.options.burn_in, 500);
   EXPECT_TRUE(window.options.fill_in_burn_in);
   EXPECT_EQ(calls_per_update(settings, settings.norms[2]), 4);
-  EXPECT_EQ(layer_of(settings.norms[2], 1, 4, 1000).options.burn_in, 500);  // batches
-  EXPECT_EQ(layer_of(settings.norms[3], 1, 1, 1000).options.groups, 4);
-  EXPECT_EQ(layer_of(parse({"--norm", "group_norm:groups=2"}).norms[0], 1, 1, 1).options.groups, 2);
+  EXPECT_EQ(layers_of(settings.norms[2], 1, 4, 1000).options().burn_in, 500);  // batches
+  EXPECT_EQ(layers_of(settings.norms[3], 1, 1, 1000).options().groups, 4);
+  EXPECT_EQ(layers_of(parse({"--norm", "group_norm:groups=2"}).norms[0], 1, 1, 1).options().groups, 2);
 }
 
 TEST_F(Training, RefusesWhatItCannotDo) {
