@@ -36,7 +36,7 @@ struct NormChoice {
 };
 
 /// Reads LIST, "NAME[:attr=value...]" separated by commas, with '+' between a layer of weights and a norm of one block;
-/// "all": every row that needs nothing but its input, and the two that are made for each other. Throws invalid_argument
+/// "all": every row that needs nothing but its input, and the pairs that papers have. Throws invalid_argument
 /// for what the catalogue or the network does not know, and for one entry twice.
 std::vector<NormChoice> parse_norms(std::string_view list);
 

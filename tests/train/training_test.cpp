@@ -40,7 +40,7 @@ class Training : public testing::Test {
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
 
-  /// Runs the command in this process; returns its exit code. stdout goes to `out`.
+  /// Runs the command in this process; returns its exit code. stdout goes to `out`, an error's text to `said`.
   int train(Arguments arguments) {
     arguments.insert(arguments.end(), {"--data", digits});
     testing::internal::CaptureStdout();
@@ -49,6 +49,7 @@ class Training : public testing::Test {
       code = train_command.run(arguments);
     } catch (const Error& error) {
       code = exit_code(error.code());
+      said = error.what();
     }
     out = testing::internal::GetCapturedStdout();
     return code;
@@ -74,7 +75,7 @@ class Training : public testing::Test {
     return values;
   }
 
-  std::string out;
+  std::string out, said;
 
  private:
   fs::path folder_;
@@ -186,6 +187,33 @@ TEST_F(Training, RefusesWhatItCannotDo) {
   EXPECT_EQ(train({"--norm", "batch_norm:window=0"}), exit_usage);
   EXPECT_EQ(train({"--norm", "group_norm:sync=world"}), exit_usage);  // ranks have no samples in common
   EXPECT_EQ(train({"--norm", "cross_mini_batch_norm:minibatches=3", "--accumulate", "4"}), exit_usage);
+  for (const char* what : {"batch_norm:activation=leaky_relu", "layer_norm:normalized_shape=12",
+                           "cross_iteration_batch_norm:conv_stride=2", "instance_norm:track=true:training=false",
+                           "weight_norm:dim=1", "spade", "moment_shortcut", "conditional_batch_norm",
+                           "weight_norm+weight_standardization", "batch_norm+group_norm", "batch_norm+"}) {
+    EXPECT_EQ(train({"--norm", what}), exit_usage) << what;
+    EXPECT_NE(said.find("must"), std::string::npos) << what << ": " << said;
+  }
+  EXPECT_EQ(train({"--norm", "batch_norm:eps=1e-3:momentum=0.1,batch_norm:momentum=0.1:eps=0.001"}), exit_usage);
+  EXPECT_EQ(train({"--norm", "weight_norm+group_norm,group_norm,weight_norm+group_norm"}), exit_usage);
+}
+
+TEST_F(Training, AllAreTheRowsThatNeedTheirInputAlone) {
+  const Settings settings = parse({"--norm", "all"});
+  std::vector<std::string> labels;
+  for (const NormChoice& choice : settings.norms) labels.push_back(choice.label);
+  for (const char* never : {"spade", "moment_shortcut", "adaptive_instance_norm", "conditional_instance_norm"})
+    EXPECT_EQ(std::count(labels.begin(), labels.end(), never), 0) << never;
+  for (const char* always : {"batch_norm", "switchable_norm", "positional_norm", "filter_response_norm", "weight_norm",
+                             "weight_standardization+group_norm"})
+    EXPECT_EQ(std::count(labels.begin(), labels.end(), always), 1) << always;
+  ASSERT_EQ(train({"--norm", "all", "--ranks", "2", "--batch-per-rank", "16", "--epochs", "2", "--log", path("all")}),
+            0);
+  std::vector<double> first, last;
+  for (const Json& event : log("all"))
+    if (event["event"] == "epoch") (event["epoch"] == 1 ? first : last).push_back(event["loss"]);
+  ASSERT_EQ(last.size(), labels.size());
+  for (std::size_t i = 0; i < last.size(); ++i) EXPECT_LT(last[i], first[i]) << labels[i];  // it learns; nan does not
   EXPECT_EQ(train({"--epochs", "0"}), exit_usage);
   EXPECT_EQ(train({"--split", "odd"}), exit_usage);
   EXPECT_EQ(train({"--batch-per-rank", "5000", "--epochs", "1"}), exit_usage);
@@ -193,9 +221,9 @@ TEST_F(Training, RefusesWhatItCannotDo) {
 }
 
 TEST_F(Training, RanksWithSharedStatisticsTrainAsOneRankWithAllImages) {
-  const Arguments common{"--norm", "sync_batch_norm", "--epochs", "1", "--seeds", "1"};
   const auto run = [&](const std::string& name, std::initializer_list<std::string> more) {
-    Arguments arguments = common;
+    // The second begins with lengths of its weights that the first images of all ranks give.
+    Arguments arguments{"--norm", "sync_batch_norm,weight_norm", "--epochs", "1", "--seeds", "1"};
     arguments.insert(arguments.end(), more);
     arguments.insert(arguments.end(), {"--log", path(name)});
     ASSERT_EQ(train(arguments), 0);
@@ -204,7 +232,9 @@ TEST_F(Training, RanksWithSharedStatisticsTrainAsOneRankWithAllImages) {
   run("one", {"--ranks", "1", "--batch-per-rank", "256"});
   // Five updates. Single precision rounds differently when 4 times 64 images are added instead of 256: 2^-24 times the
   // square root of the some thousand additions behind a gradient, and the updates carry it on.
-  EXPECT_NEAR(numbers(log("four"), "loss")[0], numbers(log("one"), "loss")[0], 5 * 0x1p-24 * std::sqrt(256 * 144.0));
+  for (const std::size_t norm : {0, 1})
+    EXPECT_NEAR(numbers(log("four"), "loss")[norm], numbers(log("one"), "loss")[norm],
+                5 * 0x1p-24 * std::sqrt(256 * 144.0));
 }
 
 /// Keeps every checkpoint that appears under a name while it lives: what a run that was killed at some time leaves.
@@ -241,11 +271,17 @@ class Collector {
 };
 
 TEST_F(Training, GoesOnFromACheckpointAsIfItHadNotStopped) {
-  const Arguments common{"--norm",           "batch_renorm,cross_iteration_batch_norm,batch_norm:sync=2,group_norm",
-                         "--ranks",          "4",
-                         "--batch-per-rank", "40",
-                         "--epochs",         "3",
-                         "--seeds",          "2"};
+  const Arguments common{"--norm",
+                         "batch_renorm,cross_iteration_batch_norm,batch_norm:sync=2,switchable_norm,"
+                         "weight_norm+mean_only_batch_norm,weight_norm",
+                         "--ranks",
+                         "4",
+                         "--batch-per-rank",
+                         "40",
+                         "--epochs",
+                         "3",
+                         "--seeds",
+                         "2"};
   const auto with = [&](std::initializer_list<std::string> more) {
     Arguments arguments = common;
     arguments.insert(arguments.end(), more);
@@ -255,7 +291,7 @@ TEST_F(Training, GoesOnFromACheckpointAsIfItHadNotStopped) {
   ASSERT_EQ(train(with({"--log", path("whole"), "--checkpoint", path("c")})), 0);
   const std::vector<std::string> checkpoints = collector.stop();
   const std::vector<Json> whole = log("whole");
-  EXPECT_EQ(numbers(whole, "loss").size(), 24u);
+  EXPECT_EQ(numbers(whole, "loss").size(), 36u);
   ASSERT_GT(checkpoints.size(), 4u);
   for (std::size_t i = 0; i < checkpoints.size(); i += std::max<std::size_t>(1, checkpoints.size() / 5)) {
     ASSERT_EQ(train(with({"--resume", checkpoints[i], "--log", path("again")})), 0);
