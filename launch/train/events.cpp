@@ -38,12 +38,6 @@ Json attributes_json(const Layer& layer) {
   return attributes;
 }
 
-std::string fixed(double value, int digits) {
-  std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
-  return text.data();
-}
-
 bool about(const Json& event, const char* kind, const std::string& norm, const Job& job) {
   return event["event"] == kind && event["norm"] == norm && event["batch_per_rank"] == job.batch &&
          event["split"] == to_string(job.split);
@@ -65,6 +59,12 @@ Json deviation_of(const std::vector<double>& values) {
 }
 
 }  // namespace
+
+std::string fixed(double value, int digits) {
+  std::array<char, 64> text{};
+  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
+  return text.data();
+}
 
 std::string hex(std::uint64_t word) {
   std::array<char, 17> text{};

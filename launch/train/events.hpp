@@ -15,6 +15,8 @@ namespace allnorm::launch::train {
 using Json = nlohmann::ordered_json;
 using Events = std::vector<Json>;
 
+/// With so many digits behind the point.
+std::string fixed(double value, int digits);
 /// 16 hexadecimal digits.
 std::string hex(std::uint64_t word);
 

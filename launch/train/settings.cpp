@@ -30,7 +30,7 @@ constexpr int demo_ranks = 4;
 
 /// The words of the command line before they are checked.
 struct Words {
-  std::string norm{default_norms}, split{"iid"};
+  std::string norm{default_norms}, split{"iid"}, progress{"auto"};
   std::int64_t batch = 1;
   double lr = 0;
 };
@@ -61,6 +61,9 @@ po::options_description describe_all(Settings& settings, Words& words) {
   add("checkpoint", po::value(&settings.checkpoint)->value_name("F.safetensors"),
       "write the state at every epoch's end");
   add("resume", po::value(&settings.resume)->value_name("F.safetensors"), "go on from a checkpoint of the same run");
+  add("progress", po::value(&words.progress)->value_name("KIND")->default_value("auto"),
+      "signs of life of rank 0: bar (on the terminal), lines (one per epoch on stderr), none, or auto: a bar where "
+      "stderr is a terminal, else lines");
   return own.add(describe(settings.ranks));
 }
 
@@ -85,6 +88,7 @@ Settings parse(const Arguments& arguments) {
          [&] { return "--split is '" + words.split + "', must be iid, label or domain"; });
   expect(settings.preset.empty() || settings.preset == "demo" || settings.preset == "sweep", Code::invalid_argument,
          [&] { return "--preset is '" + settings.preset + "', must be demo or sweep"; });
+  settings.progress = progress_kind(words.progress);
   at_least_one(words.batch, "--batch-per-rank");
   at_least_one(settings.epochs, "--epochs");
   at_least_one(settings.seeds, "--seeds");

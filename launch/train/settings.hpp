@@ -12,6 +12,7 @@
 #include "launch/ranks.hpp"
 #include "launch/train/images.hpp"
 #include "launch/train/norm_choice.hpp"
+#include "launch/train/progress.hpp"
 
 namespace allnorm::launch::train {
 
@@ -31,6 +32,7 @@ struct Settings {
   std::optional<double> lr;  ///< the peak; not given: learning_rate()
   std::string preset;        ///< "demo", "sweep" or empty
   std::string log, report, checkpoint, resume;
+  ProgressKind progress = ProgressKind::none;  ///< of rank 0
 };
 
 /// Throws invalid_argument for unknown options and values out of range.

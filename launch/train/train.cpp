@@ -135,7 +135,8 @@ class Training {
       events_.push_back(std::move(event));
     };
     for (const Json& event : past) add(event);
-    Progress progress(rank_.rank == 0, total_updates(jobs_.size(), 0), total_updates(start.job, start.epoch));
+    Progress progress(rank_.rank == 0 ? settings_.progress : ProgressKind::none, total_updates(jobs_.size(), 0),
+                      total_updates(start.job, start.epoch));
 
     for (std::size_t j = start.job; j < jobs_.size(); ++j) {
       const Job& job = jobs_[j];
@@ -143,10 +144,11 @@ class Training {
       if (resumed && j == start.job) resumed->restore(trainer, rank_);
       for (std::int64_t epoch = j == start.job ? start.epoch : 0; epoch < settings_.epochs; ++epoch) {
         progress.describe(settings_.norms[job.norm].label + ", seed " + std::to_string(job.seed) + ", epoch " +
-                          std::to_string(epoch + 1));
+                          std::to_string(epoch + 1) + " of " + std::to_string(settings_.epochs));
         const Epoch outcome = trainer.run(epoch, [&] { progress.tick(); });
         for (Json& event : epoch_events(settings_, job, epoch, outcome)) add(std::move(event));
         const bool last = epoch + 1 == settings_.epochs;
+        progress.say("loss " + fixed(outcome.loss, 3) + ", test error " + fixed(outcome.test_error, 1) + " %", last);
         if (last && job.seed + 1 == static_cast<std::uint64_t>(settings_.seeds))
           add(result_event(settings_, job, events_));
         if (!settings_.checkpoint.empty()) save(last ? Position{j + 1, 0} : Position{j, epoch + 1}, trainer, progress);

@@ -220,6 +220,25 @@ TEST_F(Training, AllAreTheRowsThatNeedTheirInputAlone) {
   EXPECT_EQ(train({"--resume", path("missing.safetensors")}), 3);
 }
 
+TEST_F(Training, SaysHowFarItIsWhereThereIsNoTerminal) {
+  const auto lines = [&](const char* kind) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(train({"--norm", "group_norm", "--ranks", "2", "--batch-per-rank", "64", "--epochs", "1", "--seeds", "2",
+                     "--progress", kind}),
+              0);
+    return testing::internal::GetCapturedStderr();
+  };
+  for (const char* kind : {"auto", "lines"}) {  // of one rank alone, one per run
+    const std::string said_by_one = lines(kind);
+    EXPECT_EQ(std::count(said_by_one.begin(), said_by_one.end(), '\n'), 2) << said_by_one;
+    for (const char* part :
+         {"group_norm, seed 0, epoch 1 of 1: loss ", "seed 1", "test error ", " updates/s, ", "0:00 left"})
+      EXPECT_NE(said_by_one.find(part), std::string::npos) << part << " in " << said_by_one;
+  }
+  EXPECT_EQ(lines("none"), "");
+  EXPECT_EQ(train({"--progress", "odd"}), exit_usage);
+}
+
 TEST_F(Training, RanksWithSharedStatisticsTrainAsOneRankWithAllImages) {
   const auto run = [&](const std::string& name, std::initializer_list<std::string> more) {
     // The second begins with lengths of its weights that the first images of all ranks give.
