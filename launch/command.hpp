@@ -23,7 +23,7 @@ struct Command {
 /// All commands of this build, in the order of the help.
 std::span<const Command> commands() noexcept;
 
-// One per file: apply.cpp, info.cpp, train/train.cpp (or train_unavailable.cpp).
+// One per file: apply.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp).
 extern const Command apply_command;
 extern const Command info_command;
 extern const Command train_command;

@@ -1,12 +1,11 @@
-// The program: finds the command and turns every error into one line and an exit code.
-#include <csignal>
-#include <exception>
+// The program: finds the command.
 #include <iostream>
 #include <string>
 
 #include "allnorm/error.hpp"
 #include "build_config.hpp"
 #include "launch/command.hpp"
+#include "launch/guard.hpp"
 #include "launch/help.hpp"
 #include "launch/ranks.hpp"
 #include "src/nearest.hpp"
@@ -55,14 +54,4 @@ int run(const Arguments& words) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file that reaches the limit is an error with a line, as a full disk is
-  try {
-    const int code = run(Arguments(argv + (argc > 0 ? 1 : 0), argv + argc));
-    std::cout.flush();
-    expect(code != exit_success || std::cout.good(), Code::device, "standard output cannot be written");
-    return code;
-  } catch (const std::exception& error) {
-    return report(error);
-  }
-}
+int main(int argc, char** argv) { return guard(argc, argv, run); }

@@ -1,4 +1,6 @@
 // `allnorm train`: runs the trainings one after another and says what came out.
+#include "launch/train/train.hpp"
+
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -24,9 +26,7 @@
 #include "launch/train/settings.hpp"
 #include "launch/train/trainer.hpp"
 
-namespace allnorm::launch {
-
-using namespace train;
+namespace allnorm::launch::train {
 
 namespace {
 
@@ -205,6 +205,8 @@ class Training {
   Events events_;
 };
 
+}  // namespace
+
 int run_train(const Arguments& arguments) {
   if (asks_for_help(arguments)) {
     print_help(std::cout);
@@ -215,9 +217,4 @@ int run_train(const Arguments& arguments) {
   return run_ranks(settings.ranks, [&](Rank& rank) { Training(settings, data.get(settings.data), rank).run(); });
 }
 
-}  // namespace
-
-const Command train_command{"train", "train a small CNN with one or several normalizations and compare them", run_train,
-                            print_help};
-
-}  // namespace allnorm::launch
+}  // namespace allnorm::launch::train

@@ -20,6 +20,7 @@
 #include "launch/train/images.hpp"
 #include "launch/train/random.hpp"
 #include "launch/train/settings.hpp"
+#include "launch/train/train.hpp"
 
 namespace allnorm::launch::train {
 namespace {
@@ -46,7 +47,7 @@ class Training : public testing::Test {
     testing::internal::CaptureStdout();
     int code = -1;
     try {
-      code = train_command.run(arguments);
+      code = run_train(arguments);
     } catch (const Error& error) {
       code = exit_code(error.code());
       said = error.what();
@@ -426,9 +427,9 @@ TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
   testing::internal::CaptureStderr();
   EXPECT_EQ(train(diverging), 0);
   const std::string line = testing::internal::GetCapturedStderr();
-  EXPECT_EQ(
-      line.find("allnorm: warning: " + path("c") + ": is not written after this epoch (group_norm, seed 0, epoch 1)"),
-      0u)
+  EXPECT_NE(line.find("allnorm: warning: " + path("c") +
+                      ": is not written after this epoch (group_norm, seed 0, epoch 1 of 1)"),
+            std::string::npos)
       << line;
   std::ifstream after(path("c"));
   EXPECT_EQ(good, (std::string{std::istreambuf_iterator<char>(after), {}}));
