@@ -9,9 +9,25 @@ if(tree STREQUAL "install")
   set(prefix "${work_dir}/prefix")
   run(${CMAKE_COMMAND} --install "${build_dir}" --config "${config}" --component development --prefix "${prefix}")
 endif()
-run(${CMAKE_COMMAND} -S "${CMAKE_CURRENT_LIST_DIR}" -B "${work_dir}/build" -G "${generator}" "-DCMAKE_BUILD_TYPE=${config}"
-  "-DCMAKE_CXX_COMPILER=${compiler}" "-DCMAKE_CXX_FLAGS=${flags}" "-DCMAKE_PREFIX_PATH=${prefix}"
-  -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
+set(configure ${CMAKE_COMMAND} -S "${CMAKE_CURRENT_LIST_DIR}" -B "${work_dir}/build" -G "${generator}"
+  "-DCMAKE_BUILD_TYPE=${config}" "-DCMAKE_CXX_COMPILER=${compiler}" "-DCMAKE_CXX_FLAGS=${flags}"
+  "-DCMAKE_PREFIX_PATH=${prefix}" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF)
+# A component that is not there is named, with the reason.
+function(refuses component said)
+  execute_process(COMMAND ${configure} -DCOMPONENTS=${component} RESULT_VARIABLE code OUTPUT_QUIET ERROR_VARIABLE error)
+  string(REGEX REPLACE "[ \n]+" " " error "${error}")
+  if(code EQUAL 0 OR NOT error MATCHES "${said}")
+    message(FATAL_ERROR "component ${component}: ${error}")
+  endif()
+endfunction()
+refuses(tcp "allnorm has no component tcp, only mpi")
+set(components "")
+if(mpi)
+  set(components -DCOMPONENTS=mpi)
+else()
+  refuses(mpi "built without its component mpi")
+endif()
+run(${configure} ${components})
 run(${CMAKE_COMMAND} --build "${work_dir}/build" --config "${config}")
 execute_process(COMMAND "${work_dir}/build/consumer" OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 message("${output}")
