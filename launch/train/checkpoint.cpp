@@ -19,7 +19,8 @@ constexpr std::string_view kind = "allnorm train checkpoint 1";
 constexpr std::string_view per_rank_mark = "per_rank/";  // before the name of an entry that holds one rank's share
 
 // The texts beside the tensors.
-constexpr std::string_view format_field = "format", position_field = "position", events_field = "events";
+constexpr std::string_view format_field = "format", position_field = "position", events_field = "events",
+                           partial_field = "partial";  // in the middle of an epoch
 
 std::string prefix_of(int rank, std::size_t layer) {
   return "rank" + std::to_string(rank) + ".norm" + std::to_string(layer + 1) + ".";
@@ -34,14 +35,19 @@ State saved(Network& network, std::size_t layer) {
   return own ? own->save(network.queue()) : State{};
 }
 
-/// One rank's layers as a list of tensors.
-std::vector<StoredTensor> tensors_of(Network& network, int rank) {
+std::string past_prefix(int rank) { return "rank" + std::to_string(rank) + ".past."; }
+
+/// One rank's layers as a list of tensors, and within an epoch the past images that it measures with.
+std::vector<StoredTensor> tensors_of(Network& network, int rank, bool within_epoch) {
   std::vector<StoredTensor> tensors;
+  const auto add = [&](std::string name, StateEntry& entry) {
+    const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.first == entry.type; });
+    tensors.push_back({std::move(name), std::string(type->second), entry.shape, std::move(entry.data)});
+  };
   for (std::size_t l = 0; l < network.layers(); ++l)
-    for (StateEntry& entry : saved(network, l).entries) {
-      const auto type = std::find_if(types.begin(), types.end(), [&](const auto& t) { return t.first == entry.type; });
-      tensors.push_back({file_name(entry, rank, l), std::string(type->second), entry.shape, std::move(entry.data)});
-    }
+    for (StateEntry& entry : saved(network, l).entries) add(file_name(entry, rank, l), entry);
+  if (within_epoch)
+    for (StateEntry& entry : network.past().entries) add(past_prefix(rank) + entry.name, entry);
   return tensors;
 }
 
@@ -137,11 +143,13 @@ StoredTensor stored_floats(std::string name, std::span<const float> values) {
 
 std::string write_checkpoint(const std::string& path, const Events& events, const Position& position, Trainer& trainer,
                              Rank& rank) {
-  const std::vector<std::string> parts = gather(to_bytes(tensors_of(trainer.network(), rank.rank)), rank);
+  const std::vector<std::string> parts =
+      gather(to_bytes(tensors_of(trainer.network(), rank.rank, position.update > 0)), rank);
   if (rank.rank != 0) return {};
   TensorFile file;
   file.metadata[std::string(format_field)] = kind;
-  file.metadata[std::string(position_field)] = Json{position.job, position.epoch}.dump();
+  file.metadata[std::string(position_field)] = text_of(position);
+  if (position.update > 0) file.metadata[std::string(partial_field)] = text_of(trainer.partial());
   file.metadata[std::string(events_field)] = Json(events).dump();
   file.tensors.push_back(stored_floats("parameters", trainer.network().parameters()));
   file.tensors.push_back(stored_floats("velocity", trainer.velocity()));
@@ -149,7 +157,7 @@ std::string write_checkpoint(const std::string& path, const Events& events, cons
     for (StoredTensor& tensor : from_bytes(part)) file.tensors.push_back(std::move(tensor));
   std::string wrong = not_finite(file.tensors);
   if (!wrong.empty()) return wrong;
-  if (position.epoch == 0) file.tensors.clear();  // the next run starts anew
+  if (position.begins_a_run()) file.tensors.clear();  // the next run starts anew
   write_safetensors(path, file);
   return {};
 }
@@ -166,13 +174,18 @@ Checkpoint::Checkpoint(const std::string& path, const Settings& settings, const 
     bad_file(path, "is not a checkpoint, must be one that train --checkpoint wrote");
   position_ = read_position(path, text(position_field), settings);
   events_ = read_events(path, text(events_field), settings, config, position_);
-  if (position_.epoch == 0 && !file_.tensors.empty())
+  if (position_.update > 0) partial_ = read_partial(path, text(partial_field), position_);
+  if (position_.begins_a_run() && !file_.tensors.empty())
     bad_file(path, "tensor " + printable(file_.tensors.front().name) + " is there, must not be at epoch 0 of a run");
   if (const std::string wrong = not_finite(file_.tensors); !wrong.empty()) bad_file(path, wrong + ", must be finite");
 }
 
 void Checkpoint::restore(Trainer& trainer, const Rank& rank) const {
-  if (position_.epoch == 0) return;
+  if (position_.begins_a_run()) return;
+  if (position_.update > trainer.updates_per_epoch())
+    bad_file(file_.file, "position is " + text_of(position_) + ", must have an update of at most " +
+                             std::to_string(trainer.updates_per_epoch()));
+  trainer.partial() = partial_;
   Network& network = trainer.network();
   const auto fill = [&](std::string_view name, std::span<float> target) {
     const auto values = values_of<float>(file_, name, Shape{static_cast<std::int64_t>(target.size())});
@@ -183,7 +196,7 @@ void Checkpoint::restore(Trainer& trainer, const Rank& rank) const {
   std::size_t known = 2;
   for (int r = 0; r < rank.size; ++r)
     for (std::size_t l = 0; l < network.layers(); ++l) {
-      const State state = state_of(r, l, known);
+      const State state = state_of(prefix_of(r, l), known);
       if (r != rank.rank) continue;
       // A new layer's entries are in every state of it; without some of them a part would start anew.
       for (const StateEntry& entry : saved(network, l).entries)
@@ -198,15 +211,23 @@ void Checkpoint::restore(Trainer& trainer, const Rank& rank) const {
         bad_file(file_.file, "tensors " + prefix_of(r, l) + "*: " + error.message(), error.where());
       }
     }
+  for (int r = 0; r < rank.size && position_.update > 0; ++r) {
+    const State past = state_of(past_prefix(r), known);
+    if (r != rank.rank) continue;
+    try {
+      network.set_past(past);
+    } catch (const Error& error) {
+      bad_file(file_.file, "tensors " + past_prefix(r) + "*: " + error.message(), error.where());
+    }
+  }
   if (known != file_.tensors.size())
     bad_file(file_.file, "has " + std::to_string(file_.tensors.size()) + " tensors, must have " +
                              std::to_string(known) + ": parameters, velocity, and those of " +
                              std::to_string(rank.size) + " ranks and " + std::to_string(network.layers()) + " layers");
 }
 
-/// The state of a layer on a rank; adds its number of tensors to `known`.
-State Checkpoint::state_of(int rank, std::size_t layer, std::size_t& known) const {
-  const std::string prefix = prefix_of(rank, layer);
+/// The tensors of that prefix as a state; adds their number to `known`.
+State Checkpoint::state_of(const std::string& prefix, std::size_t& known) const {
   State state;
   for (const StoredTensor& tensor : file_.tensors) {
     if (!tensor.name.starts_with(prefix)) continue;
@@ -231,8 +252,9 @@ std::uint64_t Checkpoint::digest() const {
     digest = hash_of(&size, sizeof size, digest);  // where one ends and the next begins
     digest = hash_of(bytes, size, digest);
   };
-  for (const std::string_view field : {position_field, events_field}) {
-    const std::string& text = file_.metadata.at(std::string(field));
+  for (const std::string_view field : {position_field, events_field, partial_field}) {
+    const auto found = file_.metadata.find(std::string(field));
+    const std::string text = found == file_.metadata.end() ? "" : found->second;
     add(text.data(), text.size());
   }
   for (const StoredTensor& tensor : file_.tensors) {

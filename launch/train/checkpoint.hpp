@@ -10,8 +10,8 @@
 namespace allnorm::launch::train {
 
 /// Gathers every rank's state to rank 0, which writes it with all events so far: what the epoch at `position` starts
-/// from, and where that is the first of a run, the events alone. Collective. A state with values that are not finite is
-/// not written, and an older file stays: returns what is wrong, on rank 0; otherwise empty.
+/// from, or goes on from, and where that is the first of a run, the events alone. Collective. A state with values that
+/// are not finite is not written, and an older file stays: returns what is wrong, on rank 0; otherwise empty.
 std::string write_checkpoint(const std::string& path, const Events& events, const Position& position, Trainer& trainer,
                              Rank& rank);
 
@@ -31,10 +31,11 @@ class Checkpoint {
   std::uint64_t digest() const;
 
  private:
-  State state_of(int rank, std::size_t layer, std::size_t& known) const;
+  State state_of(const std::string& prefix, std::size_t& known) const;
 
   TensorFile file_;
   Position position_;
+  Partial partial_;
   Events events_;
 };
 

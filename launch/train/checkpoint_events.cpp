@@ -1,6 +1,7 @@
 // What a checkpoint says besides its tensors, checked field by field.
 #include "launch/train/checkpoint_events.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -210,18 +211,67 @@ class Reader {
 
 }  // namespace
 
+std::string text_of(const Position& position) {
+  Json text{position.job, position.epoch};
+  if (position.update > 0) text.push_back(position.update);
+  return text.dump();
+}
+
 Position read_position(const std::string& path, const std::string& text, const Settings& settings) {
   const Json given = parse_text(path, "position", text);
   const std::size_t jobs = jobs_of(settings).size();
   const auto below = [](const Json& value, std::uint64_t end) {
     return value.is_number_unsigned() && value.get<std::uint64_t>() < end;
   };
-  if (!given.is_array() || given.size() != 2 || !below(given[0], jobs + 1) ||
-      !below(given[1], given[0] == jobs ? 1 : static_cast<std::uint64_t>(settings.epochs)))
+  const bool right = given.is_array() && (given.size() == 2 || given.size() == 3) && below(given[0], jobs + 1) &&
+                     below(given[1], given[0] == jobs ? 1 : static_cast<std::uint64_t>(settings.epochs)) &&
+                     (given.size() == 2 || (given[0] != jobs && given[2] != 0 && below(given[2], 1ULL << 53)));
+  if (!right)
     bad_file(path, "position is " + shown(given) + ", must be [run, epoch] with a run from 0 to " +
                        std::to_string(jobs) + " and an epoch from 0 to " + std::to_string(settings.epochs - 1) +
-                       " (0 after the last run)");
-  return {given[0].get<std::size_t>(), given[1].get<std::int64_t>()};
+                       " (0 after the last run), or [run, epoch, update] within one");
+  return {given[0].get<std::size_t>(), given[1].get<std::int64_t>(),
+          given.size() == 3 ? given[2].get<std::int64_t>() : 0};
+}
+
+std::string text_of(const Partial& partial) {
+  Json past = Json::array();
+  for (const auto& layer : partial.past.sums()) {
+    Json& lags = past.emplace_back(Json::array());
+    for (const auto& [sum, count] : layer) lags.push_back({sum.stale_mean, sum.mean, sum.stale_var, sum.var, count});
+  }
+  return Json{{"loss", partial.loss},
+              {"seconds", partial.seconds},
+              {"exchanges", partial.exchanges},
+              {"bytes", partial.bytes},
+              {"past", past}}
+      .dump();
+}
+
+Partial read_partial(const std::string& path, const std::string& text, const Position& position) {
+  Json given = parse_text(path, "partial", text);
+  const Place place(path, "partial", &given);
+  place.check("loss", Kind::measure);
+  for (const std::string_view member : {"seconds", "exchanges", "bytes"}) place.check(member, Kind::amount);
+  if (!place.has("past") || !place["past"].is_array())
+    place.bad("past", place.has("past") ? &place["past"] : nullptr, "a list");
+  PastAverage::Sums sums;
+  for (const Json& layer : place["past"]) {
+    if (!layer.is_array()) place.bad("past", &layer, "a list of lists");
+    auto& lags = sums.emplace_back();
+    for (const Json& lag : layer) {
+      if (!lag.is_array() || lag.size() != 5 ||
+          !std::all_of(lag.begin(), lag.end(), [](const Json& value) { return fits(value, Kind::measure); }) ||
+          !lag[4].is_number_unsigned())
+        place.bad("past", &lag, "four numbers and how many were added");
+      const auto number = [&](std::size_t i) {
+        return lag[i].is_null() ? std::numeric_limits<double>::quiet_NaN() : lag[i].get<double>();
+      };
+      lags.push_back({{number(0), number(1), number(2), number(3)}, lag[4].get<std::int64_t>()});
+    }
+  }
+  return {position.update,    given["loss"],  given["seconds"],
+          given["exchanges"], given["bytes"], PastAverage(std::move(sums))};
 }
 
 Events read_events(const std::string& path, const std::string& text, const Settings& settings, const Json& config,

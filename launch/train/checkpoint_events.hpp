@@ -10,16 +10,14 @@
 
 namespace allnorm::launch::train {
 
-/// Where a training stands: `job` (of jobs_of(), or their number after the last) and its next epoch.
-struct Position {
-  std::size_t job = 0;
-  std::int64_t epoch = 0;
-};
+// What reads throws invalid_input: one line with the file `path`, the field, what it is and what it must be.
 
-// Both throw invalid_input: one line with the file `path`, the field, what it is and what it must be.
-
-/// "[job, epoch]".
+/// "[job, epoch]", or in the middle of an epoch "[job, epoch, update]".
+std::string text_of(const Position& position);
 Position read_position(const std::string& path, const std::string& text, const Settings& settings);
+/// What the updates of an epoch under way have added up to, as JSON.
+std::string text_of(const Partial& partial);
+Partial read_partial(const std::string& path, const std::string& text, const Position& position);
 /// The events of a run up to `position`: its config with the settings of `config` (the first that differs is named),
 /// then what every epoch before the position wrote, in order. Values that were not finite, and so are null in JSON, are
 /// not a number again.

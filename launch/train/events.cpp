@@ -161,6 +161,13 @@ Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch
   return events;
 }
 
+Json stopped_event(const Settings& settings, const Job& job, const Position& here) {
+  Json event{{"event", "stopped"}};
+  event.update(about_run(settings, job, here.epoch));
+  event["update"] = here.update;
+  return event;
+}
+
 Json result_event(const Settings& settings, const Job& last, const Events& events) {
   const std::string& label = settings.norms[last.norm].label;
   std::vector<double> errors, own_errors, exchanges, bytes;

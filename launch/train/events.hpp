@@ -15,6 +15,15 @@ namespace allnorm::launch::train {
 using Json = nlohmann::ordered_json;
 using Events = std::vector<Json>;
 
+/// Where a training stands: `job` (of jobs_of(), or their number after the last), its next epoch, and how many updates
+/// of that are done.
+struct Position {
+  std::size_t job = 0;
+  std::int64_t epoch = 0, update = 0;
+
+  bool begins_a_run() const noexcept { return epoch == 0 && update == 0; }
+};
+
 /// With so many digits behind the point.
 std::string fixed(double value, int digits);
 /// 16 hexadecimal digits.
@@ -28,6 +37,9 @@ Json about_run(const Settings& settings, const Job& job, std::int64_t epoch);
 
 /// The epoch's event and one `statistics` event per layer that has running statistics.
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome);
+
+/// A training that was stopped in the middle of an epoch.
+Json stopped_event(const Settings& settings, const Job& job, const Position& here);
 
 /// The result of a norm at a batch size over all its seeds, from the events of their epochs.
 Json result_event(const Settings& settings, const Job& last, const Events& events);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <deque>
 #include <span>
 #include <string>
@@ -41,6 +42,14 @@ struct PastBatch {
   std::vector<torch::Tensor> images;
   std::vector<std::vector<PastFrame>> frames;  // [mini-batch][layer]
 };
+
+/// What the arrays of a past mini-batch begin with: "0.1." and, of a layer, "0.1.norm2.".
+std::string past_name(std::size_t batch, std::size_t minibatch) {
+  return std::to_string(batch) + "." + std::to_string(minibatch) + ".";
+}
+std::string past_name(std::size_t batch, std::size_t minibatch, std::size_t layer) {
+  return past_name(batch, minibatch) + "norm" + std::to_string(layer + 1) + ".";
+}
 
 torch::Tensor per_channel(const std::vector<float>& values, const c10::Device& device) {
   return torch::tensor(values).reshape({1, static_cast<std::int64_t>(values.size()), 1, 1}).to(device);
@@ -155,6 +164,57 @@ class Network::Impl {
   }
 
   void forget() { past_.clear(); }
+
+  State past() const {
+    State state;
+    const auto add = [&](const std::string& name, const torch::Tensor& values) {
+      const torch::Tensor own = values.detach().cpu().contiguous();
+      state.add(name, own.data_ptr<float>(), Shape(std::vector<std::int64_t>(own.sizes().begin(), own.sizes().end())));
+    };
+    for (std::size_t b = 0; b < past_.size(); ++b)
+      for (std::size_t t = 0; t < past_[b].images.size(); ++t) {
+        add(past_name(b, t) + "images", past_[b].images[t]);
+        for (std::size_t l = 0; l < layers(); ++l) {
+          add(past_name(b, t, l) + "factor", past_[b].frames[t][l].factor);
+          add(past_name(b, t, l) + "offset", past_[b].frames[t][l].offset);
+        }
+      }
+    return state;
+  }
+
+  void set_past(const State& given) {
+    std::deque<PastBatch> made;
+    std::size_t used = 0;
+    const auto take = [&](const std::string& name, std::vector<std::int64_t> extents) {
+      const StateEntry* const entry = given.find(name);
+      expect(entry != nullptr, Code::invalid_input, [&] { return name + " is missing, must be there"; });
+      if (extents[0] == 0 && entry->shape.rank() > 0) extents[0] = entry->shape[0];  // any number of images
+      expect(entry->type == StateType::f32 && entry->shape == Shape(extents), Code::invalid_input, [&] {
+        return name + " is of shape " + to_string(entry->shape) + ", must be f32 of shape " + to_string(Shape(extents));
+      });
+      ++used;
+      torch::Tensor values = torch::empty(extents);
+      if (!entry->data.empty()) std::memcpy(values.data_ptr<float>(), entry->data.data(), entry->data.size());
+      return values.to(device_);
+    };
+    for (std::size_t b = 0; given.find(past_name(b, 0) + "images") != nullptr; ++b) {
+      PastBatch& batch = made.emplace_back();
+      for (std::size_t t = 0; given.find(past_name(b, t) + "images") != nullptr; ++t) {
+        batch.images.push_back(take(past_name(b, t) + "images", {0, input_.channels, input_.height, input_.width}));
+        std::vector<PastFrame>& frames = batch.frames.emplace_back();
+        for (std::size_t l = 0; l < layers(); ++l) {
+          const std::vector<std::int64_t> shape{1, blocks_[l].conv().shape().out, 1, 1};
+          torch::Tensor factor = take(past_name(b, t, l) + "factor", shape);
+          frames.push_back({std::move(factor), take(past_name(b, t, l) + "offset", shape)});
+        }
+      }
+    }
+    expect(used == given.entries.size() && (used == 0 || window_ > 1), Code::invalid_input, [&] {
+      return "has " + std::to_string(given.entries.size()) + " arrays of past images, must have " +
+             std::to_string(window_ > 1 ? used : 0);
+    });
+    past_ = std::move(made);
+  }
   std::size_t layers() const noexcept { return blocks_.size(); }
   Operation* operation(std::size_t layer) noexcept {
     NormModule* const own = blocks_[layer].norm();
@@ -398,6 +458,8 @@ void Network::start(float* pixels, std::int64_t batch, const std::shared_ptr<Com
   impl_->start(pixels, batch, world);
 }
 void Network::forget() { impl_->forget(); }
+State Network::past() const { return impl_->past(); }
+void Network::set_past(const State& past) { impl_->set_past(past); }
 std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
   return impl_->count_errors_by_own_statistics(pixels, labels, batch);
 }

@@ -52,6 +52,10 @@ class Network {
   void start(float* pixels, std::int64_t batch, const std::shared_ptr<Communicator>& world);
   /// Drops the past images that measurements need, so that an epoch measures the same after a resume.
   void forget();
+  /// These images, with what their calls normalized with; none without a window. Putting them back throws
+  /// invalid_input for any other arrays than such a network's.
+  State past() const;
+  void set_past(const State& past);
   /// How many of the images are put into a wrong class, in evaluation mode.
   std::int64_t count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch);
   /// The same with the statistics of every image itself in place of the running ones; of the batch_norm family.

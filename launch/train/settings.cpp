@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <ostream>
 #include <string_view>
 
@@ -33,6 +34,7 @@ struct Words {
   std::string norm{default_norms}, split{"iid"}, progress{"auto"};
   std::int64_t batch = 1;
   double lr = 0;
+  std::string resume_if_present;
 };
 
 po::options_description describe_all(Settings& settings, Words& words) {
@@ -61,10 +63,18 @@ po::options_description describe_all(Settings& settings, Words& words) {
   add("checkpoint", po::value(&settings.checkpoint)->value_name("F.safetensors"),
       "write the state at every epoch's end");
   add("resume", po::value(&settings.resume)->value_name("F.safetensors"), "go on from a checkpoint of the same run");
+  add("resume-if-present", po::value(&words.resume_if_present)->value_name("F.safetensors"),
+      "the same, or a start where there is no such file: for jobs that a scheduler starts again");
   add("progress", po::value(&words.progress)->value_name("KIND")->default_value("auto"),
       "signs of life of rank 0: bar (on the terminal), lines (one per epoch on stderr), none, or auto: a bar where "
       "stderr is a terminal, else lines");
   return own.add(describe(settings.ranks));
+}
+
+/// False only where that is sure: what cannot be looked at is left to the one that reads it.
+bool is_there(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::status(path, error).type() != std::filesystem::file_type::not_found;
 }
 
 void at_least_one(std::int64_t value, std::string_view option) {
@@ -99,6 +109,11 @@ Settings parse(const Arguments& arguments) {
     expect(words.lr > 0 && words.lr < 1e6, Code::invalid_argument,
            [&] { return "--lr is " + attributes::text_of(words.lr) + ", must be above 0 and below 1e6"; });
     settings.lr = words.lr;
+  }
+  if (!words.resume_if_present.empty()) {
+    expect(settings.resume.empty(), Code::invalid_argument,
+           "--resume is given with --resume-if-present, must be one of them");
+    if (is_there(words.resume_if_present)) settings.resume = words.resume_if_present;
   }
   settings.scenes = {Scene{words.batch, static_cast<Split>(split - split_names.begin())}};
   if (settings.preset == "sweep") {

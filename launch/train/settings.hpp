@@ -31,7 +31,8 @@ struct Settings {
   std::int64_t epochs = 20, seeds = 1;
   std::optional<double> lr;  ///< the peak; not given: learning_rate()
   std::string preset;        ///< "demo", "sweep" or empty
-  std::string log, report, checkpoint, resume;
+  std::string log, report, checkpoint;
+  std::string resume;                          ///< empty: a start from the beginning
   ProgressKind progress = ProgressKind::none;  ///< of rank 0
 };
 

@@ -55,24 +55,21 @@ std::vector<LayerStatistics> measure(Network& network) {
 
 void PastAverage::add(const PastDistances& distances) {
   sums_.resize(std::max(sums_.size(), distances.size()));
-  counts_.resize(sums_.size());
   for (std::size_t l = 0; l < distances.size(); ++l) {
     sums_[l].resize(std::max(sums_[l].size(), distances[l].size()));
-    counts_[l].resize(sums_[l].size());
     for (std::size_t lag = 0; lag < distances[l].size(); ++lag) {
-      PastDistance& sum = sums_[l][lag];
+      auto& [sum, count] = sums_[l][lag];
       const PastDistance& one = distances[l][lag];
       sum = {sum.stale_mean + one.stale_mean, sum.mean + one.mean, sum.stale_var + one.stale_var, sum.var + one.var};
-      ++counts_[l][lag];
+      ++count;
     }
   }
 }
 
 void PastAverage::finish(std::vector<LayerStatistics>& layers) const {
   for (std::size_t l = 0; l < std::min(layers.size(), sums_.size()); ++l)
-    for (std::size_t lag = 0; lag < sums_[l].size(); ++lag) {
-      const PastDistance& sum = sums_[l][lag];
-      const double n = counts_[l][lag];
+    for (const auto& [sum, count] : sums_[l]) {
+      const auto n = static_cast<double>(count);
       layers[l].past.push_back({sum.stale_mean / n, sum.mean / n, sum.stale_var / n, sum.var / n});
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "launch/train/network.hpp"
@@ -28,13 +29,22 @@ std::vector<LayerStatistics> measure(Network& network);
 /// The average of several measurements of the same layers, lag by lag over those that have the lag.
 class PastAverage {
  public:
+  struct Sum {
+    PastDistance distances;
+    std::int64_t count = 0;
+  };
+  using Sums = std::vector<std::vector<Sum>>;  // [layer][lag - 1]
+
+  PastAverage() = default;
+  explicit PastAverage(Sums sums) : sums_(std::move(sums)) {}
+  const Sums& sums() const noexcept { return sums_; }
+
   void add(const PastDistances& distances);
   /// Puts the averages into the layers' statistics.
   void finish(std::vector<LayerStatistics>& layers) const;
 
  private:
-  PastDistances sums_;
-  std::vector<std::vector<int>> counts_;
+  Sums sums_;
 };
 
 }  // namespace allnorm::launch::train

@@ -112,11 +112,12 @@ void agree_on_settings(const Json& config, Rank& rank) {
 /// One rank's way through all runs.
 class Training {
  public:
-  Training(const Settings& settings, const DataSet& data, Rank& rank)
+  Training(const Settings& settings, const DataSet& data, Rank& rank, Signals& signals)
       : settings_(settings),
         data_(data),
         rank_(rank),
         jobs_(jobs_of(settings)),
+        wishing_(signals),
         config_(config_event(settings, data, rank)) {}
 
   void run() {
@@ -136,19 +137,28 @@ class Training {
     };
     for (const Json& event : past) add(event);
     Progress progress(rank_.rank == 0 ? settings_.progress : ProgressKind::none, total_updates(jobs_.size(), 0),
-                      total_updates(start.job, start.epoch));
+                      total_updates(start.job, start.epoch) + start.update);
 
     for (std::size_t j = start.job; j < jobs_.size(); ++j) {
       const Job& job = jobs_[j];
-      Trainer trainer(settings_, job, data_, rank_);
+      Trainer trainer(settings_, job, data_, rank_, &wishing_);
       if (resumed && j == start.job) resumed->restore(trainer, rank_);
       for (std::int64_t epoch = j == start.job ? start.epoch : 0; epoch < settings_.epochs; ++epoch) {
         progress.describe(settings_.norms[job.norm].label + ", seed " + std::to_string(job.seed) + ", epoch " +
                           std::to_string(epoch + 1) + " of " + std::to_string(settings_.epochs));
-        const Epoch outcome = trainer.run(epoch, [&] { progress.tick(); });
-        for (Json& event : epoch_events(settings_, job, epoch, outcome)) add(std::move(event));
+        const auto outcome = trainer.run(epoch, [&](const Wishes& wishes) {
+          progress.tick();
+          return stops(wishes, progress);
+        });
+        if (!outcome) {
+          const Position here{j, epoch, trainer.partial().updates};
+          if (!settings_.checkpoint.empty()) save(here, trainer, progress);
+          log.write(stopped_event(settings_, job, here));
+          return say_stopped(here, progress);
+        }
+        for (Json& event : epoch_events(settings_, job, epoch, *outcome)) add(std::move(event));
         const bool last = epoch + 1 == settings_.epochs;
-        progress.say("loss " + fixed(outcome.loss, 3) + ", test error " + fixed(outcome.test_error, 1) + " %", last);
+        progress.say("loss " + fixed(outcome->loss, 3) + ", test error " + fixed(outcome->test_error, 1) + " %", last);
         if (last && job.seed + 1 == static_cast<std::uint64_t>(settings_.seeds))
           add(result_event(settings_, job, events_));
         if (!settings_.checkpoint.empty()) save(last ? Position{j + 1, 0} : Position{j, epoch + 1}, trainer, progress);
@@ -168,6 +178,23 @@ class Training {
       total += images.updates() * (j < jobs ? settings_.epochs : epochs);
     }
     return total;
+  }
+
+  /// SIGTERM ends the training, SIGUSR1 where it can go on later.
+  bool stops(const Wishes& wishes, Progress& progress) const {
+    if (wishes.save && !wishes.end && settings_.checkpoint.empty() && rank_.rank == 0) {
+      progress.clear();
+      warn("SIGUSR1: there is no --checkpoint to save to; the training goes on");
+    }
+    return wishes.end || (wishes.save && !settings_.checkpoint.empty());
+  }
+
+  void say_stopped(const Position& here, Progress& progress) const {
+    progress.clear();
+    if (rank_.rank != 0) return;
+    print_line("stopped after update " + std::to_string(here.update) + " of " + progress.what() +
+               (settings_.checkpoint.empty() ? "; there is no --checkpoint to go on from"
+                                             : "; --resume " + settings_.checkpoint + " goes on"));
   }
 
   /// Where the checkpoint cannot be written, or must not be, the one before stays and the training goes on.
@@ -201,6 +228,7 @@ class Training {
   const DataSet& data_;
   Rank& rank_;
   std::vector<Job> jobs_;
+  Wishing wishing_;
   Json config_;
   Events events_;
 };
@@ -214,7 +242,10 @@ int run_train(const Arguments& arguments) {
   }
   const Settings settings = parse(arguments);
   SharedData data;
-  return run_ranks(settings.ranks, [&](Rank& rank) { Training(settings, data.get(settings.data), rank).run(); });
+  Signals signals(settings.ranks.timeout);
+  const int code =
+      run_ranks(settings.ranks, [&](Rank& rank) { Training(settings, data.get(settings.data), rank, signals).run(); });
+  return code == exit_success && signals.ended() ? exit_terminated : code;
 }
 
 }  // namespace allnorm::launch::train

@@ -17,6 +17,7 @@ namespace {
 constexpr double momentum = 0.9, weight_decay = 1e-4;
 constexpr double warm_up = 0.05;          // share of the training in which the rate rises
 constexpr std::int64_t measurements = 4;  // of past statistics, per epoch
+constexpr double one_end = 0x1p32;        // above the number of ranks: two counts in one number
 constexpr std::int64_t test_batch = 128;  // images at once: bounds the memory
 
 std::int64_t checked_updates(Images& images, const Settings& settings, const Job& job, std::int64_t calls, int ranks) {
@@ -46,7 +47,7 @@ void for_statistics(State& state, const Visit& visit) {
 
 }  // namespace
 
-Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank)
+Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank, Wishing* wishing)
     : settings_(settings),
       job_(job),
       rank_(rank),
@@ -56,7 +57,8 @@ Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, 
       layers_(layers_of(settings.norms[job.norm], job.batch, calls_, updates_)),
       group_(sync_group(rank.world, layers_.options().sync, rank.queue)),
       network_(std::make_unique<Network>(images_.shape(), data.train.classes, layers_, job.seed, group_, rank.queue)),
-      velocity_(network_->parameters().size()) {
+      velocity_(network_->parameters().size()),
+      wishing_(wishing) {
   const auto values = static_cast<std::size_t>(images_.shape().values());
   pixels_.resize(static_cast<std::size_t>(job.batch) * values);
   labels_.resize(static_cast<std::size_t>(job.batch));
@@ -68,35 +70,54 @@ Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, 
     test_labels_[i] = images_.fill_test(first + static_cast<std::int64_t>(i), test_pixels_.data() + i * values);
 }
 
-Epoch Trainer::run(std::int64_t epoch, const std::function<void()>& tick) {
+std::optional<Epoch> Trainer::run(std::int64_t epoch, const Tick& tick) {
   const auto start = std::chrono::steady_clock::now();
-  images_.begin_epoch(epoch, job_.batch, calls_);
-  network_->forget();
-  if (epoch == 0) {
-    images_.fill(rank_.rank, 0, 0, pixels_.data(), labels_.data());
-    network_->start(pixels_.data(), job_.batch, rank_.world);
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  if (!make_updates(epoch, tick)) {
+    partial_.seconds += seconds();
+    return std::nullopt;
   }
-  const std::int64_t updates = images_.updates();
-  const Communicator::Traffic before = traffic();
+  const Partial whole = std::exchange(partial_, {});
+  const auto updates = static_cast<double>(whole.updates);
   Epoch result;
-  PastAverage past;
-  for (std::int64_t i = 0; i < updates; ++i) {
-    result.loss += update(i, epoch * updates + i, past) / static_cast<double>(updates);
-    if (tick) tick();
-  }
-  const Communicator::Traffic after = traffic();
-  result.exchanges = static_cast<double>(after.exchanges - before.exchanges) / static_cast<double>(updates);
-  result.bytes = static_cast<double>(after.bytes - before.bytes) / static_cast<double>(updates);
+  result.loss = whole.loss;
+  result.exchanges = whole.exchanges / updates;
+  result.bytes = whole.bytes / updates;
   result.layers = measure(*network_);
-  past.finish(result.layers);
+  whole.past.finish(result.layers);
   average_running_statistics();
   result.test_error = 100 * share_of_errors(false);
   if (epoch + 1 == settings_.epochs && !result.layers.empty()) result.own_error = 100 * share_of_errors(true);
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = whole.seconds + seconds();
   return result;
 }
 
-double Trainer::update(std::int64_t index, std::int64_t step, PastAverage& past) {
+void Trainer::begin(std::int64_t epoch) {
+  network_->forget();
+  if (epoch > 0) return;
+  images_.fill(rank_.rank, 0, 0, pixels_.data(), labels_.data());
+  network_->start(pixels_.data(), job_.batch, rank_.world);
+}
+
+/// Makes the updates that are left of the epoch; false where `tick` stops it.
+bool Trainer::make_updates(std::int64_t epoch, const Tick& tick) {
+  images_.begin_epoch(epoch, job_.batch, calls_);
+  if (partial_.updates == 0) begin(epoch);
+  const std::int64_t updates = images_.updates();
+  const Communicator::Traffic before = traffic();
+  bool stopped = false;
+  while (partial_.updates < updates && !stopped) {
+    partial_.loss += update(partial_.updates, epoch * updates + partial_.updates) / static_cast<double>(updates);
+    ++partial_.updates;
+    stopped = tick && tick(wishes_);
+  }
+  const Communicator::Traffic after = traffic();
+  partial_.exchanges += static_cast<double>(after.exchanges - before.exchanges);
+  partial_.bytes += static_cast<double>(after.bytes - before.bytes);
+  return !stopped;
+}
+
+double Trainer::update(std::int64_t index, std::int64_t step) {
   const std::span<float> gradients = network_->gradients();
   std::fill(gradients.begin(), gradients.end(), 0.0f);
   const double scale = 1 / static_cast<double>(job_.batch * calls_);
@@ -108,25 +129,32 @@ double Trainer::update(std::int64_t index, std::int64_t step, PastAverage& past)
     PastDistances distances;
     const bool now = measured && call + 1 == calls_;
     loss += scale * network_->learn(pixels_.data(), labels_.data(), job_.batch, scale, now ? &distances : nullptr);
-    if (now) past.add(distances);
+    if (now) partial_.past.add(distances);
   }
   average_gradients(loss);
   descend(rate_at(step));
   return loss;
 }
 
-/// One exchange of everything that the ranks share in an update: all gradients, and the loss behind them.
+/// One exchange of everything that the ranks share in an update: all gradients, and behind them the loss and what the
+/// ranks wish.
 void Trainer::average_gradients(double& loss) {
-  if (rank_.size == 1) return;
-  const std::span<float> gradients = network_->gradients();
-  Message message{Header("gradients", Direction::gradients, exchanges_++), {}, 0, {}};
-  message.payload.reserve(gradients.size() + 1);
-  message.payload.assign(gradients.begin(), gradients.end());
-  message.payload.push_back(loss);
-  const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
-  const double ranks = rank_.size;
-  for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(sum.payload[i] / ranks);
-  loss = sum.payload.back() / ranks;
+  const Wishes own = wishing_ ? wishing_->own() : Wishes{};
+  wishes_ = own;
+  if (rank_.size > 1) {
+    const std::span<float> gradients = network_->gradients();
+    Message message{Header("gradients", Direction::gradients, exchanges_++), {}, 0, {}};
+    message.payload.reserve(gradients.size() + 2);
+    message.payload.assign(gradients.begin(), gradients.end());
+    message.payload.push_back(loss);
+    message.payload.push_back((own.save ? 1 : 0) + (own.end ? one_end : 0));
+    const Message sum = rank_.world->exchange(std::move(message), rank_.queue);
+    const double ranks = rank_.size;
+    for (std::size_t i = 0; i < gradients.size(); ++i) gradients[i] = static_cast<float>(sum.payload[i] / ranks);
+    loss = sum.payload[gradients.size()] / ranks;
+    wishes_ = {std::fmod(sum.payload.back(), one_end) > 0, sum.payload.back() >= one_end};
+  }
+  if (wishing_) wishing_->agree(wishes_);
 }
 
 /// Stochastic gradient descent with heavy-ball momentum.

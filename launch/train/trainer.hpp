@@ -10,6 +10,7 @@
 #include "launch/ranks.hpp"
 #include "launch/train/network.hpp"
 #include "launch/train/settings.hpp"
+#include "launch/train/signals.hpp"
 #include "launch/train/statistics.hpp"
 
 namespace allnorm::launch::train {
@@ -24,24 +25,40 @@ struct Epoch {
   std::vector<LayerStatistics> layers;
 };
 
+/// Where an epoch under way stands: what its updates so far have added up to. The same on every rank, but for what
+/// Epoch has for a rank alone.
+struct Partial {
+  std::int64_t updates = 0;
+  double loss = 0;  ///< their share of the epoch's mean
+  double seconds = 0, exchanges = 0, bytes = 0;
+  PastAverage past{};
+};
+
+/// Called after every update with what the ranks wish together; true: the epoch stops there.
+using Tick = std::function<bool(const Wishes&)>;
+
 class Trainer {
  public:
   /// Borrows everything. Throws invalid_argument where the images do not make one update. Collective.
-  Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank);
+  Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank, Wishing* wishing = nullptr);
 
   std::int64_t updates_per_epoch() const noexcept { return images_.updates(); }
   std::int64_t train_images() const noexcept { return images_.train_count(); }
   std::int64_t test_images() const noexcept { return images_.test_count(); }
 
-  /// Trains one epoch, averages the running statistics and tests. `tick` is called after every update. Collective.
-  Epoch run(std::int64_t epoch, const std::function<void()>& tick);
+  /// Trains one epoch, or what is left of it, averages the running statistics and tests; nothing where it was stopped,
+  /// which partial() then tells. Collective.
+  std::optional<Epoch> run(std::int64_t epoch, const Tick& tick);
 
   /// Everything that the next epoch depends on, besides the settings.
   Network& network() noexcept { return *network_; }
   std::vector<float>& velocity() noexcept { return velocity_; }
+  Partial& partial() noexcept { return partial_; }
 
  private:
-  double update(std::int64_t index, std::int64_t step, PastAverage& past);
+  void begin(std::int64_t epoch);
+  bool make_updates(std::int64_t epoch, const Tick& tick);
+  double update(std::int64_t index, std::int64_t step);
   void average_gradients(double& loss);
   void descend(double rate);
   void average_running_statistics();
@@ -64,6 +81,9 @@ class Trainer {
   std::vector<float> test_pixels_;         // (this rank's share, C, H, W)
   std::vector<std::int64_t> test_labels_;  // (this rank's share)
   std::uint64_t exchanges_ = 0;            // the trainer's own, for their headers
+  Wishing* wishing_;
+  Wishes wishes_;  // of all ranks, at the last update
+  Partial partial_;
 };
 
 }  // namespace allnorm::launch::train

@@ -49,7 +49,7 @@ class Stopped : public testing::Test {
       for (std::int64_t step = 0; step < 3; ++step) {
         const Job& job = jobs[static_cast<std::size_t>(step / 2)];
         if (step % 2 == 0) trainer = std::make_unique<Trainer>(settings, job, data, rank);
-        for (Json& event : epoch_events(settings, job, step % 2, trainer->run(step % 2, {})))
+        for (Json& event : epoch_events(settings, job, step % 2, *trainer->run(step % 2, {})))
           events.push_back(std::move(event));
         if (step == 1) events.push_back(result_event(settings, job, events));
       }
@@ -92,15 +92,37 @@ TEST_F(Stopped, GoesOn) {
 // Positions beyond the run, negative ones, fractions: each would skip epochs, or all of them.
 TEST_F(Stopped, PositionsAreOfTheRun) {
   const auto read = [&](const std::string& text) { return read_position(run().path, text, run().settings); };
-  for (const char* good : {"[0,0]", "[0,1]", "[1,0]", "[1,1]", "[2,0]"}) EXPECT_NO_THROW(read(good)) << good;
-  for (const char* bad : {"[7,0]",          "[-1,0]",    "[0.5,1.9]",
-                          "[0,9999999999]", "[0,2]",     "[2,1]",
-                          "[3,0]",          "[0,-1]",    "[0]",
-                          "[0,0,0]",        "[]",        "{}",
-                          "null",           "0",         "\"0\"",
-                          "[true,0]",       "[null,0]",  "[\"0\",\"1\"]",
-                          "[[0],1]",        "[1e300,0]", "[99999999999999999999,0]",
-                          "[1e999,0]",      "[0,",       ""})
+  for (const char* good : {"[0,0]", "[0,1]", "[1,0]", "[1,1]", "[2,0]", "[0,0,1]", "[1,1,7]"})
+    EXPECT_NO_THROW(read(good)) << good;
+  for (const char* bad : {"[7,0]",
+                          "[-1,0]",
+                          "[0.5,1.9]",
+                          "[0,9999999999]",
+                          "[0,2]",
+                          "[2,1]",
+                          "[3,0]",
+                          "[0,-1]",
+                          "[0]",
+                          "[0,0,0]",
+                          "[2,0,1]",
+                          "[0,0,-1]",
+                          "[0,0,1.5]",
+                          "[0,0,1,1]",
+                          "[0,0,99999999999999999]",
+                          "[]",
+                          "{}",
+                          "null",
+                          "0",
+                          "\"0\"",
+                          "[true,0]",
+                          "[null,0]",
+                          "[\"0\",\"1\"]",
+                          "[[0],1]",
+                          "[1e300,0]",
+                          "[99999999999999999999,0]",
+                          "[1e999,0]",
+                          "[0,",
+                          ""})
     expect_refused([&] { read(bad); }, run().path, "position is ");
   expect_refused([&] { read(std::string(100'000, '[')); }, run().path, "position is nested deeper");
 }

@@ -1,11 +1,13 @@
 // `allnorm train`: the same numbers however ranks are started, after a resume, and on one rank with all images.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -434,6 +436,95 @@ TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
   std::ifstream after(path("c"));
   EXPECT_EQ(good, (std::string{std::istreambuf_iterator<char>(after), {}}));
 }
+
+#if defined(ALLNORM_PROGRAM)
+/// A command line that runs beside the test.
+class Running {
+ public:
+  Running(const std::string& words, const std::string& said) : said_(said), pid_(::fork()) {
+    if (pid_ != 0) return;
+    const std::string line = "exec " + words + " >" + said + " 2>&1";
+    ::execl("/bin/sh", "sh", "-c", line.c_str(), static_cast<char*>(nullptr));
+    ::_exit(127);
+  }
+  /// Sends the signal once the file has `lines` lines; false where it never does.
+  bool signal_after(const std::string& path, std::ptrdiff_t lines, int signal) const {
+    for (int tries = 0; tries < 6000; ++tries) {
+      std::ifstream file(path);
+      if (std::count(std::istreambuf_iterator<char>(file), {}, '\n') >= lines) return ::kill(pid_, signal) == 0;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+  int code() const {
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+  std::string said() const {
+    std::ifstream file(said_);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+ private:
+  std::string said_;
+  pid_t pid_;
+};
+
+TEST_F(Training, StopsWhereItIsAndGoesOnToTheSameBits) {
+  const std::string common =
+      " --norm cross_iteration_batch_norm:burn_in=20:window=3,group_norm --batch-per-rank 16 --epochs 6 --data " +
+      digits;
+  ASSERT_EQ(std::system(
+                (ALLNORM_PROGRAM " train --ranks 2" + common + " --log " + path("whole") + " >/dev/null 2>&1").c_str()),
+            0);
+  const bool mpi = std::system("mpirun --version >/dev/null 2>&1") == 0;
+  for (const std::string& start :
+       {std::string(ALLNORM_PROGRAM " train --ranks 2"), std::string("mpirun -n 2 " ALLNORM_PROGRAM " train")}) {
+    SCOPED_TRACE(start);
+    if (start.starts_with("mpirun") && !mpi) continue;
+    const std::string words =
+        start + common + " --checkpoint " + path("c") + " --resume-if-present " + path("c") + " --log " + path("part");
+    fs::remove(path("c"));
+    fs::remove(path("part"));
+    int stops = 0;
+    for (const std::ptrdiff_t lines : {3, 12, 1000}) {  // the config, and six lines an epoch
+      const Running run(words, path("said"));
+      if (lines < 1000) {
+        ASSERT_TRUE(run.signal_after(path("part"), lines, SIGUSR1));
+      }
+      const int code = run.code();
+      if (code == exit_unavailable) break;  // this build has no MPI
+      ASSERT_EQ(code, 0) << run.said();
+      if (run.said().find("stopped after update ") == std::string::npos) continue;
+      EXPECT_EQ(log("part").back()["event"], "stopped");
+      ++stops;
+    }
+    EXPECT_GE(stops, 1);
+    EXPECT_EQ(log("part"), log("whole"));
+  }
+}
+
+TEST_F(Training, EndsAtSigtermWithALastCheckpoint) {
+  const std::string words = ALLNORM_PROGRAM
+                            " train --ranks 2 --norm group_norm --batch-per-rank 16 --epochs 1000 --data " +
+                            digits + " --log " + path("l");
+  const Running with(words + " --checkpoint " + path("c"), path("said"));
+  ASSERT_TRUE(with.signal_after(path("l"), 2, SIGTERM));
+  EXPECT_EQ(with.code(), exit_terminated);
+  EXPECT_NE(with.said().find("--resume " + path("c") + " goes on"), std::string::npos) << with.said();
+  EXPECT_EQ(log("l").back()["event"], "stopped");
+  fs::remove(path("l"));
+  const Running without(words, path("said"));
+  ASSERT_TRUE(without.signal_after(path("l"), 2, SIGUSR1));  // nothing to save to: it goes on
+  ASSERT_TRUE(without.signal_after(path("said"), 1, 0));
+  ASSERT_TRUE(without.signal_after(path("l"), 10, SIGTERM));
+  EXPECT_EQ(without.code(), exit_terminated);
+  EXPECT_NE(without.said().find("SIGUSR1: there is no --checkpoint to save to; the training goes on"),
+            std::string::npos)
+      << without.said();
+}
+#endif
 
 TEST_F(Training, ProcessesAndThreadsGiveTheSameBits) {
 #if !defined(ALLNORM_PROGRAM)
