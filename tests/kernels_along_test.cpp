@@ -189,6 +189,7 @@ TYPED_TEST(AlongKernels, EveryCutBehindEveryActivation) {
   for (const Cuts& cut : cuts)
     for (const Activation& activation : activations)
       for (const bool masked : {false, true}) {
+        if (backend::takes_some && masked != ((&cut - cuts + (&activation - activations)) % 2 == 0)) continue;
         SCOPED_TRACE(text(cut, activation, masked, Given::both));
         this->template expect_calls<float>(cut, activation, masked, Given::both, 0);
       }

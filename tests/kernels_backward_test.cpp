@@ -65,6 +65,7 @@ TYPED_TEST(KernelsBackward, BackwardOfEveryPartition) {
     const Coefficients k(p.groups());
     for (const Activation& activation : activations)
       for (const bool masked : {false, true}) {
+        if (backend::takes_some && masked != ((&p - partitions + (&activation - activations)) % 2 == 0)) continue;
         SCOPED_TRACE(text(p) + (masked ? " masked" : "") + " activation " +
                      std::to_string(static_cast<int>(activation.kind)));
         const GateCase<T> expected(x, residual, p, k, activation, masked, this->queue);
