@@ -8,16 +8,23 @@
 #include "kernels/adaptive.hpp"
 #include "kernels/lengths.hpp"
 #include "kernels/mixture.hpp"
+#include "kernels/record_steps.hpp"
+#include "kernels/switchable_steps.hpp"
 #include "kernels/values.hpp"
 
 namespace allnorm {
 
 struct GroupSteps {
-  std::variant<steps::AdaptiveForward, steps::AdaptiveBackward,                                   //
-               steps::LengthForward, steps::LengthBackward,                                       //
-               steps::MixtureForward, steps::MixtureBackward,                                     //
-               steps::WriteGradient,                                                              //
-               steps::Widen<double>, steps::Widen<float>, steps::Widen<f16>, steps::Widen<bf16>,  //
+  std::variant<steps::AdaptiveForward, steps::AdaptiveBackward,                                            //
+               steps::LengthForward, steps::LengthBackward,                                                //
+               steps::MixtureForward, steps::MixtureBackward,                                              //
+               steps::SwitchedInstances, steps::SwitchedPools, steps::SwitchedTurn, steps::SwitchedBatch,  //
+               steps::SwitchedMap, steps::SwitchedForward,                                                 //
+               steps::SwitchedTerms, steps::SwitchedShares, steps::SwitchedLogits, steps::SwitchedInput,   //
+               steps::HashChannels, steps::OpenForward, steps::OpenBackward,                               //
+               steps::CompareHeads, steps::JudgeHeads, steps::SumRanks, steps::Advance,                    //
+               steps::WriteGradient,                                                                       //
+               steps::Widen<double>, steps::Widen<float>, steps::Widen<f16>, steps::Widen<bf16>,           //
                steps::Narrow<f16>, steps::Narrow<bf16>>
       of;
 };

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "allnorm/record.hpp"
+#include "kernels/heads.hpp"
 #include "kernels/layer_state.hpp"
 
 namespace allnorm::steps {
@@ -86,14 +87,9 @@ struct MixtureForward {
     report->label = shares.label(n);
     report->sample = n;
     report->rows = rows;
-    fence();  // the host reads the rest once it sees the status
+    system_fence();  // the host reads the rest once it sees the status
     report->status = ExchangeReport::no_such_row;
-    fence();
-  }
-  ALLNORM_HOST_DEVICE static void fence() {
-#ifdef __CUDA_ARCH__
-    __threadfence_system();
-#endif
+    system_fence();
   }
 };
 

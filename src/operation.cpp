@@ -27,11 +27,6 @@ std::unique_ptr<Operation> make_operation(const Layer& layer, std::int64_t chann
   return found->second(layer, channels, std::move(group), queue, std::move(name));
 }
 
-void expect_on_cpu(std::string_view what, const Queue& queue) {
-  expect(queue.device().kind == DeviceKind::cpu, Code::unsupported,
-         [&] { return std::string(what) + " is not yet on a GPU, must be on cpu"; });
-}
-
 // Of every call but backward.
 void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& outputs) const {
   const Row& row = *layer().row;

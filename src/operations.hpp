@@ -18,10 +18,6 @@ OperationMaker make_norm_operation;         // src/norm_operation.cpp
 OperationMaker make_switchable_operation;   // src/switchable_operation.cpp
 OperationMaker make_weight_operation;       // src/weight_operation.cpp
 
-/// Throws unsupported that `what` is not yet on a GPU, unless the queue is a CPU's: of operations that take steps on
-/// the host between their kernels.
-void expect_on_cpu(std::string_view what, const Queue& queue);
-
 /// Runs a check of this rank's own call. Where it throws, the ranks that wait for this one in an exchange are told.
 template <class Check>
 decltype(auto) tell_others(bool others_wait, Communicator& group, const Check& check) {

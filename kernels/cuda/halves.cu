@@ -57,7 +57,7 @@ struct ForwardSource {
   __device__ void begin(Shared& shared) const {
     if (args.source == FrameSource::given) return;
     const bool calls = args.source == FrameSource::call;
-    const bool fails = calls && (Heads{gathered, args.record}.any_fault() || lone_weights_changed());
+    const bool fails = calls && (any_fault(Heads{gathered, args.record}) || lone_weights_changed());
     if (threadIdx.x == 0) shared.turn() = turn_of(args, gathered, fails);
     __syncthreads();
   }
@@ -120,7 +120,7 @@ struct BackwardSource {
   Gathered gathered;
 
   __device__ void begin(Shared& shared) const {
-    const bool fails = Heads{gathered, args.record}.any_fault();
+    const bool fails = any_fault(Heads{gathered, args.record});
     if (threadIdx.x == 0) shared.fails = fails;
     __syncthreads();
   }

@@ -7,18 +7,10 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sums.cuh"
+#include "kernels/heads.hpp"
 #include "kernels/ops.hpp"
 
 namespace allnorm::cuda {
-
-/// Tells the watcher that one more exchange is under way. By one thread.
-__device__ inline void report_started(const Reporter& reporter) {
-  if (reporter.counts == nullptr) return;
-  const std::uint64_t started = ++reporter.counts[0];
-  if (reporter.report == nullptr) return;
-  *static_cast<volatile std::uint64_t*>(&reporter.report->started) = started;
-  __threadfence_system();
-}
 
 /// The sum of 64-bit words over a block, in thread 0. `room`: one per warp of shared memory.
 __device__ inline std::uint64_t block_sum(std::uint64_t value, unsigned long long* room) {
@@ -73,7 +65,7 @@ struct ForwardRecord {
       if (weights[1] != 0) head.flags |= flag_weights_changed;
     }
     steps::payload_of(data)[0] = static_cast<double>(count);
-    report_started(reporter);
+    steps::report_started(reporter);
   }
 };
 
@@ -100,7 +92,7 @@ struct BackwardRecord {
     head.flags = 0;
     head.count = static_cast<std::uint64_t>(2 * groups);
     head.header.set(Field::call, static_cast<std::uint64_t>(scalars->call));
-    report_started(reporter);
+    steps::report_started(reporter);
   }
 };
 

@@ -2,11 +2,14 @@
 #include <barrier>
 #include <cstdlib>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "far_cases.hpp"
-#include "gpu/step_support.hpp"
+#include "gpu/operation_step.hpp"
 #include "nccl_ranks.hpp"
 #include "norm_cases.hpp"
+#include "switchable_cases.hpp"
 
 namespace allnorm::test {
 namespace {
@@ -84,6 +87,47 @@ TEST_F(Nccl, CompositionsEqualTheOracleBeyondTheLimit) {
     if (some.count(name) == 0) continue;
     SCOPED_TRACE(name);
     on_one_gpu(3, 1, [&, &c = composition](const Group& group, Queue& queue) { norm_cases::check(c, group, queue); });
+  }
+}
+
+TEST_F(Nccl, MixedStatisticsAreThoseOfTheLoops) {
+  using namespace switchable_cases;
+  const Batch batch({{0, 3, 4}, {2, 3, 5, 2}, {1, 3, 1}}, {}, DType::f64);
+  for (const bool training : {true, false}) {
+    const Samples samples({0, 4, 2}, {.training = training}, DType::f32);
+    for (const int limit : {32, 1}) {
+      SCOPED_TRACE(std::string(training ? "training" : "inference") + ", gathering up to " + std::to_string(limit));
+      std::vector<Arrays> shares(3);
+      on_one_gpu(3, limit, [&](const Group& group, Queue&) {
+        for (int call = 0; call < 2; ++call) batch.expect_call(group);
+        shares[static_cast<std::size_t>(group->rank())] = samples.expect_call(group);
+      });
+      samples.expect_sums(shares);
+    }
+  }
+}
+
+// Steps that mix statistics are launches of their own; nothing on the host waits between them.
+TEST_F(Nccl, TheHostDoesNotWaitForMixedStatistics) {
+  for (const char* layer : {"switchable_norm", "switchable_norm:shard=space"}) {
+    SCOPED_TRACE(layer);
+    std::barrier all(2);
+    on_one_gpu(2, 32, [&](const Group& group, Queue& queue) {
+      step_test::OperationStep step(parse_layer(layer), queue, group);
+      step.run();  // in which NCCL connects
+      queue.wait();
+      all.arrive_and_wait();
+      if (group->rank() == 0) cuda_emulation::reset();
+      all.arrive_and_wait();
+      step.run();
+      all.arrive_and_wait();
+      if (group->rank() == 0) {
+        EXPECT_EQ(cuda_emulation::host_waits(), 0u);
+      }
+      all.arrive_and_wait();
+      queue.wait();
+      all.arrive_and_wait();
+    });
   }
 }
 

@@ -1,9 +1,7 @@
 // Layers in CUDA graphs: a replayed step advances the state as a call does, and nothing on the host waits.
-#include <deque>
 #include <optional>
 
-#include "allnorm/operation.hpp"
-#include "step_support.hpp"
+#include "operation_step.hpp"
 
 namespace {
 
@@ -55,72 +53,10 @@ TEST(Graphs, ReplaysOfPlainLayersEqualCalls) {
   }
 }
 
-/// An operation with everything that its row lists, as Step of a Norm.
-struct OperationStep {
-  OperationStep(const Layer& layer, Queue& q) : queue(q), operation(make_operation(layer, C, self(), q)) {
-    inputs.add("input", fill(x_shape));
-    for (const TensorSpec& tensor : layer.row->tensors) {
-      if (tensor.is_state() || !layer.has(tensor)) continue;
-      const bool has_labels = tensor.role == TensorRole::labels;
-      const Shape shape = tensor.role == TensorRole::table        ? Shape{rows, C}
-                          : tensor.role == TensorRole::mixture    ? Shape{x_shape[0], rows}
-                          : tensor.role == TensorRole::activation ? x_shape
-                          : has_labels                            ? x_shape
-                                                                  : layer.shape_of(tensor.axes, x_shape);
-      inputs.add(tensor.name,
-                 has_labels ? ConstTensorView(backend::view(labels.data(), Shape{x_shape[0]})) : fill(shape));
-      const std::string_view gradient = *names.emplace(names.end(), "grad_" + std::string(tensor.name));
-      if (layer.row->output(gradient) != nullptr) gradients.add(gradient, room(shape));
-    }
-    gradients.add("grad_input", room(x_shape));
-    grad_output = fill(x_shape);
-    output = room(x_shape);
-  }
-  void run() {
-    saved = operation->forward(inputs, {{"output", output}}, queue);
-    operation->backward(*saved, {{"grad_output", grad_output}}, gradients, queue);
-  }
-  void refill(std::uint64_t seed) {
-    Random fresh(seed);
-    for (auto& array : given)
-      for (float& value : array) value = static_cast<float>(0.5 + fresh.normal());
-    for (auto& label : labels) label = fresh.integer(0, rows - 1);
-  }
-  std::vector<std::vector<std::byte>> outcome() {
-    queue.wait();
-    operation->check();
-    std::vector<std::vector<std::byte>> all;
-    for (const auto& array : made) {
-      const auto* from = reinterpret_cast<const std::byte*>(array.data());
-      all.emplace_back(from, from + array.size() * sizeof(float));
-    }
-    for (const StateEntry& entry : operation->save(queue).entries) all.push_back(entry.data);
-    return all;
-  }
-  ConstTensorView fill(const Shape& shape) {
-    return backend::view(given.emplace_back(draw(random, shape)).data(), shape);
-  }
-  TensorView room(const Shape& shape) { return backend::view(made.emplace_back(draw(random, shape)).data(), shape); }
-
-  static constexpr std::int64_t rows = 3;  // of tables
-  Queue& queue;
-  std::unique_ptr<Operation> operation;
-  Random random{5};
-  backend::Array<std::int64_t> labels = backend::Array<std::int64_t>(static_cast<std::size_t>(x_shape[0]));
-  std::deque<backend::Array<float>> given, made;
-  std::deque<std::string> names;
-  InputSlots inputs;
-  ConstTensorView grad_output;
-  OutputSlots gradients;
-  TensorView output;
-  std::unique_ptr<SavedCall> saved;
-};
-
 TEST(Graphs, ReplaysOfOperationsEqualCalls) {
   for (const Row& row : catalogue())
     for (const bool track : {false, true}) {
       if (track ? row.attribute("track") == nullptr : row.operation == OperationKind::norm) continue;
-      if (row.operation == OperationKind::switchable) continue;  // on the CPU only
       SCOPED_TRACE(row.name);
       Layer layer(row);
       if (track) layer.set("track", "true");
