@@ -140,7 +140,10 @@ void check_split(const ApplyPlan& plan, std::string_view text) {
     return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
   });
   expect(plan.layer.options.sync.ranks == Sync::none || reduces(plan.layer, plan.split), Code::invalid_argument, [&] {
-    return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) +
+    std::string with;  // what the axes follow from
+    if (const Attribute* by = row.attribute(row.statistics_by); by != nullptr)
+      with = " with " + std::string(by->name) + "=" + by->get(plan.layer.options);
+    return "--split is " + std::string(text) + ", must be an axis that " + std::string(row.name) + with +
            " reduces over, or sync none";
   });
   // A part of the channels holds parts of the convolution's groups, so that its number of groups would be another.

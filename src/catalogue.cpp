@@ -146,6 +146,10 @@ constexpr TensorSpec table(TensorSpec tensor, std::string_view help) {
   tensor.help = help;
   return tensor;
 }
+constexpr TensorSpec starting_at(double start, TensorSpec tensor) {
+  tensor.start = start;
+  return tensor;
+}
 constexpr TensorSpec residual{"residual", TensorRole::activation, every_axis, "added before the activation"};
 
 constexpr bool keeps_std(const O& options) { return options.keeps_std(); }
@@ -355,7 +359,9 @@ constexpr TensorSpec response_tensors[] = {
     weight(each_channel),
     bias(each_channel),
     {"tau", TensorRole::parameter, each_channel, "the output is the larger of y and tau; y when not given"},
-    {"eps_learned", TensorRole::parameter, each_channel, "its size is added to eps; 0 when not given"},
+    // At 0 its size has no slope, and it would stay there: the paper starts at 1e-4.
+    starting_at(1e-4,
+                {"eps_learned", TensorRole::parameter, each_channel, "its size is added to eps; 0 when not given"}),
 };
 constexpr OutputSpec response_outputs[] = {
     {"grad_weight", each_channel, ""},
@@ -533,6 +539,7 @@ constexpr Row rows[] = {
      OperationKind::norm,
      nullptr,
      nullptr,
+     {},
      false},
     {"switchable_norm",
      "Switchable Normalization: mixtures of the means and variances of instance, layer and batch norm",
@@ -545,7 +552,8 @@ constexpr Row rows[] = {
      true,
      OperationKind::switchable,
      nullptr,
-     whole_for_switching},
+     whole_for_switching,
+     "shard"},
     {"conditional_batch_norm",
      "Conditional BN: batch_norm whose gamma and beta are each sample's own, by its label or as it is told",
      "de Vries et al. 2017, arXiv:1707.00683; by labels Dumoulin et al. 2017, arXiv:1610.07629",
@@ -587,7 +595,8 @@ constexpr Row rows[] = {
      true,
      OperationKind::maps,
      check_base,
-     statistics_of_base},
+     statistics_of_base,
+     "base"},
     {"weight_standardization",
      "Weight Standardization: mean and variance of each row of a weight (O,...)",
      "Qiao et al. 2019, arXiv:1903.10520",
@@ -618,6 +627,7 @@ constexpr Row rows[] = {
      OperationKind::norm,
      nullptr,
      nullptr,
+     {},
      false},
 };
 

@@ -14,6 +14,8 @@ void NormImpl::backward(const Saved& saved, BackwardInputs inputs, const Backwar
   Work work;
   Buffer<std::byte> zeros;
   try {  // everything that can be wrong on this rank alone
+    // Kernels always read a gradient of the output. Without one it is zeros, a write beside the pass's two reads and
+    // one write of as many values: none of the kernels has a second kind for a call that autograd never makes.
     if (!inputs.output.given() && (inputs.mean.given() || inputs.sigma.given())) {
       inputs.output = saved.inputs_.input;
       zeros = Buffer<std::byte>(index(inputs.output.elements()) * size_of(inputs.output.dtype), queue);

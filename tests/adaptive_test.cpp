@@ -1,13 +1,16 @@
 // AdaIN: every channel of a sample takes mean and deviation of that of a style.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string>
 
+#include "backend.hpp"
+#include "harness.hpp"
 #include "modulated_support.hpp"
 
 namespace {
 
-using namespace allnorm;
 using namespace modulated;
 using harness::error_of;
 
@@ -26,10 +29,10 @@ Layer layer_of(const Options& o) {
 struct Adapted {
   Doubles y, dx, dstyle;
 };
-Adapted adapt(const Options& o, const Extents& shape, const Extents& of_style, const Doubles& x, const Doubles& style,
-              const Doubles& dy) {
+Adapted adapt(const Options& o, const Arrays& t) {
   using Real = long double;
-  const Extent3 e(shape), f(of_style);
+  const Extent3 e(t.at("input").shape), f(t.at("style").shape);
+  const Doubles &x = t.at("input").v, &style = t.at("style").v, &dy = t.at("grad_output").v;
   Adapted a{Doubles(e.size()), Doubles(e.size()), Doubles(f.size())};
   const int less = o.unbiased ? 1 : 0;
   for (std::int64_t n = 0; n < e.N; ++n)
@@ -68,134 +71,98 @@ Adapted adapt(const Options& o, const Extents& shape, const Extents& of_style, c
   return a;
 }
 
+// With deviations of their own; input's mean is half of its deviation, and style's as much below 0.
+Arrays tensors(Random& random, const Extents& shape, const Extents& of_style, DType dtype, double scale = 1,
+               double scale_of_style = 2) {
+  return {{"input", drawn(random, shape, dtype, scale / 2, scale)},
+          {"style", drawn(random, of_style, dtype, -scale_of_style / 2, scale_of_style)},
+          {"grad_output", drawn(random, shape, dtype)}};
+}
+
 struct Pair {
   Extents input, style;
 };
 const Pair pairs[] = {{{2, 3, 5}, {2, 3, 4, 2}}, {{3, 2, 4, 4}, {3, 2, 4, 4}}, {{1, 5, 3, 2, 2}, {1, 5, 7}},
                       {{2, 2, 1}, {2, 2, 6}},    {{2, 2, 6}, {2, 2}},          {{0, 3, 4}, {0, 3, 5}}};
 
-template <class T>
-class Adaptive : public testing::Test {};
-using Types = testing::Types<double, float, f16, bf16>;
-TYPED_TEST_SUITE(Adaptive, Types);
-
-TYPED_TEST(Adaptive, IsItsDefinitionForwardAndBackward) {
-  using T = TypeParam;
-  Queue queue = backend::queue();
-  for (const auto& [shape, of_style] : pairs)
-    for (const Order order : {Order::channels_first, Order::channels_last})
+TEST(AdaptiveInstanceNorm, IsItsDefinitionForwardAndBackward) {
+  for (const auto& pair : pairs)
+    for_each_kind({pair.input}, [&](DType dtype, Order order, const Extents& shape) {
       for (const Options& o :
            {Options{}, Options{1e-3, 0.25, false}, Options{1e-5, 1, true}, Options{1e-5, 0, false}}) {
-        const std::int64_t least = std::min(Extent3(shape).S, Extent3(of_style).S);
+        const std::int64_t least = std::min(Extent3(shape).S, Extent3(pair.style).S);
         if (o.unbiased && least == 1) continue;  // nan: a test of its own
-        SCOPED_TRACE(std::to_string(shape.size()) + "-D, " + std::to_string(least) + " values, alpha " +
-                     std::to_string(o.alpha) + (order == Order::channels_last ? ", last" : ""));
+        SCOPED_TRACE(std::to_string(least) + " values, alpha " + std::to_string(o.alpha));
         Random random(21);
-        const Doubles x = rounded<T>(normals(random, Extent3(shape).size(), 0.5)),
-                      style = rounded<T>(normals(random, Extent3(of_style).size(), -1, 2)),
-                      dy = rounded<T>(normals(random, x.size()));
-        const Adapted want = adapt(o, shape, of_style, x, style, dy);
-        Call<T> call(layer_of(o), shape, order, self(), queue);
-        call.give("input", x);
-        call.give("style", style, of_style);
-        expect_near("output", call.forward(), want.y, map_bound<T>, 4);
-        call.backward(dy);
+        const Arrays given = tensors(random, shape, pair.style, dtype);
+        const Adapted want = adapt(o, given);
+        Arrays got = Subject(layer_of(o), shape[1], dtype, order)(given);
+        expect_near("output", got["output"].v, want.y, tolerance_of(dtype), 4);
         const double rstd = least == 1 ? 1 / std::sqrt(o.eps) : 5;
-        expect_near("grad_input", call.gradient("input"), want.dx, map_bound<T>, 4 * rstd);
-        expect_near("grad_style", call.gradient("style"), want.dstyle, map_bound<T>, 4);
+        expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype), 4 * rstd);
+        expect_near("grad_style", got["grad_style"].v, want.dstyle, tolerance_of(dtype), 4);
       }
+    });
 }
 
-TEST(AdaptiveInstanceNorm, HasTheGradientsThatCentralDifferencesHave) {
+TEST(AdaptiveInstanceNorm, GradientsAreCentralDifferences) {
   if (backend::takes_some) GTEST_SKIP() << "the formulas are those of the CPU";
-  Queue queue = backend::queue();
-  const Extents shape{2, 2, 4}, of_style{2, 2, 3};
   for (const Options& o : {Options{}, Options{1e-3, 0.7, true}}) {
     Random random(8);
-    const Doubles x = normals(random, 16), style = normals(random, 12), dy = normals(random, 16);
-    const auto forward = [&](Call<double>& call, const Doubles& at, const Doubles& with) {
-      call.give("input", at);
-      call.give("style", with, of_style);
-      return dot(dy, call.forward());
-    };
-    const auto loss = [&](const Doubles& at, const Doubles& with) {
-      Call<double> call(layer_of(o), shape, Order::channels_first, self(), queue);
-      return forward(call, at, with);
-    };
-    Call<double> call(layer_of(o), shape, Order::channels_first, self(), queue);
-    forward(call, x, style);
-    call.backward(dy);
-    for (std::size_t i = 0; i < x.size(); ++i)
-      EXPECT_NEAR(call.gradient("input")[i], slope(x, i, [&](const Doubles& at) { return loss(at, style); }), 1e-7);
-    for (std::size_t i = 0; i < style.size(); ++i)
-      EXPECT_NEAR(call.gradient("style")[i], slope(style, i, [&](const Doubles& at) { return loss(x, at); }), 1e-7);
+    expect_gradients([&] { return Subject(layer_of(o), 2); }, tensors(random, {2, 2, 4}, {2, 2, 3}, DType::f64));
   }
 }
 
 // Scales at which sigma^-3 and products of deviations leave f32.
 TEST(AdaptiveInstanceNorm, IsRightAtAnyScale) {
-  Queue queue = backend::queue();
   const Extents shape{1, 2, 64};
+  const double map = tolerance_of(DType::f32);
   for (const double scale : {1e-25, 1e-12, 1e12, 1e25})
     for (const double of_style : {1e-12, 1.0, 1e12}) {
       SCOPED_TRACE(std::to_string(std::log10(scale)) + ", style " + std::to_string(std::log10(of_style)));
       Random random(4);
       const Options o{0, 1, false};
-      const Doubles x = rounded<float>(normals(random, 128, 0, scale)),
-                    style = rounded<float>(normals(random, 128, 0, of_style)),
-                    dy = rounded<float>(normals(random, 128));
-      const Adapted want = adapt(o, shape, shape, x, style, dy);
-      Call<float> call(layer_of(o), shape, Order::channels_first, self(), queue);
-      call.give("input", x);
-      call.give("style", style);
-      expect_near("output", call.forward(), want.y, map_bound<float>, 0);
-      if (of_style / scale > 1e30) continue;  // beyond f32
-      call.backward(dy);
-      expect_near("grad_input", call.gradient("input"), want.dx, map_bound<float>, 0);
-      expect_near("grad_style", call.gradient("style"), want.dstyle, map_bound<float>, 0);
+      Arrays given = tensors(random, shape, shape, DType::f32, scale, of_style);
+      const Adapted want = adapt(o, given);
+      const bool fits = of_style / scale <= 1e30;  // the gradient of the input, in f32
+      if (!fits) given.erase("grad_output");
+      Arrays got = Subject(layer_of(o), 2, DType::f32)(given);
+      expect_near("output", got["output"].v, want.y, map);
+      if (!fits) continue;
+      expect_near("grad_input", got["grad_input"].v, want.dx, map);
+      expect_near("grad_style", got["grad_style"].v, want.dstyle, map);
     }
 }
 
 TEST(AdaptiveInstanceNorm, KnowsNothingOfOneValueUnbiased) {
-  Queue queue = backend::queue();
+  const Array one{{1, 1, 1}, {1}}, two{{1, 1, 2}, {1, 2}};
   for (const bool of_style : {false, true}) {
-    Call<double> call(layer_of({1e-5, 1, true}), {1, 1, of_style ? 2 : 1}, Order::channels_first, self(), queue);
-    call.give("input", of_style ? Doubles{1, 2} : Doubles{1});
-    call.give("style", of_style ? Doubles{1} : Doubles{1, 2}, {1, 1, of_style ? 1 : 2});
-    EXPECT_TRUE(std::isnan(call.forward()[0]));
-    call.backward(of_style ? Doubles{1, 1} : Doubles{1});
-    EXPECT_TRUE(std::isnan(call.gradient("input")[0]));
+    const Array& input = of_style ? two : one;
+    Arrays got =
+        Subject(layer_of({1e-5, 1, true}))({{"input", input}, {"style", of_style ? one : two}, {"grad_output", input}});
+    EXPECT_TRUE(std::isnan(got["output"].v[0]));
+    EXPECT_TRUE(std::isnan(got["grad_input"].v[0]));
   }
 }
 
 TEST(AdaptiveInstanceNorm, ReplaysAndHasNoState) {
-  Queue queue = backend::queue();
   Random random(6);
-  Call<double> call(layer_of({}), {2, 2, 3}, Order::channels_first, self(), queue);
-  call.give("input", normals(random, 12));
-  call.give("style", normals(random, 8), {2, 2, 2});
-  const Doubles first = call.forward();
-  call.clear();
-  call.operation().replay(call.saved(), call.inputs(), call.output(), queue);
-  EXPECT_EQ(call.result(), first);
-  EXPECT_TRUE(call.operation().save(queue).entries.empty());
-  call.operation().load({}, queue);
-  EXPECT_EQ(
-      error_of([&] { call.operation().infer(call.inputs(), call.output(), queue); }),
-      "unsupported: adaptive_instance_norm has no running statistics and is the same in inference, must be called "
-      "with forward");
+  Arrays given = tensors(random, {2, 2, 3}, {2, 2, 2}, DType::f64);
+  given.erase("grad_output");
+  Subject subject(layer_of({}), 2);
+  EXPECT_EQ(subject.replayed(given), subject(given)["output"].v);
+  EXPECT_TRUE(subject.operation->save(subject.queue).entries.empty());
+  subject.operation->load({}, subject.queue);
+  EXPECT_EQ(error_of([&] { subject.inferred(given); }),
+            "unsupported: adaptive_instance_norm has no running statistics and is the same in inference, must be "
+            "called with forward");
 }
 
 TEST(AdaptiveInstanceNorm, SaysWhatIsWrong) {
-  Queue queue = backend::queue();
   const auto told = [&](const Extents& of_style) {
-    return error_of([&] {
-      Call<double> call(layer_of({}), {2, 1, 2}, Order::channels_first, self(), queue);
-      call.give("input", Doubles(4));
-      if (!of_style.empty())
-        call.give("style", Doubles(static_cast<std::size_t>(reference::elements(of_style))), of_style);
-      call.forward();
-    });
+    Arrays given{{"input", reference::zeros({2, 1, 2})}};
+    if (!of_style.empty()) given["style"] = reference::zeros(of_style);
+    return error_of([&] { Subject{layer_of({})}(given); });
   };
   EXPECT_EQ(told({}), "invalid argument: style is missing, must be given");
   EXPECT_EQ(told({2, 2, 2}),

@@ -71,6 +71,11 @@ TEST(Attributes, ThatTheRowDoesNotListAreNotSet) {
   EXPECT_EQ(error_of([&] { rows.check(); }), "invalid argument: eps_place is set, must not be for layer_norm");
 }
 
+TEST(Attributes, ThatStatisticsFollowAreNamed) {
+  for (const Row& row : catalogue())
+    EXPECT_EQ(row.attribute(row.statistics_by) != nullptr, row.statistics_with != nullptr) << row.name;
+}
+
 TEST(Attributes, ThatDoNotFitIntoAMessageAreRefused) {
   const Row& batch_norm = *Layer("batch_norm").row;
   const std::vector<Attribute> many(Header::attributes_size + 1, *batch_norm.attribute("eps"));

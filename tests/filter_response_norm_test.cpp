@@ -15,17 +15,9 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
+using namespace operation_cases;
 using reference::Response;
 
-constexpr DType types[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
 constexpr const char* tie_words[] = {"first", "second", "half"};
 
 Layer layer_of(Tie tie, const std::string& more = {}) {
@@ -38,8 +30,7 @@ struct Given {
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, const Given& given) {
   const std::int64_t C = shape[1];
-  Arrays made{{"input", operation_cases::rounded(cases::normal(random, shape, 0.3, 1), dtype)},
-              {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)}};
+  Arrays made{{"input", drawn(random, shape, dtype, 0.3)}, {"grad_output", drawn(random, shape, dtype)}};
   if (given.affine) {
     made["weight"] = {{C}, cases::gammas(random, C)};
     made["bias"] = {{C}, cases::betas(random, C)};
@@ -71,7 +62,7 @@ void keep_away(Arrays& t, const Response& of) {
 void expect_equal(Arrays& got, const Arrays& t, const Response& of, DType dtype) {
   const Array y = reference::response_forward(t.at("input"), of);
   const auto want = reference::response_backward(t.at("input"), of, t.at("grad_output"));
-  const double map = operation_cases::tolerance_of(dtype), sums = operation_cases::statistics_tolerance_of(dtype);
+  const double map = tolerance_of(dtype), sums = statistics_tolerance_of(dtype);
   double rstd = 0;
   for (const double v : reference::rms_forward(t.at("input"), reference::instance_norm_sets(y.shape), {}, of.eps).rstd)
     rstd = std::max(rstd, v);
@@ -86,33 +77,31 @@ void expect_equal(Arrays& got, const Arrays& t, const Response& of, DType dtype)
 }
 
 // By planes and by columns, with vectors and without, one value to a set, more than one part, and none.
-const Extents shapes[] = {{3, 4},          {2, 3, 1},  {3, 5, 7},  {2, 4, 8, 8}, {2, 17, 3, 5},
-                          {2, 3, 2, 3, 2}, {1, 2, 70}, {5, 3, 33}, {0, 3, 4},    {2, 3, 0}};
+const std::vector<Extents> shapes = {{3, 4},          {2, 3, 1},  {3, 5, 7},  {2, 4, 8, 8}, {2, 17, 3, 5},
+                                     {2, 3, 2, 3, 2}, {1, 2, 70}, {5, 3, 33}, {0, 3, 4},    {2, 3, 0}};
 
 TEST(FilterResponseNorm, EqualsTheOracle) {
-  for (const DType dtype : types)
-    for (const Order order : {Order::channels_first, Order::channels_last})
-      for (const Extents& shape : shapes)
-        for (const Given& given : {Given{true, true, true}, Given{false, false, false}, Given{false, true, false},
-                                   Given{true, false, true}, Given{false, false, true}})
-          for (const Tie tie : {Tie::first, Tie::second, Tie::half}) {
-            if (!given.tau && tie != Tie::first) continue;
-            if (backend::takes_some && (tie == Tie::second || given.affine != given.eps)) continue;
-            SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D, last " +
-                         std::to_string(shape.back()) + (order == Order::channels_first ? ", first" : ", last") +
-                         (given.affine ? ", affine" : "") + (given.tau ? ", tau" : "") + (given.eps ? ", eps" : ""));
-            Random random(3);
-            Arrays t = tensors(random, shape, dtype, given);
-            const Response of = model(t, tie);
-            keep_away(t, of);
-            Arrays got = Subject(layer_of(tie), shape[1], dtype, order)(t);
-            expect_equal(got, t, of, dtype);
-          }
+  for_each_kind(shapes, [](DType dtype, Order order, const Extents& shape) {
+    for (const Given& given : {Given{true, true, true}, Given{false, false, false}, Given{false, true, false},
+                               Given{true, false, true}, Given{false, false, true}})
+      for (const Tie tie : {Tie::first, Tie::second, Tie::half}) {
+        if (!given.tau && tie != Tie::first) continue;
+        if (backend::takes_some && (tie == Tie::second || given.affine != given.eps)) continue;
+        SCOPED_TRACE(std::string(given.affine ? "affine" : "") + (given.tau ? ", tau" : "") +
+                     (given.eps ? ", eps" : ""));
+        Random random(3);
+        Arrays t = tensors(random, shape, dtype, given);
+        const Response of = model(t, tie);
+        keep_away(t, of);
+        Arrays got = Subject(layer_of(tie), shape[1], dtype, order)(t);
+        expect_equal(got, t, of, dtype);
+      }
+  });
 }
 
 // Sums in several parts, in both walks.
 TEST(FilterResponseNorm, EqualsTheOracleOnLargeGroups) {
-  for (const Order order : {Order::channels_first, Order::channels_last}) {
+  for (const Order order : orders) {
     Random random(3);
     Arrays t = tensors(random, {1, 2, backend::takes_some ? 9000 : 300000}, DType::f32, {true, true, true});
     const Response of = model(t, Tie::half);
@@ -131,7 +120,7 @@ TEST(FilterResponseNorm, GradientsAreCentralDifferences) {
       for (std::size_t c = 0; c < t["eps_learned"].v.size(); ++c)  // one of 0 has a corner there
         t["eps_learned"].v[c] = c % 2 == 0 ? 0.2 : -0.3;
       keep_away(t, model(t, Tie::first));
-      operation_cases::expect_gradients([&] { return Subject(layer_of(Tie::first), shape[1]); }, t);
+      expect_gradients([&] { return Subject(layer_of(Tie::first), shape[1]); }, t);
     }
 }
 
@@ -146,18 +135,14 @@ TEST(FilterResponseNorm, OverRanksIsOneRankOnAllOfTheSpace) {
     std::map<std::string, Doubles> sums;
     std::mutex mutex;
     harness::run(ranks, [&](const harness::World& world, Queue&) {
-      const std::int64_t begin = 7 * world->rank() / ranks, own = 7 * (world->rank() + 1) / ranks - begin;
-      const auto part_of = [&](const Doubles& values) {
-        Doubles part;
-        for (std::int64_t i = 0; i < 6 * own; ++i)
-          part.push_back(values[static_cast<std::size_t>(i / own * 7 + begin + i % own)]);
-        return part;
+      const auto own = [&](const Array& whole) {
+        return part_of(whole, 2, 7 * world->rank() / ranks, 7 * (world->rank() + 1) / ranks);
       };
       Arrays part = t;
-      for (const char* name : {"input", "grad_output"}) part[name] = {{2, 3, own}, part_of(t.at(name).v)};
+      for (const char* name : {"input", "grad_output"}) part[name] = own(t.at(name));
       Arrays got = Subject(layer_of(Tie::half), 3, DType::f64, Order::channels_first, world)(part);
       const std::lock_guard lock(mutex);
-      for (const char* name : {"output", "grad_input"}) expect_near(name, got[name].v, part_of(want[name].v), 1e-13, 1);
+      for (const char* name : {"output", "grad_input"}) expect_near(name, got[name].v, own(want[name]).v, 1e-13, 1);
       for (const char* name : {"grad_weight", "grad_bias", "grad_tau", "grad_eps_learned"}) {
         sums[name].resize(3);
         for (std::size_t c = 0; c < 3; ++c) sums[name][c] += got[name].v[c];
@@ -169,27 +154,27 @@ TEST(FilterResponseNorm, OverRanksIsOneRankOnAllOfTheSpace) {
 
 // gamma = 0 makes y = beta, exactly: tau, whoever computes it.
 TEST(FilterResponseNorm, TiesGoWhereTheAttributeSays) {
-  for (const DType dtype : types)
-    for (const Order order : {Order::channels_first, Order::channels_last})
-      for (const Tie tie : {Tie::first, Tie::second, Tie::half}) {
-        Random random(3);
-        Arrays t = tensors(random, {2, 3, 5}, dtype, {true, true, false});
-        t["weight"].v = {0, 0, 0};
-        t["bias"].v = {0.5, 0, -0.25};
-        t["tau"].v = t["bias"].v;
-        Arrays got = Subject(layer_of(tie), 3, dtype, order)(t);
-        const double share = tie == Tie::first ? 1 : tie == Tie::second ? 0 : 0.5;
-        Doubles sum(3);
-        for (std::size_t i = 0; i < 30; ++i) {
-          EXPECT_EQ(got["output"].v[i], t["bias"].v[i / 5 % 3]);
-          EXPECT_EQ(got["grad_input"].v[i], 0);
-          sum[i / 5 % 3] += t["grad_output"].v[i];
-        }
-        for (std::size_t c = 0; c < 3; ++c) {
-          EXPECT_NEAR(got["grad_bias"].v[c], share * sum[c], 1e-6);
-          EXPECT_NEAR(got["grad_tau"].v[c], (1 - share) * sum[c], 1e-6);
-        }
+  for_each_kind({{2, 3, 5}}, [](DType dtype, Order order, const Extents& shape) {
+    for (const Tie tie : {Tie::first, Tie::second, Tie::half}) {
+      Random random(3);
+      Arrays t = tensors(random, shape, dtype, {true, true, false});
+      t["weight"].v = {0, 0, 0};
+      t["bias"].v = {0.5, 0, -0.25};
+      t["tau"].v = t["bias"].v;
+      Arrays got = Subject(layer_of(tie), 3, dtype, order)(t);
+      const double share = tie == Tie::first ? 1 : tie == Tie::second ? 0 : 0.5;
+      Doubles sum(3);
+      for (std::size_t i = 0; i < 30; ++i) {
+        EXPECT_EQ(got["output"].v[i], t["bias"].v[i / 5 % 3]);
+        EXPECT_EQ(got["grad_input"].v[i], 0);
+        sum[i / 5 % 3] += t["grad_output"].v[i];
       }
+      for (std::size_t c = 0; c < 3; ++c) {
+        EXPECT_NEAR(got["grad_bias"].v[c], share * sum[c], 1e-6);
+        EXPECT_NEAR(got["grad_tau"].v[c], (1 - share) * sum[c], 1e-6);
+      }
+    }
+  });
 }
 
 // x = 0: y = beta, and dx is g over the root of eps alone, the learned part included.
@@ -246,7 +231,7 @@ TEST(FilterResponseNorm, OfAllScales) {
       Arrays t = tensors(random, {2, 3, 8}, dtype, {true, true, true});
       for (double& v : t["input"].v) v *= scale;
       for (double& v : t["eps_learned"].v) v = (v < 0 ? -0.5 : 0.5) * scale * scale;
-      t["input"] = operation_cases::rounded(t["input"], dtype);
+      t["input"] = rounded(t["input"], dtype);
       const Response of = model(t, Tie::half, 0);
       keep_away(t, of);
       Arrays got = Subject(layer_of(Tie::half, ":eps=0"), 3, dtype)(t);
@@ -260,17 +245,16 @@ TEST(FilterResponseNorm, ParametersMayBeOfAnyType) {
     for (const DType dtype : {DType::f32, type}) {
       Random random(3);
       Arrays t = tensors(random, {2, 3, 8}, dtype, {true, true, true});
-      for (const char* name : {"weight", "bias", "tau", "eps_learned"})
-        t[name] = operation_cases::rounded(t[name], type);
+      for (const char* name : {"weight", "bias", "tau", "eps_learned"}) t[name] = rounded(t[name], type);
       keep_away(t, model(t, Tie::first));
       Subject wide(layer_of(Tie::first), 3, dtype), narrow(layer_of(Tie::first), 3, dtype);
       narrow.parameters = type;
       Arrays want = wide(t), got = narrow(t);
       for (auto& [name, values] : want) {
         const bool of_parameter = name != "output" && name != "grad_input";
-        expect_near(name.c_str(), got[name].v, values.v, of_parameter ? operation_cases::unit_of(type) : 0);
+        expect_near(name.c_str(), got[name].v, values.v, of_parameter ? unit_of(type) : 0);
         if (of_parameter) {
-          EXPECT_EQ(got[name].v, operation_cases::rounded(values, type).v) << name;
+          EXPECT_EQ(got[name].v, rounded(values, type).v) << name;
         }
       }
     }

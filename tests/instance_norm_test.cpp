@@ -12,16 +12,7 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
-
-constexpr DType types[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
+using namespace operation_cases;
 
 struct Expected {
   Doubles output, dx, dgamma, dbeta, mean, rstd, running_mean, running_var;
@@ -73,14 +64,14 @@ Expected loops(const Arrays& t, Doubles running_mean, Doubles running_var, bool 
 Layer tracking() { return parse_layer("instance_norm:track=true:momentum=0.3:eps=1e-3"); }
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype) {
-  return {{"input", operation_cases::rounded(cases::channelwise(random, shape, 0.5, 1), dtype)},
-          {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)},
+  return {{"input", rounded(cases::channelwise(random, shape, 0.5, 1), dtype)},
+          {"grad_output", drawn(random, shape, dtype)},
           {"weight", {{shape[1]}, cases::gammas(random, shape[1])}},
           {"bias", {{shape[1]}, cases::betas(random, shape[1])}}};
 }
 
 void expect_equal(Arrays& got, const Expected& want, DType dtype) {
-  const double map = operation_cases::tolerance_of(dtype);
+  const double map = tolerance_of(dtype);
   double rstd = 0;
   for (const double r : want.rstd) rstd = std::max(rstd, r);
   expect_near("output", got["output"].v, want.output, map, 1);
@@ -89,42 +80,39 @@ void expect_equal(Arrays& got, const Expected& want, DType dtype) {
   const double sums = dtype == DType::f64 ? 1e-12 : 1e-5;
   expect_near("grad_weight", got["grad_weight"].v, want.dgamma, sums, terms);
   expect_near("grad_bias", got["grad_bias"].v, want.dbeta, sums, terms);
-  const double statistics = operation_cases::statistics_tolerance_of(dtype);
+  const double statistics = statistics_tolerance_of(dtype);
   expect_near("mean", got["mean"].v, want.mean, statistics, 1);
   expect_near("rstd", got["rstd"].v, want.rstd, statistics);
 }
 
 TEST(InstanceNorm, RunningStatisticsAreAveragesOverTheSamples) {
-  for (const DType dtype : types)
-    for (const Order order : {Order::channels_first, Order::channels_last})
-      for (const Extents& shape : {Extents{3, 4}, Extents{1, 3, 1}, Extents{3, 5, 7}, Extents{2, 3, 4, 5},
-                                   Extents{2, 17, 3, 2, 3}, Extents{0, 3, 4}, Extents{2, 3, 0}}) {
-        if (backend::takes_some && shape.size() == 5) continue;
-        SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D, " +
-                     (order == Order::channels_first ? "first" : "last"));
-        Random random(3);
-        const auto C = static_cast<std::size_t>(shape[1]);
-        Subject subject(tracking(), shape[1], dtype, order);
-        Doubles mean(C, 0), var(C, 1);
-        const double statistics = operation_cases::statistics_tolerance_of(dtype);
-        for (int step = 0; step < 3; ++step) {
-          const Arrays given = tensors(random, shape, dtype);
-          const Expected want = loops(given, mean, var, true);
-          Arrays got = subject(given);
-          expect_equal(got, want, dtype);
-          mean = want.running_mean, var = want.running_var;
-          expect_near("running_mean", subject.state("running_mean"), mean, statistics, 1);
-          expect_near("running_var", subject.state("running_var"), var, statistics, 1);
-        }
-        const bool empty = shape[0] == 0 || shape.back() == 0;  // nothing changes
-        EXPECT_EQ(subject.state("num_batches_tracked"), Doubles{empty ? 0.0 : 3.0});
-        subject.operation->set_training(false);
-        subject.layer.options.training = false;
-        const Arrays given = tensors(random, shape, dtype);
-        Arrays got = subject(given);
-        expect_equal(got, loops(given, mean, var, false), dtype);
-        expect_near("running_mean", subject.state("running_mean"), mean, statistics, 1);
-      }
+  const std::vector<Extents> shapes = {{3, 4},           {1, 3, 1}, {3, 5, 7}, {2, 3, 4, 5},
+                                       {2, 17, 3, 2, 3}, {0, 3, 4}, {2, 3, 0}};
+  for_each_kind(shapes, [](DType dtype, Order order, const Extents& shape) {
+    if (backend::takes_some && shape.size() == 5) return;
+    Random random(3);
+    const auto C = static_cast<std::size_t>(shape[1]);
+    Subject subject(tracking(), shape[1], dtype, order);
+    Doubles mean(C, 0), var(C, 1);
+    const double statistics = statistics_tolerance_of(dtype);
+    for (int step = 0; step < 3; ++step) {
+      const Arrays given = tensors(random, shape, dtype);
+      const Expected want = loops(given, mean, var, true);
+      Arrays got = subject(given);
+      expect_equal(got, want, dtype);
+      mean = want.running_mean, var = want.running_var;
+      expect_near("running_mean", subject.state("running_mean"), mean, statistics, 1);
+      expect_near("running_var", subject.state("running_var"), var, statistics, 1);
+    }
+    const bool empty = shape[0] == 0 || shape.back() == 0;  // nothing changes
+    EXPECT_EQ(subject.state("num_batches_tracked"), Doubles{empty ? 0.0 : 3.0});
+    subject.operation->set_training(false);
+    subject.layer.options.training = false;
+    const Arrays given = tensors(random, shape, dtype);
+    Arrays got = subject(given);
+    expect_equal(got, loops(given, mean, var, false), dtype);
+    expect_near("running_mean", subject.state("running_mean"), mean, statistics, 1);
+  });
 }
 
 TEST(InstanceNorm, GradientsAreCentralDifferences) {
@@ -133,7 +121,7 @@ TEST(InstanceNorm, GradientsAreCentralDifferences) {
   for (const bool training : {true, false}) {
     Layer layer = tracking();
     layer.options.training = training;
-    operation_cases::expect_gradients([&] { return Subject(layer, 3); }, tensors(random, {2, 3, 2, 2}, DType::f64));
+    expect_gradients([&] { return Subject(layer, 3); }, tensors(random, {2, 3, 2, 2}, DType::f64));
   }
 }
 
@@ -176,14 +164,8 @@ TEST(InstanceNorm, OfRanksThatShareItsSets) {
   const Expected want = loops(whole, {0, 0, 0}, {1, 1, 1}, true);
   harness::run(2, [&](const harness::World& world, Queue&) {
     Arrays own = whole;
-    for (const char* name : {"input", "grad_output"}) {
-      Array& array = own[name];
-      const Doubles all = array.v;
-      array.shape[2] = 4;
-      array.v.clear();
-      for (std::size_t i = 0; i < all.size(); ++i)
-        if (i / 4 % 2 == static_cast<std::size_t>(world->rank())) array.v.push_back(all[i]);
-    }
+    for (const char* name : {"input", "grad_output"})
+      own[name] = part_of(whole.at(name), 2, 4 * world->rank(), 4 * world->rank() + 4);
     Subject subject(tracking(), 3, DType::f64, Order::channels_first, world);
     Arrays got = subject(own);
     expect_near("mean", got["mean"].v, want.mean, 1e-12, 1);

@@ -11,14 +11,7 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
+using namespace operation_cases;
 
 struct Expected {
   Doubles output, dx, dbeta, mean, running_mean;
@@ -53,13 +46,13 @@ Expected loops(const Arrays& t, const Doubles& running_mean, bool training) {
 }
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype) {
-  return {{"input", operation_cases::rounded(cases::channelwise(random, shape, 0.5, 1), dtype)},
-          {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)},
+  return {{"input", rounded(cases::channelwise(random, shape, 0.5, 1), dtype)},
+          {"grad_output", drawn(random, shape, dtype)},
           {"bias", {{shape[1]}, cases::betas(random, shape[1])}}};
 }
 
 void expect_equal(Arrays& got, const Expected& want, DType dtype) {
-  const double map = operation_cases::tolerance_of(dtype);
+  const double map = tolerance_of(dtype);
   expect_near("output", got["output"].v, want.output, map, 1);
   expect_near("grad_input", got["grad_input"].v, want.dx, map, 4);
   expect_near("grad_bias", got["grad_bias"].v, want.dbeta, dtype == DType::f64 ? 1e-12 : 1e-5,
@@ -68,34 +61,30 @@ void expect_equal(Arrays& got, const Expected& want, DType dtype) {
 }
 
 TEST(MeanOnlyBatchNorm, EqualsPlainLoops) {
-  for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16})
-    for (const Order order : {Order::channels_first, Order::channels_last})
-      for (const Extents& shape : {Extents{5, 4}, Extents{1, 3}, Extents{3, 5, 7}, Extents{2, 3, 4, 5},
-                                   Extents{2, 17, 3, 2, 3}, Extents{0, 3, 4}}) {
-        SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D, " +
-                     (order == Order::channels_first ? "first" : "last"));
-        Random random(3);
-        Subject subject(parse_layer("mean_only_batch_norm:momentum=0.3"), shape[1], dtype, order);
-        Doubles mean(static_cast<std::size_t>(shape[1]), 0);
-        for (int step = 0; step < 2; ++step) {
-          const Arrays given = tensors(random, shape, dtype);
-          const Expected want = loops(given, mean, true);
-          Arrays got = subject(given);
-          expect_equal(got, want, dtype);
-          mean = want.running_mean;
-          expect_near("running_mean", subject.state("running_mean"), mean, 1e-12, 1);
-        }
-        subject.operation->set_training(false);
-        const Arrays given = tensors(random, shape, dtype);
-        Arrays got = subject(given);
-        expect_equal(got, loops(given, mean, false), dtype);
-      }
+  const std::vector<Extents> shapes = {{5, 4}, {1, 3}, {3, 5, 7}, {2, 3, 4, 5}, {2, 17, 3, 2, 3}, {0, 3, 4}};
+  for_each_kind(shapes, [](DType dtype, Order order, const Extents& shape) {
+    Random random(3);
+    Subject subject(parse_layer("mean_only_batch_norm:momentum=0.3"), shape[1], dtype, order);
+    Doubles mean(static_cast<std::size_t>(shape[1]), 0);
+    for (int step = 0; step < 2; ++step) {
+      const Arrays given = tensors(random, shape, dtype);
+      const Expected want = loops(given, mean, true);
+      Arrays got = subject(given);
+      expect_equal(got, want, dtype);
+      mean = want.running_mean;
+      expect_near("running_mean", subject.state("running_mean"), mean, 1e-12, 1);
+    }
+    subject.operation->set_training(false);
+    const Arrays given = tensors(random, shape, dtype);
+    Arrays got = subject(given);
+    expect_equal(got, loops(given, mean, false), dtype);
+  });
 }
 
 TEST(MeanOnlyBatchNorm, GradientsAreCentralDifferences) {
   Random random(5);
-  operation_cases::expect_gradients([] { return Subject(parse_layer("mean_only_batch_norm"), 3); },
-                                    tensors(random, {2, 3, 2, 2}, DType::f64));
+  expect_gradients([] { return Subject(parse_layer("mean_only_batch_norm"), 3); },
+                   tensors(random, {2, 3, 2, 2}, DType::f64));
 }
 
 TEST(MeanOnlyBatchNorm, KeepsAMeanAlone) {

@@ -10,71 +10,58 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
-
-constexpr DType types[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
+using namespace operation_cases;
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, bool gamma, bool beta) {
   Extents positions = shape;
   positions[1] = 1;
-  Arrays made{{"input", operation_cases::rounded(cases::normal(random, shape, 0.5, 1), dtype)},
-              {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)}};
-  if (gamma) made["gamma"] = operation_cases::rounded(cases::normal(random, positions), dtype);
-  if (beta) made["beta"] = operation_cases::rounded(cases::normal(random, positions), dtype);
+  Arrays made{{"input", drawn(random, shape, dtype, 0.5)}, {"grad_output", drawn(random, shape, dtype)}};
+  if (gamma) made["gamma"] = drawn(random, positions, dtype);
+  if (beta) made["beta"] = drawn(random, positions, dtype);
   return made;
 }
 
 TEST(MomentShortcut, IsItsDefinition) {
-  for (const DType dtype : types)
+  const std::vector<Extents> shapes = {{3, 4},          {2, 3, 1}, {3, 5, 7}, {2, 8, 8, 8},
+                                       {2, 3, 2, 3, 2}, {0, 3, 4}, {2, 3, 0}, {1, 1, 3}};
+  for_each_kind(shapes, [](DType dtype, Order order, const Extents& shape) {
     for (const DType parameters : {dtype, DType::f64})
-      for (const Order order : {Order::channels_first, Order::channels_last})
-        for (const Extents& shape : {Extents{3, 4}, Extents{2, 3, 1}, Extents{3, 5, 7}, Extents{2, 8, 8, 8},
-                                     Extents{2, 3, 2, 3, 2}, Extents{0, 3, 4}, Extents{2, 3, 0}, Extents{1, 1, 3}})
-          for (const bool gamma : {true, false})
-            for (const bool beta : {true, false}) {
-              SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D" +
-                           (order == Order::channels_first ? ", first" : ", last") + (gamma ? ", gamma" : "") +
-                           (beta ? ", beta" : ""));
-              Random random(3);
-              const Arrays t = tensors(random, shape, dtype, gamma, beta);
-              Subject subject(Layer("moment_shortcut"), shape[1], dtype, order);
-              subject.parameters = parameters;
-              Arrays got = subject(t);
-              const Doubles &x = t.at("input").v, &dy = t.at("grad_output").v;
-              const auto sets = reference::positional_norm_sets(shape);
-              Doubles y(x.size()), dx(y), dgamma(static_cast<std::size_t>(sets.sets)), dbeta(dgamma);
-              for (std::size_t i = 0; i < x.size(); ++i) {
-                const auto s = static_cast<std::size_t>(sets.set[i]);
-                y[i] = (gamma ? t.at("gamma").v[s] : 1) * x[i] + (beta ? t.at("beta").v[s] : 0);
-                dx[i] = (gamma ? t.at("gamma").v[s] : 1) * dy[i];
-                dgamma[s] += dy[i] * x[i];
-                dbeta[s] += dy[i];
-              }
-              const double map = operation_cases::tolerance_of(dtype);
-              const double sums =
-                  operation_cases::statistics_tolerance_of(dtype) + operation_cases::unit_of(parameters);
-              expect_near("output", got["output"].v, y, map, 1);
-              expect_near("grad_input", got["grad_input"].v, dx, map, 1);
-              if (!gamma && !beta) {
-                EXPECT_EQ(got["output"].v, x);
-              }
-              if (gamma) expect_near("grad_gamma", got["grad_gamma"].v, dgamma, sums, 4);
-              if (beta) expect_near("grad_beta", got["grad_beta"].v, dbeta, sums, 4);
-            }
+      for (const bool gamma : {true, false})
+        for (const bool beta : {true, false}) {
+          SCOPED_TRACE(std::string(gamma ? "gamma" : "") + (beta ? ", beta" : ""));
+          Random random(3);
+          const Arrays t = tensors(random, shape, dtype, gamma, beta);
+          Subject subject(Layer("moment_shortcut"), shape[1], dtype, order);
+          subject.parameters = parameters;
+          Arrays got = subject(t);
+          const Doubles &x = t.at("input").v, &dy = t.at("grad_output").v;
+          const auto sets = reference::positional_norm_sets(shape);
+          Doubles y(x.size()), dx(y), dgamma(static_cast<std::size_t>(sets.sets)), dbeta(dgamma);
+          for (std::size_t i = 0; i < x.size(); ++i) {
+            const auto s = static_cast<std::size_t>(sets.set[i]);
+            y[i] = (gamma ? t.at("gamma").v[s] : 1) * x[i] + (beta ? t.at("beta").v[s] : 0);
+            dx[i] = (gamma ? t.at("gamma").v[s] : 1) * dy[i];
+            dgamma[s] += dy[i] * x[i];
+            dbeta[s] += dy[i];
+          }
+          const double map = tolerance_of(dtype);
+          const double sums = statistics_tolerance_of(dtype) + unit_of(parameters);
+          expect_near("output", got["output"].v, y, map, 1);
+          expect_near("grad_input", got["grad_input"].v, dx, map, 1);
+          if (!gamma && !beta) {
+            EXPECT_EQ(got["output"].v, x);
+          }
+          if (gamma) expect_near("grad_gamma", got["grad_gamma"].v, dgamma, sums, 4);
+          if (beta) expect_near("grad_beta", got["grad_beta"].v, dbeta, sums, 4);
+        }
+  });
 }
 
 TEST(MomentShortcut, GradientsAreCentralDifferences) {
   if (backend::takes_some) GTEST_SKIP() << "the formulas are those of the CPU";
   Random random(5);
-  operation_cases::expect_gradients([] { return Subject(Layer("moment_shortcut"), 2); },
-                                    tensors(random, {2, 2, 3}, DType::f64, true, true));
+  expect_gradients([] { return Subject(Layer("moment_shortcut"), 2); },
+                   tensors(random, {2, 2, 3}, DType::f64, true, true));
 }
 
 // Nothing is summed over x: a value of any size is a matter of its own.

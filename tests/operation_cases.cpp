@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <deque>
+#include <utility>
 #include <vector>
 
 #include "backend.hpp"
@@ -13,21 +13,21 @@
 
 namespace operation_cases {
 
-using namespace allnorm;
-using reference::Array;
-using reference::Doubles;
-
 namespace {
 
 Shape shape_of(const Array& array) { return Shape(std::span<const std::int64_t>(array.shape)); }
 
 backend::Array<std::byte> bytes_of(const Doubles& values, DType dtype) {
   backend::Array<std::byte> bytes(values.size() * size_of(dtype));
+  const auto put = [&](std::size_t i, const auto& value) {
+    std::memcpy(bytes.data() + i * sizeof value, &value, sizeof value);
+  };
+  if (dtype == DType::i64) {
+    for (std::size_t i = 0; i < values.size(); ++i) put(i, static_cast<std::int64_t>(values[i]));
+    return bytes;
+  }
   visit(dtype, [&]<class T>(std::type_identity<T>) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const T value = store<T>(static_cast<compute_t<T>>(values[i]));
-      std::memcpy(bytes.data() + i * sizeof value, &value, sizeof value);
-    }
+    for (std::size_t i = 0; i < values.size(); ++i) put(i, store<T>(static_cast<compute_t<T>>(values[i])));
   });
   return bytes;
 }
@@ -45,8 +45,54 @@ Doubles doubles_of(const Bytes& bytes, DType dtype) {
   return values;
 }
 
-bool is_activation(const Row& row, std::string_view name) {
-  return row.tensor(name) == nullptr || row.tensor(name)->role == TensorRole::activation;
+/// The tensors of a call in the device's memory, by name: as the subject has those of their role, and as it is told.
+class Tensors {
+ public:
+  explicit Tensors(const Subject& of) : subject_(of) {}
+
+  /// `like`: the tensor, or input, whose role it has.
+  TensorView hold(const std::string& name, const Array& values, std::string_view like) {
+    const TensorSpec* spec = subject_.layer.row->tensor(like);
+    const TensorRole role = spec != nullptr ? spec->role : TensorRole::activation;
+    const bool lies_as_input = role == TensorRole::activation || role == TensorRole::style;
+    const bool labels = role == TensorRole::labels || (role == TensorRole::mixture && values.shape.size() == 1);
+    Held made{{},
+              lies_as_input ? subject_.dtype
+              : labels      ? DType::i64
+                            : subject_.parameters,
+              lies_as_input ? subject_.order : Order::channels_first,
+              values.shape};
+    made.bytes = bytes_of(norm_cases::to_order(values, made.order), made.type);
+    Held& own = held_.insert_or_assign(name, std::move(made)).first->second;
+    return {own.bytes.data(), own.type, backend::device(), shape_of(values), own.order};
+  }
+
+  Array values(std::string_view name) const {
+    const Held& own = held_.find(name)->second;
+    return norm_cases::from_order(doubles_of(own.bytes, own.type), own.shape, own.order);
+  }
+
+ private:
+  struct Held {
+    backend::Array<std::byte> bytes;
+    DType type;
+    Order order;
+    Extents shape;
+  };
+  const Subject& subject_;
+  std::map<std::string, Held, std::less<>> held_{};
+};
+
+bool is_of_forward(const Row& row, std::string_view name) {
+  return name != "grad_output" && (row.tensor(name) == nullptr || row.tensor(name)->is_of_forward());
+}
+
+/// Those of forward, or of backward.
+InputSlots slots_of(const Arrays& tensors, bool forward, const Row& row, Tensors& held) {
+  InputSlots slots;
+  for (const auto& [name, values] : tensors)
+    if (is_of_forward(row, name) == forward) slots.add(name, held.hold(name, values, name));
+  return slots;
 }
 
 }  // namespace
@@ -54,6 +100,21 @@ bool is_activation(const Row& row, std::string_view name) {
 Array rounded(Array values, DType dtype) {
   values.v = doubles_of(bytes_of(values.v, dtype), dtype);
   return values;
+}
+
+Array drawn(Random& random, const Extents& shape, DType dtype, double mean, double std) {
+  return rounded(cases::normal(random, shape, mean, std), dtype);
+}
+
+Array part_of(const Array& whole, int axis, std::int64_t begin, std::int64_t end) {
+  Array part{whole.shape, {}};
+  std::int64_t& extent = part.shape[static_cast<std::size_t>(axis)];
+  const std::int64_t inner = reference::elements({whole.shape.begin() + axis + 1, whole.shape.end()});
+  for (std::size_t i = 0; i < whole.v.size(); ++i)
+    if (const std::int64_t at = static_cast<std::int64_t>(i) / inner % extent; at >= begin && at < end)
+      part.v.push_back(whole.v[i]);
+  extent = end - begin;
+  return part;
 }
 
 double unit_of(DType dtype) {
@@ -71,53 +132,47 @@ Subject::Subject(const Layer& of, std::int64_t channels, DType type, Order layou
 
 Arrays Subject::operator()(const Arrays& tensors) {
   const Row& row = *layer.row;
-  struct Held {
-    backend::Array<std::byte> bytes;
-    DType type;
-    Order order;
-    Array like;
-  };
-  std::map<std::string, Held, std::less<>> held;
-  const auto hold = [&](const std::string& name, const Array& values, bool activation) {
-    const Order own = activation ? order : Order::channels_first;
-    const DType type = activation ? dtype : parameters;
-    const Doubles laid = activation ? norm_cases::to_order(values, own) : values.v;
-    Held& made = held.insert_or_assign(name, Held{bytes_of(laid, type), type, own, values}).first->second;
-    return TensorView{made.bytes.data(), type, backend::device(), shape_of(values), own};
-  };
-  InputSlots inputs, upstream;
-  for (const auto& [name, values] : tensors) {
-    const bool of_backward = name == "grad_output" || (row.tensor(name) && !row.tensor(name)->is_of_forward());
-    (of_backward ? upstream : inputs).add(name, hold(name, values, is_activation(row, name)));
-  }
+  Tensors held(*this);
+  const InputSlots inputs = slots_of(tensors, true, row, held), upstream = slots_of(tensors, false, row, held);
   const Array& x = tensors.find("input")->second;
-  const auto saved = operation->forward(inputs, {{"output", hold("output", x, true)}}, queue);
+  const auto saved = operation->forward(inputs, {{"output", held.hold("output", x, "input")}}, queue);
+  OutputSlots gradients;
   if (upstream.begin() != upstream.end()) {
-    OutputSlots gradients{{"grad_input", hold("grad_input", x, true)}};
+    gradients.add("grad_input", held.hold("grad_input", x, "input"));
     for (const OutputSpec& output : row.outputs)
       if (const TensorSpec* tensor = row.gradient(output.name); tensor != nullptr)
         if (const auto given = tensors.find(tensor->name); given != tensors.end())
-          gradients.add(output.name, hold(std::string(output.name), given->second, is_activation(row, tensor->name)));
+          gradients.add(output.name, held.hold(std::string(output.name), given->second, tensor->name));
     operation->backward(*saved, upstream, gradients, queue);
   }
   queue.wait();
   operation->check();
-  Arrays results;
-  for (const auto& [name, made] : held) {
-    if (tensors.find(name) != tensors.end()) continue;
-    Array values = made.like;
-    values.v = doubles_of(made.bytes, made.type);
-    if (made.type == dtype && made.order == order &&
-        is_activation(row, row.gradient(name) ? row.gradient(name)->name : "input"))
-      values = norm_cases::from_order(values.v, values.shape, made.order);
-    results[name] = values;
-  }
+  Arrays results{{"output", held.values("output")}};
+  for (const auto& [name, gradient] : gradients) results[std::string(name)] = held.values(name);
   for (const OutputSpec& output : row.outputs)
     if (row.gradient(output.name) == nullptr && row.state(output.name) == nullptr && layer.has(output)) {
       const Doubles values = to_host(saved->statistic(output.name), queue);
       results[std::string(output.name)] = {{static_cast<std::int64_t>(values.size())}, values};
     }
   return results;
+}
+
+Doubles Subject::replayed(const Arrays& tensors) {
+  Tensors held(*this);
+  const InputSlots inputs = slots_of(tensors, true, *layer.row, held);
+  const Array& x = tensors.find("input")->second;
+  const auto saved = operation->forward(inputs, {{"output", held.hold("output", x, "input")}}, queue);
+  operation->replay(*saved, inputs, {{"output", held.hold("again", x, "input")}}, queue);
+  queue.wait();
+  return held.values("again").v;
+}
+
+Doubles Subject::inferred(const Arrays& tensors) {
+  Tensors held(*this);
+  const InputSlots inputs = slots_of(tensors, true, *layer.row, held);
+  operation->infer(inputs, {{"output", held.hold("output", tensors.find("input")->second, "input")}}, queue);
+  queue.wait();
+  return held.values("output").v;
 }
 
 Doubles Subject::state(const std::string& name) {

@@ -14,16 +14,7 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
-
-constexpr DType types[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
+using namespace operation_cases;
 
 Layer layer_of(bool unbiased, const char* eps = "1e-3") {
   return parse_layer("positional_norm:eps=" + std::string(eps) + ":unbiased=" + (unbiased ? "true" : "false"));
@@ -45,13 +36,13 @@ struct Given {
 };
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, const Given& given) {
-  Arrays made{{"input", operation_cases::rounded(cases::normal(random, shape, 0.5, 1), dtype)}};
+  Arrays made{{"input", drawn(random, shape, dtype, 0.5)}};
   const Extents places = of_places(shape), positions = of_positions(shape);
   if (given.affine) {
     made["weight"] = {places, cases::gammas(random, reference::elements(places))};
     made["bias"] = {places, cases::betas(random, reference::elements(places))};
   }
-  if (given.output) made["grad_output"] = operation_cases::rounded(cases::normal(random, shape), dtype);
+  if (given.output) made["grad_output"] = drawn(random, shape, dtype);
   if (given.mean) made["grad_mean"] = cases::normal(random, positions);
   if (given.std) made["grad_std"] = cases::normal(random, positions);
   return made;
@@ -64,7 +55,7 @@ void expect_equal(Arrays& got, const Arrays& t, double eps, bool unbiased, DType
   const auto want = reference::positional_forward(x, sets, of("weight"), of("bias"), eps, unbiased);
   const auto gradients =
       reference::positional_backward(x, sets, of("weight"), dy, of("grad_mean"), of("grad_std"), eps, unbiased);
-  const double map = operation_cases::tolerance_of(dtype), sums = operation_cases::statistics_tolerance_of(dtype);
+  const double map = tolerance_of(dtype), sums = statistics_tolerance_of(dtype);
   double rstd = 0;
   Doubles deviation;
   for (const double r : want.rstd) rstd = std::max(rstd, r), deviation.push_back(1 / r);
@@ -77,27 +68,24 @@ void expect_equal(Arrays& got, const Arrays& t, double eps, bool unbiased, DType
   if (t.count("bias")) expect_near("grad_bias", got["grad_bias"].v, gradients.dbeta, sums, terms);
 }
 
-const Extents shapes[] = {{3, 4},     {2, 3, 1},  {3, 5, 7},   {2, 8, 8, 8}, {2, 17, 3, 5}, {2, 3, 2, 3, 2},
-                          {1, 70, 2}, {1, 6, 33}, {2, 600, 3}, {0, 3, 4},    {2, 3, 0}};
+const std::vector<Extents> shapes = {{3, 4},     {2, 3, 1},  {3, 5, 7},   {2, 8, 8, 8}, {2, 17, 3, 5}, {2, 3, 2, 3, 2},
+                                     {1, 70, 2}, {1, 6, 33}, {2, 600, 3}, {0, 3, 4},    {2, 3, 0}};
 
 TEST(PositionalNorm, EqualsTheOracle) {
-  for (const DType dtype : types)
-    for (const Order order : {Order::channels_first, Order::channels_last})
-      for (const Extents& shape : shapes)
-        for (const bool unbiased : {false, true})
-          for (const Given& given :
-               {Given{true, true, true, true}, Given{false, true, false, false}, Given{true, false, true, false},
-                Given{false, false, false, true}, Given{false, true, true, false}, Given{true, false, true, true}}) {
-            if (backend::takes_some && given.output == given.mean && !given.affine) continue;
-            SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shape.size()) + "-D of " +
-                         std::to_string(shape[1]) + (order == Order::channels_first ? ", first" : ", last") +
-                         (unbiased ? ", unbiased" : "") + (given.affine ? ", affine" : "") +
-                         (given.output ? ", output" : "") + (given.mean ? ", mean" : "") + (given.std ? ", std" : ""));
-            Random random(3);
-            const Arrays t = tensors(random, shape, dtype, given);
-            Arrays got = Subject(layer_of(unbiased), shape[1], dtype, order)(t);
-            expect_equal(got, t, 1e-3, unbiased, dtype);
-          }
+  for_each_kind(shapes, [](DType dtype, Order order, const Extents& shape) {
+    for (const bool unbiased : {false, true})
+      for (const Given& given :
+           {Given{true, true, true, true}, Given{false, true, false, false}, Given{true, false, true, false},
+            Given{false, false, false, true}, Given{false, true, true, false}, Given{true, false, true, true}}) {
+        if (backend::takes_some && given.output == given.mean && !given.affine) continue;
+        SCOPED_TRACE(std::string(unbiased ? "unbiased" : "") + (given.affine ? ", affine" : "") +
+                     (given.output ? ", output" : "") + (given.mean ? ", mean" : "") + (given.std ? ", std" : ""));
+        Random random(3);
+        const Arrays t = tensors(random, shape, dtype, given);
+        Arrays got = Subject(layer_of(unbiased), shape[1], dtype, order)(t);
+        expect_equal(got, t, 1e-3, unbiased, dtype);
+      }
+  });
 }
 
 TEST(PositionalNorm, GradientsAreCentralDifferences) {
@@ -105,8 +93,8 @@ TEST(PositionalNorm, GradientsAreCentralDifferences) {
   for (const bool unbiased : {false, true})
     for (const bool output : {false, true}) {
       Random random(5);
-      operation_cases::expect_gradients([&] { return Subject(layer_of(unbiased, "0.1"), 4); },
-                                        tensors(random, {2, 4, 3}, DType::f64, {true, output, true, true}));
+      expect_gradients([&] { return Subject(layer_of(unbiased, "0.1"), 4); },
+                       tensors(random, {2, 4, 3}, DType::f64, {true, output, true, true}));
     }
 }
 
@@ -153,7 +141,7 @@ TEST(PositionalNorm, OfAllScales) {
         Random random(5);
         Arrays t = tensors(random, {2, 8, 3}, dtype, {true, true, true, true});
         for (double& v : t["input"].v) v *= scale;
-        t["input"] = operation_cases::rounded(t["input"], dtype);
+        t["input"] = rounded(t["input"], dtype);
         for (const char* name : {"grad_mean", "grad_std"})  // so that neither way drowns the other
           for (double& v : t[name].v) v /= scale;
         Arrays got = Subject(layer_of(unbiased, "0"), 8, dtype)(t);
@@ -161,8 +149,8 @@ TEST(PositionalNorm, OfAllScales) {
         const auto want = reference::positional_backward(t["input"], sets, t["weight"].v, t["grad_output"],
                                                          t["grad_mean"].v, t["grad_std"].v, 0, unbiased);
         const auto y = reference::positional_forward(t["input"], sets, t["weight"].v, t["bias"].v, 0, unbiased);
-        expect_near("output", got["output"].v, y.y.v, operation_cases::tolerance_of(dtype), 1);
-        expect_near("grad_input", got["grad_input"].v, want.dx.v, operation_cases::tolerance_of(dtype), 6 / scale);
+        expect_near("output", got["output"].v, y.y.v, tolerance_of(dtype), 1);
+        expect_near("grad_input", got["grad_input"].v, want.dx.v, tolerance_of(dtype), 6 / scale);
       }
 }
 
@@ -176,39 +164,28 @@ TEST(PositionalNorm, OverRanksIsOneRankOnAllChannels) {
         const Arrays t = tensors(random, shape, DType::f64, {true, output, true, true});
         Arrays want = Subject(layer_of(unbiased), shape[1])(t);
         std::vector<Arrays> got(static_cast<std::size_t>(ranks));
-        const auto first_of = [&](int rank) { return shape[1] * rank / ranks; };
+        const auto own = [&](const Array& whole, int rank) {
+          return part_of(whole, 1, shape[1] * rank / ranks, shape[1] * (rank + 1) / ranks);
+        };
         harness::run(ranks, [&](const harness::World& world, Queue&) {
-          const std::int64_t begin = first_of(world->rank()), own = first_of(world->rank() + 1) - begin;
           Arrays part = t;
-          for (const char* name : {"input", "grad_output"}) {
-            if (!t.count(name)) continue;
-            Array cut{{2, own, 3}, {}};
-            for (std::int64_t n = 0; n < 2; ++n)
-              for (std::int64_t i = begin * 3; i < (begin + own) * 3; ++i)
-                cut.v.push_back(t.at(name).v[static_cast<std::size_t>(n * 21 + i)]);
-            part[name] = cut;
-          }
+          for (const char* name : {"input", "grad_output"})
+            if (t.count(name)) part[name] = own(t.at(name), world->rank());
           if (world->rank() != 0) part.erase("grad_mean"), part.erase("grad_std");
           // a rank without a gradient at all has its share of the others' all the same
           if (!part.count("grad_output") && world->rank() != 0)
             part["grad_output"] = reference::zeros(part["input"].shape);
           got[static_cast<std::size_t>(world->rank())] =
-              Subject(layer_of(unbiased), own, DType::f64, Order::channels_first, world)(part);
+              Subject(layer_of(unbiased), part["input"].shape[1], DType::f64, Order::channels_first, world)(part);
         });
         Doubles dgamma(3);
         for (int rank = 0; rank < ranks; ++rank) {
-          Arrays& own = got[static_cast<std::size_t>(rank)];
-          expect_near("mean", own["mean"].v, want["mean"].v, 1e-12, 1);
-          expect_near("std", own["std"].v, want["std"].v, 1e-12);
-          const std::int64_t begin = first_of(rank), channels = first_of(rank + 1) - begin;
-          for (const char* name : {"output", "grad_input"}) {
-            Doubles part;
-            for (std::int64_t n = 0; n < 2; ++n)
-              for (std::int64_t i = begin * 3; i < (begin + channels) * 3; ++i)
-                part.push_back(want[name].v[static_cast<std::size_t>(n * 21 + i)]);
-            expect_near(name, own[name].v, part, 1e-12, 1);
-          }
-          for (std::size_t s = 0; s < 3; ++s) dgamma[s] += own["grad_weight"].v[s];
+          Arrays& part = got[static_cast<std::size_t>(rank)];
+          expect_near("mean", part["mean"].v, want["mean"].v, 1e-12, 1);
+          expect_near("std", part["std"].v, want["std"].v, 1e-12);
+          for (const char* name : {"output", "grad_input"})
+            expect_near(name, part[name].v, own(want[name], rank).v, 1e-12, 1);
+          for (std::size_t s = 0; s < 3; ++s) dgamma[s] += part["grad_weight"].v[s];
         }
         expect_near("grad_weight", dgamma, want["grad_weight"].v, 1e-12, 1);
       }

@@ -13,14 +13,7 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
+using namespace operation_cases;
 
 struct Expected {
   Doubles output, dv, dg, length;
@@ -59,15 +52,14 @@ Expected loops(const Arrays& t, int dim) {
 Layer layer_of(int dim) { return parse_layer("weight_norm:dim=" + std::to_string(dim)); }
 
 Arrays tensors(Random& random, const Extents& shape, int dim, DType dtype, bool g = true) {
-  Arrays made{{"input", operation_cases::rounded(cases::normal(random, shape, 0.3, 0.7), dtype)},
-              {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)}};
+  Arrays made{{"input", drawn(random, shape, dtype, 0.3, 0.7)}, {"grad_output", drawn(random, shape, dtype)}};
   const std::int64_t rows = shape[static_cast<std::size_t>(dim)];
   if (g) made["g"] = {{rows}, cases::gammas(random, rows)};
   return made;
 }
 
 TEST(WeightNorm, EqualsPlainLoops) {
-  for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16})
+  for (const DType dtype : types)
     for (const Extents& shape :
          {Extents{5, 7}, Extents{3, 2, 3}, Extents{17, 3, 3, 3}, Extents{2, 3, 2, 3, 2}, Extents{4}, Extents{0, 4}})
       for (int dim = 0; dim < static_cast<int>(shape.size()); ++dim)
@@ -81,7 +73,7 @@ TEST(WeightNorm, EqualsPlainLoops) {
             const Arrays given = tensors(random, shape, dim, dtype, g);
             const Expected want = loops(given, dim);
             Arrays got = Subject(layer_of(from_end ? dim - static_cast<int>(shape.size()) : dim), 1, dtype)(given);
-            const double map = operation_cases::tolerance_of(dtype);
+            const double map = tolerance_of(dtype);
             expect_near("output", got["output"].v, want.output, map, 1);
             expect_near("grad_input", got["grad_input"].v, want.dv, map, 4 * want.largest);
             if (g) expect_near("grad_g", got["grad_g"].v, want.dg, dtype == DType::f64 ? 1e-12 : 1e-5, 4);
@@ -94,8 +86,7 @@ TEST(WeightNorm, GradientsAreCentralDifferences) {
   if (backend::takes_some) GTEST_SKIP() << "the formulas are those of the CPU";
   for (int dim = 0; dim < 3; ++dim) {
     Random random(5);
-    operation_cases::expect_gradients([&] { return Subject(layer_of(dim)); },
-                                      tensors(random, {3, 2, 3}, dim, DType::f64));
+    expect_gradients([&] { return Subject(layer_of(dim)); }, tensors(random, {3, 2, 3}, dim, DType::f64));
   }
 }
 
@@ -106,9 +97,8 @@ TEST(WeightNorm, OfAllScales) {
     for (double& v : given["input"].v) v = static_cast<double>(static_cast<float>(v * scale));
     const Expected want = loops(given, 0);
     Arrays got = Subject(layer_of(0), 1, DType::f32)(given);
-    expect_near("output", got["output"].v, want.output, operation_cases::tolerance_of(DType::f32), 1);
-    expect_near("grad_input", got["grad_input"].v, want.dv, operation_cases::tolerance_of(DType::f32),
-                4 * want.largest);
+    expect_near("output", got["output"].v, want.output, tolerance_of(DType::f32), 1);
+    expect_near("grad_input", got["grad_input"].v, want.dv, tolerance_of(DType::f32), 4 * want.largest);
   }
 }
 

@@ -11,14 +11,7 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
+using namespace operation_cases;
 
 struct Expected {
   Doubles output, dw, dgain;
@@ -62,14 +55,13 @@ Layer layer_of(bool unbiased, bool outside) {
 }
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, bool gain = true) {
-  Arrays made{{"input", operation_cases::rounded(cases::normal(random, shape, 0.3, 0.7), dtype)},
-              {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)}};
+  Arrays made{{"input", drawn(random, shape, dtype, 0.3, 0.7)}, {"grad_output", drawn(random, shape, dtype)}};
   if (gain) made["gain"] = {{shape[0]}, cases::gammas(random, shape[0])};
   return made;
 }
 
 TEST(WeightStandardization, EqualsPlainLoops) {
-  for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16})
+  for (const DType dtype : types)
     for (const bool unbiased : {false, true})
       for (const bool outside : {false, true})
         for (const Extents& shape : {Extents{5, 7}, Extents{3, 2, 3}, Extents{17, 3, 3, 3}, Extents{2, 3, 2, 3, 2},
@@ -81,7 +73,7 @@ TEST(WeightStandardization, EqualsPlainLoops) {
             const Arrays given = tensors(random, shape, dtype, gain);
             const Expected want = loops(given, 1e-3, unbiased, outside);
             Arrays got = Subject(layer_of(unbiased, outside), 1, dtype)(given);
-            const double map = operation_cases::tolerance_of(dtype);
+            const double map = tolerance_of(dtype);
             expect_near("output", got["output"].v, want.output, map, 1);
             expect_near("grad_input", got["grad_input"].v, want.dw, map, 6 * want.steepest);
             if (gain) expect_near("grad_gain", got["grad_gain"].v, want.dgain, dtype == DType::f64 ? 1e-12 : 1e-5, 4);
@@ -93,8 +85,7 @@ TEST(WeightStandardization, GradientsAreCentralDifferences) {
   for (const bool unbiased : {false, true})
     for (const bool outside : {false, true}) {
       Random random(5);
-      operation_cases::expect_gradients([&] { return Subject(layer_of(unbiased, outside)); },
-                                        tensors(random, {3, 2, 3}, DType::f64));
+      expect_gradients([&] { return Subject(layer_of(unbiased, outside)); }, tensors(random, {3, 2, 3}, DType::f64));
     }
 }
 
@@ -109,9 +100,8 @@ TEST(WeightStandardization, OfAllScales) {
       layer.set("eps", "0");
       const Expected want = loops(given, 0, unbiased, false);
       Arrays got = Subject(layer, 1, DType::f32)(given);
-      expect_near("output", got["output"].v, want.output, operation_cases::tolerance_of(DType::f32), 1);
-      expect_near("grad_input", got["grad_input"].v, want.dw, operation_cases::tolerance_of(DType::f32),
-                  6 * want.steepest);
+      expect_near("output", got["output"].v, want.output, tolerance_of(DType::f32), 1);
+      expect_near("grad_input", got["grad_input"].v, want.dw, tolerance_of(DType::f32), 6 * want.steepest);
     }
 }
 

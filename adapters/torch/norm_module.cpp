@@ -87,8 +87,8 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
                                          output.options().dtype(torch::kDouble))
                             .to(output.options(), false, true));
     }
-    // The library's record borrows the tensors; torch keeps them, and notices when they are changed in between.
-    given.tensors.resize(tensors.size());
+    // The library's record borrows the tensors, labels too; torch keeps them, and notices when they are changed in
+    // between.
     context->save_for_backward(std::move(given.tensors));
     context->saved_data["call"] = c10::IValue::make_capsule(plan.call);
     context->saved_data["module"] = reinterpret_cast<std::int64_t>(&module);
@@ -96,7 +96,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const variable_list kept = context->get_saved_variables();  // throws on a second backward
+    const variable_list kept = context->get_saved_variables();  // the edges first; throws on a second backward
     NormModule& module = *reinterpret_cast<NormModule*>(context->saved_data["module"].toInt());
     const auto call = c10::static_intrusive_pointer_cast<Call>(context->saved_data["call"].toCapsule());
     Queue& queue = module.queue();
@@ -108,9 +108,9 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
       inputs.add(call->statistics[i].gradient, view_of(upstream.back()));
     }
 
-    variable_list results(kept.size() + 1);  // the edges, plan
+    variable_list results(call->edges.size() + 1);  // and plan
     OutputSlots outputs;
-    for (std::size_t i = 0; i < kept.size(); ++i) {
+    for (std::size_t i = 0; i < call->edges.size(); ++i) {
       if (!context->needs_input_grad(i)) continue;
       const auto& [slot, gradient] = call->edges[i];
       results[i] = torch::empty_like(kept[i]);
@@ -158,7 +158,7 @@ NormModule::NormModule(const Layer& layer, std::int64_t channels, std::shared_pt
     if (!is_of_module(spec)) continue;
     const Shape shape = layer.shape_of(spec.axes, input);
     register_parameter(std::string(spec.name), torch::full(std::vector<std::int64_t>(shape.begin(), shape.end()),
-                                                           spec.otherwise, device_for(queue)));
+                                                           spec.start.value_or(spec.otherwise), device_for(queue)));
   }
   weight = parameter("weight");
   bias = parameter("bias");

@@ -42,11 +42,12 @@ using CallHandle = c10::intrusive_ptr<Call>;
 class NormModule : public torch::nn::Module {
  public:
   /// `channels` is C. Parameters that are the same for every input are the module's and made on the queue's device, of
-  /// the values that stand for them where they are not given (a learned eps of 0 stays 0: fill it before training);
-  /// over trailing axes they have the layer's normalized_shape (which must be given). `queue` is borrowed and must
-  /// outlive the module, and the module the graphs of its calls. `name` must be the same on all ranks. Throws
-  /// invalid_argument for an activation that the layer's row does not have, unsupported as device_for() and for ranks
-  /// as threads on GPUs.
+  /// the values where the row says that they start, or those that stand for them where they are not given; over
+  /// trailing axes they have the layer's normalized_shape (which must be given). All else is given with a call, and has
+  /// its gradients there: tables with a row for each label, what each sample or position has of its own, maps, a style,
+  /// and what rows of a weight are multiplied with. `queue` is borrowed and must outlive the module, and the module the
+  /// graphs of its calls. `name` must be the same on all ranks. Throws invalid_argument for an activation that the
+  /// layer's row does not have, unsupported as device_for() and for ranks as threads on GPUs.
   NormModule(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
              const std::string& name);
 

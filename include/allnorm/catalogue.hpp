@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -49,6 +50,7 @@ struct TensorSpec {
   std::string_view instead{};       ///< for people: what there is where it does not exist
   Condition required = nullptr;     ///< null: never
   std::string_view required_for{};  ///< for people: where it is required
+  std::optional<double> start{};    ///< where a parameter that is learned begins; null: at `otherwise`
 
   /// Kept from call to call, not given with one.
   constexpr bool is_state() const noexcept { return role == TensorRole::state || role == TensorRole::counter; }
@@ -118,6 +120,7 @@ struct Row {
   void (*check)(const NormOptions&) = nullptr;
   /// In place of `statistics` where they depend on an attribute; null: they do not.
   Axes (*statistics_with)(const NormOptions&) = nullptr;
+  std::string_view statistics_by{};  ///< that attribute
   bool scaled = true;  ///< false: values are centred alone, the deviation counts as 1 and the variance as 0
 
   /// The tensor, output or attribute of that name; null where the row has none.

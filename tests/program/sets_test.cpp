@@ -53,6 +53,8 @@ void expect_near(const Values& got, const Values& want, const std::string& what)
     EXPECT_NEAR(got[i], want[i], 1e-11 * std::max(1.0, std::abs(want[i]))) << what << " " << i;
 }
 
+bool has_mpirun() { return ALLNORM_HAVE_MPI && std::system("mpirun --version > /dev/null 2>&1") == 0; }
+
 struct Case {
   std::string words;     // layer and attributes
   Shape shape, affine;   // of files: input, weight
@@ -211,8 +213,7 @@ TEST(CutSets, AreRefusedWhereNothingIsShared) {
 }
 
 TEST(CutSets, AreTheSameOverProcesses) {
-  if (!ALLNORM_HAVE_MPI || std::system("mpirun --version > /dev/null 2>&1") != 0)
-    GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  if (!has_mpirun()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
   Workplace place;
   place.make("x.npy", {3, 4, 5});
   for (const auto& [words, split] : {std::pair<std::string, std::string>{"instance_norm", "space"},
@@ -232,6 +233,39 @@ TEST(CutSets, AreTheSameOverProcesses) {
   const Outcome differ = place.run(base + " : -n 1 " + program() + " " + base + " --set eps=1e-3", "mpirun -n 1");
   EXPECT_EQ(differ.code, 4) << differ.err;
   EXPECT_NE(differ.err.find("eps is 0.001, must be 1e-05 as on rank 0"), std::string::npos) << differ.err;
+}
+
+// All ranks read the files of grad_mean and grad_std, which are of the whole set: they count once.
+TEST(CutSets, OverProcessesCountGradientsOfStatisticsOnce) {
+  if (!has_mpirun()) GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  place.make("x.npy", {2, 5, 3});
+  place.make("dy.npy", {2, 5, 3});
+  place.make("w.npy", {1, 1, 3});
+  place.make("m.npy", {2, 1, 3});
+  place.make("s.npy", {2, 1, 3});
+  for (const std::string more : {" --grad-output dy.npy", ""}) {
+    const std::string call =
+        "apply positional_norm --set eps=1e-3 --input x.npy --weight w.npy --bias w.npy --tensor grad_mean=m.npy "
+        "--tensor grad_std=s.npy" +
+        more;
+    const Outcome whole = place.run(call + " --out whole");
+    ASSERT_EQ(whole.code, 0) << whole.err;
+    const std::string cut = call + " --set sync=world --split channels --out ";
+    ASSERT_EQ(place.run(cut + "threads --ranks 3").code, 0);
+    const Outcome outcome = place.run(cut + "processes", "mpirun -n 3");
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto of_whole = [&](const char* name) { return place.values("whole/" + std::string(name) + ".npy"); };
+    for (const char* name : {"output", "grad_input"})
+      expect_near(joined(place, "processes/" + std::string(name), 3, 1), of_whole(name), name);
+    for (const char* name : {"grad_weight", "grad_bias"})
+      expect_near(added(place, "processes/" + std::string(name), 3), of_whole(name), name);
+    for (const char* name : {"mean", "std"})
+      for (const char* rank : {"0", "1", "2"})
+        expect_near(place.values("processes/" + std::string(name) + ".r" + rank + ".npy"), of_whole(name), name);
+    for (const std::string& file : place.list("threads"))
+      EXPECT_EQ(place.bytes("threads/" + file), place.bytes("processes/" + file)) << file;
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runner.hpp"
@@ -90,10 +91,22 @@ TEST_F(Switchable, GoesOnFromItsStateToInference) {
 
 TEST_F(Switchable, SaysWhatIsWrong) {
   const std::string two = "--set sync=world --ranks 2 --out o --split ";
-  EXPECT_EQ(run(two + "space").code, 2);
   EXPECT_EQ(run(two + "channels").code, 2);
-  EXPECT_EQ(run(two + "batch --set shard=space").code, 2);
-  EXPECT_EQ(run("--out o --set shard=channels").code, 2);
+  const auto refused = [&](const std::string& more) {
+    const Outcome outcome = run(more);
+    EXPECT_EQ(outcome.code, 2) << outcome.err;
+    EXPECT_TRUE(outcome.one_line()) << outcome.err;
+    return outcome.err;
+  };
+  for (const auto& [split, shard] : {std::pair<std::string, std::string>{"space", "batch"}, {"batch", "space"}}) {
+    const std::string told = refused(two + split + " --set shard=" + shard);
+    EXPECT_NE(told.find("--split is " + split + ", must be an axis that switchable_norm with shard=" + shard +
+                        " reduces over, or sync none"),
+              std::string::npos)
+        << told;
+  }
+  const std::string told = refused("--out o --set shard=channels");
+  EXPECT_NE(told.find("attribute shard is 'channels', must be batch or space"), std::string::npos) << told;
   EXPECT_EQ(run("--out o --set unbiased=true").code, 2);
   EXPECT_EQ(run("--out o --split space --ranks 2").code, 0);  // each its own
   place.make("long.npy", {4});

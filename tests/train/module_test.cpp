@@ -1,52 +1,14 @@
 // The libtorch modules against torch's own layers, central differences and the oracle.
-#include <gtest/gtest.h>
-#include <torch/torch.h>
-
-#include <functional>
-#include <memory>
 #include <vector>
 
 #include "adapters/torch/conv_norm.hpp"
 #include "adapters/torch/dynamic_shortcut.hpp"
 #include "adapters/torch/views.hpp"
+#include "module_support.hpp"
 #include "reference.hpp"
 
 namespace allnorm::torch_adapter {
 namespace {
-
-class Modules : public testing::Test {
- protected:
-  void SetUp() override { torch::manual_seed(1); }
-
-  std::shared_ptr<NormModule> module(const std::string& text, std::int64_t channels, bool wide = true) {
-    auto made = std::make_shared<NormModule>(parse_layer(text), channels, self(), queue_, "layer");
-    if (wide) made->to(torch::kDouble);
-    const torch::NoGradGuard no_gradients;
-    made->weight.copy_(torch::randn_like(made->weight));
-    made->bias.copy_(torch::randn_like(made->bias));
-    return made;
-  }
-  /// (3,4,5,2), far enough from 0 to notice a lost mean.
-  static torch::Tensor input() { return (3 * torch::randn({3, 4, 5, 2}, torch::kDouble) + 7).requires_grad_(); }
-
-  Queue queue_ = Queue::cpu();
-};
-
-double relative_error(const torch::Tensor& a, const torch::Tensor& b) {
-  const double size = b.abs().max().item<double>();
-  return (a - b).abs().max().item<double>() / (size > 0 ? size : 1);
-}
-constexpr double rounding = 1e-12;  // 2^-52 times the few hundred operations behind a value, and |mean|/std of 3
-
-/// Output and gradients of `ours` and `theirs` for the same random gradient.
-void expect_same(const torch::Tensor& ours, const torch::Tensor& theirs, const std::vector<torch::Tensor>& leaves,
-                 double tolerance = rounding) {
-  EXPECT_LE(relative_error(ours, theirs), tolerance);
-  const torch::Tensor gradient = torch::randn_like(theirs);
-  const auto a = torch::autograd::grad({ours}, leaves, {gradient});
-  const auto b = torch::autograd::grad({theirs}, leaves, {gradient});
-  for (std::size_t i = 0; i < leaves.size(); ++i) EXPECT_LE(relative_error(a[i], b[i]), tolerance) << "leaf " << i;
-}
 
 TEST_F(Modules, BatchNormIsTorchs) {
   const auto norm = module("batch_norm:momentum=0.3", 4);
@@ -351,18 +313,23 @@ TEST_F(Modules, ADynamicShortcutLearnsFromTheMoments) {
 }
 
 TEST_F(Modules, FilterResponseNormWithThresholds) {
-  NormModule norm(parse_layer("filter_response_norm"), 4, self(), queue_, "layer");
-  norm.to(torch::kDouble);
-  {
-    const torch::NoGradGuard no_gradients;
-    for (const char* name : {"weight", "bias", "tau", "eps_learned"})
-      norm.parameter(name).copy_(torch::randn_like(norm.weight));
-  }
-  const auto shaped = [&](const char* name) { return norm.parameter(name).view({1, 4, 1, 1}); };
+  const auto norm = module("filter_response_norm", 4);
+  const auto shaped = [&](const char* name) { return norm->parameter(name).view({1, 4, 1, 1}); };
   const auto x = (torch::randn({3, 4, 5, 2}, torch::kDouble)).requires_grad_();
   const auto scale = torch::rsqrt(x.square().mean({2, 3}, true) + 1e-6 + shaped("eps_learned").abs());
-  expect_same(norm.forward(x), torch::max(x * scale * shaped("weight") + shaped("bias"), shaped("tau")),
-              {x, norm.weight, norm.bias, norm.parameter("tau"), norm.parameter("eps_learned")});
+  expect_same(norm->forward(x), torch::max(x * scale * shaped("weight") + shaped("bias"), shaped("tau")),
+              {x, norm->weight, norm->bias, norm->parameter("tau"), norm->parameter("eps_learned")});
+}
+
+TEST_F(Modules, ParametersStartWhereTheirRowSays) {
+  NormModule norm(parse_layer("filter_response_norm"), 4, self(), queue_, "layer");
+  EXPECT_TRUE(norm.weight.equal(torch::ones({4})));
+  EXPECT_TRUE(norm.parameter("tau").equal(torch::zeros({4})));
+  const torch::Tensor eps = norm.parameter("eps_learned");
+  EXPECT_TRUE(eps.equal(torch::full({4}, 1e-4)));
+  // of 0 its gradient would be 0 for ever
+  const auto y = norm.forward(torch::full({3, 4, 1, 1}, 1e-2));
+  EXPECT_TRUE((torch::autograd::grad({y.sum()}, {eps})[0] < 0).all().item<bool>());
 }
 
 }  // namespace
