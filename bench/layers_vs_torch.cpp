@@ -76,6 +76,11 @@ Tensor standardized(const Tensor& w) {
   return ((rows - rows.mean(1, true)) / (rows.var(1, false, true) + eps).sqrt()).view_as(w);
 }
 
+Tensor cosines(const Tensor& x, const Tensor& w) {
+  const auto unit = [](const Tensor& rows) { return rows / rows.norm(2, {1}, true); };
+  return unit(x).matmul(unit(w).t());
+}
+
 // ---- the subjects --------------------------------------------------------------------------------------------------
 
 class Bench {
@@ -106,10 +111,17 @@ class Bench {
     add(
         "spade", {{"gamma", gamma}, {"beta", beta}}, {x, gamma, beta},
         [=] { return spatially_adaptive(x, gamma, beta); }, x);
+    add(
+        "local_response_norm", {}, {x},
+        [=] { return torch::nn::functional::local_response_norm(x, torch::nn::LocalResponseNormOptions(5)); }, x);
     if (!last_) {
       const Tensor w = torch::randn({C, C, 3, 3}).requires_grad_();
       add(
           "weight_standardization", {}, {w}, [=] { return standardized(w); }, w);
+      const Tensor rows = torch::randn({shape_[0] * 8, shape_[1] * 8}).requires_grad_(),
+                   vectors = torch::randn({1000, shape_[1] * 8}).requires_grad_();
+      add(
+          "cosine_norm", {{"weight", vectors}}, {rows, vectors}, [=] { return cosines(rows, vectors); }, rows);
     }
     return made;
   }

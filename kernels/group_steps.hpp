@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "kernels/adaptive.hpp"
+#include "kernels/cosine.hpp"
 #include "kernels/lengths.hpp"
 #include "kernels/mixture.hpp"
 #include "kernels/record_steps.hpp"
@@ -17,13 +18,14 @@ namespace allnorm {
 struct GroupSteps {
   std::variant<steps::AdaptiveForward, steps::AdaptiveBackward,                                            //
                steps::LengthForward, steps::LengthBackward,                                                //
+               steps::CosineForward, steps::CosineBackward,                                                //
                steps::MixtureForward, steps::MixtureBackward,                                              //
                steps::SwitchedInstances, steps::SwitchedPools, steps::SwitchedTurn, steps::SwitchedBatch,  //
                steps::SwitchedMap, steps::SwitchedForward,                                                 //
                steps::SwitchedTerms, steps::SwitchedShares, steps::SwitchedLogits, steps::SwitchedInput,   //
                steps::HashChannels, steps::OpenForward, steps::OpenBackward,                               //
                steps::CompareHeads, steps::JudgeHeads, steps::SumRanks, steps::Advance,                    //
-               steps::WriteGradient,                                                                       //
+               steps::WriteGradient, steps::Convert,                                                                     //
                steps::Widen<double>, steps::Widen<float>, steps::Widen<f16>, steps::Widen<bf16>,           //
                steps::Narrow<f16>, steps::Narrow<bf16>>
       of;

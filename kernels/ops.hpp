@@ -13,6 +13,7 @@
 #include "allnorm/partition.hpp"
 #include "kernels/calls.hpp"
 #include "kernels/layer_state.hpp"
+#include "kernels/neighbours.hpp"
 
 namespace allnorm {
 
@@ -140,6 +141,40 @@ struct PatchSumsArgs {
   double* product = nullptr;       ///< (C, fan_in), 0 on entry
 };
 
+/// y = x * P^-beta with P = k + a * (sum of the squares of the channels in the window), at each sample and position.
+struct NeighboursArgs {
+  const void* x = nullptr;  ///< (N, C, space) in `order`
+  void* y = nullptr;        ///< like x, in other memory
+  DType dtype{};
+  Order order{};
+  std::int64_t samples = 0, channels = 0, space = 0;
+  Neighbours window{};
+};
+
+/// dx = dy * P^-beta - 2 a beta x * (sum of dy x P^(-beta-1) over the channels whose windows have this one).
+struct NeighboursGradArgs {
+  const void* x = nullptr;   ///< (N, C, space) in `order`
+  const void* dy = nullptr;  ///< like x
+  void* dx = nullptr;        ///< like x; may be dy itself
+  DType dtype{};
+  Order order{};
+  std::int64_t samples = 0, channels = 0, space = 0;
+  Neighbours window{};
+};
+
+/// product[i][j] = sum over k of a[i, k] * b[k, j], added up in double at least every 64 terms.
+struct MatrixProductArgs {
+  /// A matrix in memory, or its transpose: the element [i, j] is at i * row + j * column.
+  struct Matrix {
+    const void* data = nullptr;
+    std::int64_t row = 0, column = 0;
+  };
+  Matrix a{}, b{};          ///< (rows, inner), (inner, columns)
+  void* product = nullptr;  ///< (rows, columns), dense
+  DType dtype{};            ///< of all three: f32 or f64
+  std::int64_t rows = 0, inner = 0, columns = 0;
+};
+
 // ---- whole halves of a call: kernels/calls.hpp, and what a window adds to them ------------------------------------
 
 /// Before the exchange of a layer with a window that compensates: this rank's products of the entries' derivatives with
@@ -174,6 +209,9 @@ struct Ops {
   void (*apply)(const ApplyArgs&, Queue&);
   void (*moments_grad)(const MomentsGradArgs&, Queue&);
   void (*apply_grad)(const ApplyGradArgs&, Queue&);
+  void (*neighbours)(const NeighboursArgs&, Queue&);
+  void (*neighbours_grad)(const NeighboursGradArgs&, Queue&);
+  void (*matrix_product)(const MatrixProductArgs&, Queue&);
   void (*each)(const GroupSteps&, std::int64_t groups, Queue&);  ///< what operations do between these, once per group
 
   void (*forward_local)(ForwardArgs&, Queue&);

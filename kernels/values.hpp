@@ -26,6 +26,14 @@ struct Narrow {
   ALLNORM_HOST_DEVICE void operator()(std::int64_t i) const { to[i] = store<T>(from[i]); }
 };
 
+/// A value of one floating-point type, in another.
+struct Convert {
+  Parameter from{};
+  ParameterGrad to{};
+
+  ALLNORM_HOST_DEVICE void operator()(std::int64_t i) const { to.set(i, from[i]); }
+};
+
 /// A gradient in double, to a parameter's.
 struct WriteGradient {
   const double* from = nullptr;

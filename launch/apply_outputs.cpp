@@ -30,12 +30,15 @@ class StepMemory {
     view.data = inputs_.back().data();
     return view;
   }
-  /// Room for an output that is shaped like `tensor`.
+  /// Room for an output that is shaped like `tensor`, or in its order but of another shape, which files have too.
   TensorView room(std::string_view output, const LoadedTensor& tensor, DType dtype) {
-    const auto elements = static_cast<std::size_t>(tensor.shape.elements());
-    Made& made = outputs_.emplace_back(
-        Made{output, dtype, tensor.file_shape, Buffer<std::byte>(elements * size_of(dtype), *queue_)});
-    return {made.data.data(), dtype, queue_->device(), tensor.shape, tensor.order};
+    return room(output, tensor, dtype, tensor.shape);
+  }
+  TensorView room(std::string_view output, const LoadedTensor& tensor, DType dtype, const Shape& shape) {
+    const auto elements = static_cast<std::size_t>(shape.elements());
+    Made& made = outputs_.emplace_back(Made{output, dtype, shape == tensor.shape ? tensor.file_shape : shape,
+                                            Buffer<std::byte>(elements * size_of(dtype), *queue_)});
+    return {made.data.data(), dtype, queue_->device(), shape, tensor.order};
   }
   /// The output as a file has it; nothing where no room was made for it.
   std::optional<NpyArray> result(std::string_view output) const {
@@ -134,7 +137,8 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
   StepMemory memory(queue);
   InputSlots inputs = tensors.inputs();
   for (auto& [name, view] : inputs) view = memory.upload(view);
-  const auto saved = operation.forward(inputs, {{"output", memory.room("output", x, x.dtype)}}, queue);
+  const TensorView y = memory.room("output", x, x.dtype, output_shape(row, inputs));
+  const auto saved = operation.forward(inputs, {{"output", y}}, queue);
   if (plan.wants_gradients()) {
     OutputSlots gradients{{"grad_input", memory.room("grad_input", x, x.dtype)}};
     for (const OutputSpec& output : row.outputs)

@@ -134,11 +134,21 @@ void check_tensors(const ApplyPlan& plan) {
   }
 }
 
+// Of what makes no partition, and nothing of which ranks exchange: axes that are read whole stay whole.
+void check_whole(const ApplyPlan& plan, std::string_view text) {
+  const Row& row = *plan.layer.row;
+  const std::string name(row.name), is = "--split is " + std::string(text) + ", must be batch";
+  expect(row.vectors() == nullptr || plan.split == Split::none || plan.split == Split::batch, Code::invalid_argument,
+         [&] { return is + ": " + name + " compares whole rows"; });
+  expect(row.operation != OperationKind::neighbours || plan.split != Split::channels, Code::invalid_argument,
+         [&] { return is + " or space: the channels of " + name + " read their neighbours"; });
+  expect(!row.statistics.has(Axis::row) || plan.split != Split::channels, Code::invalid_argument,
+         [&] { return is + " or space: " + name + " has no channel axis"; });
+}
+
 void check_split(const ApplyPlan& plan, std::string_view text) {
   const Row& row = *plan.layer.row;
-  expect(!row.statistics.has(Axis::row) || plan.split != Split::channels, Code::invalid_argument, [&] {
-    return "--split is channels, must be batch or space: " + std::string(row.name) + " has no channel axis";
-  });
+  check_whole(plan, text);
   expect(plan.layer.options.sync.ranks == Sync::none || reduces(plan.layer, plan.split), Code::invalid_argument, [&] {
     std::string with;  // what the axes follow from
     if (const Attribute* by = row.attribute(row.statistics_by); by != nullptr)

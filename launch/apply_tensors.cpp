@@ -247,6 +247,8 @@ void StepTensors::check() const {
   if (x.shape.rank() < least)
     bad_file(x.file, "input has the shape " + to_string(x.file_shape) + ", must have at least " +
                          std::to_string(least) + (least == 1 ? " axis" : " axes"));
+  if (row.vectors() != nullptr && (x.shape.rank() != 2 || x.shape[1] == 0))
+    bad_file(x.file, "input has the shape " + to_string(x.file_shape) + ", must have 2 axes (N,K), K at least 1");
   if (!row.by_trailing()) {
     expect(plan_->split != Split::channels || channels() > 0, Code::invalid_argument,
            "--split is channels, must leave every rank a channel: there are more ranks than channels");
@@ -266,6 +268,8 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
   const LoadedTensor& x = input();
   switch (spec.role) {
     case TensorRole::activation:
+      if (spec.name == "grad_output" && layer_.row->vectors() != nullptr)
+        return expect_shape(tensor, spec.name, tensor.shape, output_shape(*layer_.row, inputs()), "as the output");
       return expect_shape(tensor, spec.name, tensor.file_shape, x.file_shape, "as input");
     case TensorRole::parameter:
     case TensorRole::map:
@@ -275,6 +279,11 @@ void StepTensors::check_shape(const TensorSpec& spec, const LoadedTensor& tensor
     case TensorRole::state:
       expect_shape(tensor, spec.name, tensor.shape, layer_.shape_of(spec.axes, x.shape), shape_text(spec));
       return check_values(spec, tensor);
+    case TensorRole::vectors:
+      if (tensor.shape.rank() != 2 || tensor.shape[1] != x.shape[1])
+        bad_file(tensor.file, std::string(spec.name) + " has the shape " + to_string(tensor.shape) +
+                                  ", must have 2 axes (M,K), K = " + std::to_string(x.shape[1]) + " as input");
+      return;
     case TensorRole::conv_input: {
       const bool fits = tensor.shape.rank() == x.shape.rank() && tensor.shape[0] == x.shape[0];
       if (!fits)

@@ -61,6 +61,14 @@ std::string example_of(const Row& row) {
   return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";
 }
 
+// Gradients of what has no axes of the input are like that.
+std::string output_text(const Row& row, const OutputSpec& output) {
+  const TensorSpec* of = row.gradient(output.name);
+  const bool vectors = of != nullptr && of->role == TensorRole::vectors;
+  return (vectors ? shape_text(*of) : shape_text(output.axes)) +
+         (output.help.empty() ? "" : ": " + std::string(output.help));
+}
+
 // What a value of that option must be, where the type of what it is read into says so.
 std::string value_text(const po::option_description& option) {
   const po::value_semantic* semantic = option.semantic().get();
@@ -170,7 +178,9 @@ void print_layer_help(std::ostream& out, const Row& row) {
       << row.summary << "\nSource: " << row.source << "\n\nTensors (--tensor NAME=FILE.npy):\n";
   std::vector<HelpLine> lines{{"input", "(N,C,space...), required; --input"},
                               {"grad_output", "like input; asks for the gradients; --grad-output"}};
-  if (row.by_trailing()) lines[0].text = "any shape, required; --input";
+  const bool compares = row.vectors() != nullptr;
+  if (row.by_trailing()) lines[0].text = compares ? "(N,K), required; --input" : "any shape, required; --input";
+  if (compares) lines[1].text = "(N,M); asks for the gradients; --grad-output";
   for (const TensorSpec& tensor : row.tensors)
     lines.push_back({std::string(tensor.name), shape_text(tensor) + ": " + std::string(tensor.help)});
   print_lines(out, lines);
@@ -183,10 +193,9 @@ void print_layer_help(std::ostream& out, const Row& row) {
   print_lines(out, lines);
 
   out << "\nOutputs (NAME.npy in --out; with several ranks NAME.r<rank>, with several steps NAME.s<step>):\n";
-  lines = {{"output", "like input"}, {"grad_input", "like input; the gradients are written where one is given"}};
-  for (const OutputSpec& output : row.outputs)
-    lines.push_back({std::string(output.name),
-                     shape_text(output.axes) + (output.help.empty() ? "" : ": " + std::string(output.help))});
+  lines = {{"output", compares ? "(N,M)" : "like input"},
+           {"grad_input", "like input; the gradients are written where one is given"}};
+  for (const OutputSpec& output : row.outputs) lines.push_back({std::string(output.name), output_text(row, output)});
   print_lines(out, lines);
   out << "\nExample:\n  " << example_of(row) << "\n";
 }

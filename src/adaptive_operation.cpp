@@ -5,7 +5,7 @@
 #include "kernels/ops.hpp"
 #include "src/arrays.hpp"
 #include "src/operations.hpp"
-#include "src/slots.hpp"
+#include "src/stateless_operation.hpp"
 
 namespace allnorm {
 
@@ -14,9 +14,7 @@ namespace {
 constexpr Axes each_instance{Axis::sample, Axis::channel};
 
 /// What a call leaves: its statistics, and the tensors that it borrows.
-struct SavedAdaptive final : SavedCall {
-  bool training() const noexcept override { return false; }  // nothing was exchanged
-  std::span<const double> statistic(std::string_view) const noexcept override { return {}; }
+struct SavedAdaptive final : StatelessCall {
   ConstTensorView input{}, style{};
   Partition of_input{}, of_style{};  // into the channels of every sample
   enum : std::int64_t { mean, sigma, style_mean, style_sigma, scale, shift, count };
@@ -27,35 +25,15 @@ struct SavedAdaptive final : SavedCall {
   }
 };
 
-class AdaptiveOperation final : public Operation {
+class AdaptiveOperation final : public StatelessOperation {
  public:
-  AdaptiveOperation(const Layer& layer, std::shared_ptr<Communicator> group, std::string name)
-      : layer_((layer.check(), layer)),
-        group_(group ? std::move(group) : self()),
-        name_(name.empty() ? std::string(layer.row->name) : std::move(name)) {}
-
-  const Layer& layer() const noexcept override { return layer_; }
-  const std::string& name() const noexcept override { return name_; }
-  Communicator& group() const noexcept override { return *group_; }
-  void set_training(bool training) noexcept override { layer_.options.training = training; }
-
-  State state(Queue&) const override { return {}; }
-  void set_state(const State& given, Queue&) override {
-    for (const StateEntry& entry : given.entries) expect_known(*layer_.row, false, entry.name);
-  }
-  State save(Queue&) const override { return {}; }
-  void load(const State& state, Queue&, const LoadOptions&) override {
-    expect(state.entries.empty(), Code::invalid_input,
-           [&] { return std::string(layer_.row->name) + " has no state, must be loaded with none"; });
-  }
+  using StatelessOperation::StatelessOperation;
 
  private:
   void check(const ConstTensorView& input, const ConstTensorView& style, const ConstTensorView& output,
              const Queue& queue) const {
-    expect(input.given(), Code::invalid_argument, "input is missing");
-    layer_.shape_of({}, input.shape);  // throws where there are too few axes
-    if (input.dtype == DType::i64) refuse_integers("input");
-    expect_like(input, {input.data, input.dtype, queue.device(), input.shape, input.order}, queue, "input");
+    expect_input(input, queue);
+    layer().shape_of({}, input.shape);  // throws where there are too few axes
     expect_like(output, input, queue, "output");
     expect(style.given(), Code::invalid_argument, "style is missing, must be given");
     const bool fits = style.shape.rank() >= 2 && style.shape[0] == input.shape[0] && style.shape[1] == input.shape[1];
@@ -78,7 +56,7 @@ class AdaptiveOperation final : public Operation {
     queue.ops().moments({input.data, input.dtype, saved->of_input, arrays[S::mean], arrays[S::sigma]}, queue);
     queue.ops().moments({style.data, style.dtype, saved->of_style, arrays[S::style_mean], arrays[S::style_sigma]},
                         queue);
-    const NormOptions& o = layer_.options;
+    const NormOptions& o = layer().options;
     queue.ops().each({steps::AdaptiveForward{o.alpha, o.eps, o.unbiased, saved->sets(input, S::mean),
                                              saved->sets(style, S::style_mean), arrays.apply(S::scale)}},
                      saved->of_input.groups(), queue);
@@ -88,21 +66,13 @@ class AdaptiveOperation final : public Operation {
 
   std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                         Queue& queue) override {
-    const SavedAdaptive& was = own(earlier);
+    const auto& was = own<SavedAdaptive>(earlier);
     const ConstTensorView input = inputs["input"];
-    expect(input.shape == was.input.shape, Code::invalid_argument, [&] {
-      return "the replayed input has shape " + to_string(input.shape) + ", must have " + to_string(was.input.shape) +
-             " as in the earlier call";
-    });
+    expect_replayed(input.shape, was.input.shape);
     auto saved = call_with(input, inputs["style"], outputs["output"], queue);
     saved->arrays = was.arrays.copy(queue);
     map(*saved, outputs["output"], queue);
     return saved;
-  }
-
-  void run_infer(const InputSlots&, const OutputSlots&, Queue&) override {
-    fail(Code::unsupported, std::string(layer_.row->name) +
-                                " has no running statistics and is the same in inference, must be called with forward");
   }
 
   /// A call of these tensors, which are checked; without its statistics.
@@ -131,7 +101,7 @@ class AdaptiveOperation final : public Operation {
   void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                     Queue& queue) override {
     using S = SavedAdaptive;
-    const SavedAdaptive& call = own(saved);
+    const auto& call = own<SavedAdaptive>(saved);
     const ConstTensorView dy = inputs["grad_output"];
     const TensorView dx = gradients["grad_input"], dstyle = gradients["grad_style"];
     expect_like(dy, call.input, queue, "grad_output");
@@ -149,7 +119,7 @@ class AdaptiveOperation final : public Operation {
                              queue);
     const GradArrays own_map = dx.given() ? arrays.grad(of_input) : GradArrays{},
                      style_map = dstyle.given() ? arrays.grad(of_style) : GradArrays{};
-    const NormOptions& o = layer_.options;
+    const NormOptions& o = layer().options;
     queue.ops().each({steps::AdaptiveBackward{o.alpha, o.unbiased, call.sets(call.input, S::mean),
                                               call.sets(call.style, S::style_mean), arrays[sum_g], arrays[sum_gx],
                                               own_map, style_map}},
@@ -173,16 +143,6 @@ class AdaptiveOperation final : public Operation {
                             .power = k.power},
                            queue);
   }
-
-  static const SavedAdaptive& own(const SavedCall& call) {
-    const auto* found = dynamic_cast<const SavedAdaptive*>(&call);
-    expect(found != nullptr, Code::invalid_argument, "the saved call is another operation's, must be of one like this");
-    return *found;
-  }
-
-  Layer layer_;
-  std::shared_ptr<Communicator> group_;
-  std::string name_;
 };
 
 }  // namespace

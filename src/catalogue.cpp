@@ -137,7 +137,8 @@ constexpr Attribute group_norm_attributes[] = {
 
 constexpr Axes none{}, each_position{Axis::sample, Axis::space}, each_place{Axis::space}, each_sample{Axis::sample},
     each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_instance{Axis::sample, Axis::channel},
-    each_row{Axis::leading}, each_column{Axis::trailing}, each_weight_row{Axis::row};
+    each_value{Axis::sample, Axis::channel, Axis::space}, each_row{Axis::leading}, each_column{Axis::trailing},
+    each_weight_row{Axis::row};
 
 constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
 constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }
@@ -445,6 +446,36 @@ constexpr TensorSpec weight_norm_tensors[] = {
      "the rows' lengths in w, or like v with 1 in place of the other axes; those of v when not given"}};
 constexpr OutputSpec weight_norm_outputs[] = {{"grad_g", each_weight_row, "like g"}};
 
+constexpr Attribute neighbours_attributes[] = {
+    attributes::integer<1, &O::size>("size", "channels of a window, n"),
+    attributes::real<0, &O::alpha>("alpha",
+                                   "multiplies the squares of the window: their sum over n, with alexnet their sum"),
+    attributes::real<0, &O::beta>("beta", "values are divided by (k + alpha * squares)^beta"),
+    attributes::real<1, &O::k>("k", "added to the squares"),
+    attributes::choice<Words{"pytorch", "onnx", "caffe", "alexnet"}, &O::convention>(
+        "convention",
+        "pytorch: n/2 channels behind and (n-1)/2 ahead; onnx: the reverse; caffe: odd n; alexnet: n/2 on both sides, "
+        "and alpha is of the sum of squares"),
+};
+constexpr Default neighbours_defaults[] = {{"alpha", "1e-4"}};
+void check_window(const O& options) {
+  expect(options.convention != WindowConvention::caffe || options.size % 2 == 1, Code::invalid_argument, [&] {
+    return "attribute size is " + std::to_string(options.size) + ", must be odd where convention is caffe";
+  });
+}
+
+constexpr Attribute cosine_attributes[] = {
+    attributes::boolean<&O::centred>("centred", "vectors lose their means first: the output is a correlation"),
+    attributes::real<0, &O::eps>("eps", "keeps a vector of zeros from being divided by 0, which gives nan"),
+    attributes::choice<Words{"add", "max", "sq"}, &O::eps_mode>(
+        "eps_mode", "vectors are divided by |x| + eps, max(|x|, eps) or sqrt(|x|^2 + eps)"),
+};
+constexpr Default cosine_defaults[] = {{"eps", "0"}};
+constexpr TensorSpec cosine_tensors[] = {{"weight", TensorRole::vectors, none,
+                                          "whose rows the input's (N,K) are compared with", 0, Bound::none, nullptr, "",
+                                          always, with_input}};
+constexpr OutputSpec cosine_outputs[] = {{"grad_weight", none, "of this rank's rows"}};
+
 constexpr Attribute mean_only_attributes[] = {momentum_attribute, training_attribute, sync_attribute};
 constexpr TensorSpec mean_only_tensors[] = {bias(each_channel),
                                             {"running_mean", TensorRole::state, each_channel, "0 when not given"}};
@@ -597,6 +628,17 @@ constexpr Row rows[] = {
      check_base,
      statistics_of_base,
      "base"},
+    {"local_response_norm",
+     "Local Response Normalization: values by the squares of the channels around",
+     "Krizhevsky et al. 2012 (AlexNet)",
+     each_value,
+     {},
+     neighbours_attributes,
+     neighbours_defaults,
+     {},
+     false,
+     OperationKind::neighbours,
+     check_window},
     {"weight_standardization",
      "Weight Standardization: mean and variance of each row of a weight (O,...)",
      "Qiao et al. 2019, arXiv:1903.10520",
@@ -615,6 +657,9 @@ constexpr Row rows[] = {
      weight_norm_outputs,
      false,
      OperationKind::weight},
+    {"cosine_norm", "Cosine Normalization: the cosines of the angles between rows (N,K) and vectors (M,K)",
+     "Luo et al. 2017, arXiv:1702.05870", each_weight_row, cosine_tensors, cosine_attributes, cosine_defaults,
+     cosine_outputs, false, OperationKind::cosine},
     {"mean_only_batch_norm",
      "Mean-only Batch Normalization: the mean of each channel over batch and space is taken away",
      "Salimans and Kingma 2016, arXiv:1602.07868",

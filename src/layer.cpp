@@ -36,6 +36,12 @@ const TensorSpec* Row::state(std::string_view output) const noexcept {
   return found != nullptr && found->is_state() ? found : nullptr;
 }
 
+const TensorSpec* Row::vectors() const noexcept {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [](const TensorSpec& t) { return t.role == TensorRole::vectors; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
 std::string shape_text(Axes axes) {
   if (axes == every_axis) return "like input";
   if (axes.has(Axis::row)) return "(rows)";
@@ -65,6 +71,8 @@ std::string shape_text(const TensorSpec& tensor) {
       return "(N) or (N,K)";
     case TensorRole::table:
       return "(K,C)";
+    case TensorRole::vectors:
+      return "(M,K)";
     default:
       return shape_text(tensor.axes);
   }

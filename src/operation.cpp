@@ -14,6 +14,7 @@ constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
     {OperationKind::norm, make_norm_operation},         {OperationKind::conditional, make_conditional_operation},
     {OperationKind::adaptive, make_adaptive_operation}, {OperationKind::maps, make_maps_operation},
     {OperationKind::weight, make_weight_operation},     {OperationKind::switchable, make_switchable_operation},
+    {OperationKind::cosine, make_cosine_operation},     {OperationKind::neighbours, make_neighbours_operation},
 };
 
 }  // namespace
@@ -25,6 +26,13 @@ std::unique_ptr<Operation> make_operation(const Layer& layer, std::int64_t chann
   expect(found != std::end(makers), Code::unsupported,
          [&] { return std::string(layer.row->name) + " makes an operation that this build does not have"; });
   return found->second(layer, channels, std::move(group), queue, std::move(name));
+}
+
+Shape output_shape(const Row& row, const InputSlots& inputs) noexcept {
+  const Shape input = inputs["input"].shape;
+  const TensorSpec* spec = row.vectors();
+  const Shape vectors = spec != nullptr ? inputs[spec->name].shape : Shape();
+  return input.rank() >= 1 && vectors.rank() >= 1 ? Shape{input[0], vectors[0]} : input;
 }
 
 // Of every call but backward.

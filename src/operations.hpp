@@ -13,7 +13,9 @@ using OperationMaker = std::unique_ptr<Operation>(const Layer& layer, std::int64
 
 OperationMaker make_adaptive_operation;     // src/adaptive_operation.cpp
 OperationMaker make_conditional_operation;  // src/conditional_operation.cpp
+OperationMaker make_cosine_operation;       // src/cosine_operation.cpp
 OperationMaker make_maps_operation;         // src/maps_operation.cpp
+OperationMaker make_neighbours_operation;   // src/neighbours_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
 OperationMaker make_switchable_operation;   // src/switchable_operation.cpp
 OperationMaker make_weight_operation;       // src/weight_operation.cpp

@@ -21,10 +21,12 @@ using reference::Doubles;
 
 constexpr double untouched = 12345;
 
-// A layer of a row, and arrays for all that the row lists: for an input (3, 4, 2, 2), and a convolution of 1 x 1.
+// A layer of a row, and arrays for all that the row lists: for an input (3, 4, 2, 2), or (3, 4) where its rows are
+// compared with vectors, and a convolution of 1 x 1.
 struct Call {
   explicit Call(const Row& row, std::string_view attributes = {}, std::shared_ptr<Communicator> group = self())
-      : layer(parse_layer(std::string(row.name) + std::string(attributes))) {
+      : shape(row.vectors() != nullptr ? Shape{3, 4} : Shape{3, 4, 2, 2}),
+        layer(parse_layer(std::string(row.name) + std::string(attributes))) {
     if (row.attribute("groups") != nullptr) layer.set("groups", "2");
     operation = make_operation(layer, shape[1], std::move(group), queue);
     inputs.add("input", fill(shape));
@@ -32,16 +34,16 @@ struct Call {
       if (tensor.is_of_forward() && layer.has(tensor))
         inputs.add(tensor.name,
                    tensor.role == TensorRole::labels ? view(labels.data(), Shape{shape[0]}) : fill(shape_of(tensor)));
-    grad_output = fill(shape);
+    grad_output = fill(output_shape(row, inputs));
     gradients.add("grad_input", room(shape));
     for (const OutputSpec& wanted : row.outputs)
       if (const TensorSpec* of = row.gradient(wanted.name)) gradients.add(wanted.name, room(shape_of(*of)));
-    output = room(shape);
+    output = room(output_shape(row, inputs));
   }
 
   Shape shape_of(const TensorSpec& tensor) const {
     if (tensor.role == TensorRole::conv_weight) return {shape[1], 3, 1, 1};
-    if (tensor.role == TensorRole::table) return {rows, shape[1]};
+    if (tensor.role == TensorRole::table || tensor.role == TensorRole::vectors) return {rows, shape[1]};
     if (tensor.role == TensorRole::mixture) return {shape[0], rows};
     if (tensor.role == TensorRole::conv_input) return {shape[0], 3, shape[2], shape[3]};
     return layer.shape_of(tensor.axes, shape);
@@ -64,8 +66,8 @@ struct Call {
     operation->backward(saved, {{"grad_output", grad_output}}, gradients, queue);
   }
 
-  const Shape shape{3, 4, 2, 2};
-  static constexpr std::int64_t rows = 2;  // of tables
+  const Shape shape;
+  static constexpr std::int64_t rows = 2;  // of tables, and vectors
   const std::vector<std::int64_t> labels{1, 0, 1};
   Queue queue = Queue::cpu();
   Random random{7};

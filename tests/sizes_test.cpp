@@ -41,10 +41,13 @@ TEST(Sizes, ProductsThatDoNotFitAreNone) {
 std::string calling(const Layer& layer) {
   std::vector<double> x{1, 2, 3, 4, 5, 6, 7, 8}, y(8), weight{1, 2, 3, 4};
   std::vector<std::int64_t> labels{0, 0};
-  InputSlots in{{"input", view(x.data(), Shape{2, 2, 2})}};
+  const TensorSpec* vectors = layer.row->vectors();
+  InputSlots in{{"input", view(x.data(), vectors != nullptr ? Shape{2, 4} : Shape{2, 2, 2})}};
   for (const TensorSpec& tensor : layer.row->tensors) {
     const bool required = tensor.required != nullptr && tensor.required(layer.options);
-    if (tensor.role == TensorRole::conv_weight)
+    if (&tensor == vectors)
+      in.add(tensor.name, view(weight.data(), Shape{1, 4}));
+    else if (tensor.role == TensorRole::conv_weight)
       in.add(tensor.name, view(weight.data(), Shape{2, 2, 1}));
     else if (required && (tensor.role == TensorRole::labels || tensor.role == TensorRole::mixture))
       in.add(tensor.name, view(labels.data(), Shape{2}));
@@ -54,7 +57,8 @@ std::string calling(const Layer& layer) {
   return error_of([&] {
     Queue queue = Queue::cpu();
     const auto operation = make_operation(layer, 2, self(), queue);
-    for (int i = 0; i < 3; ++i) operation->forward(in, {{"output", view(y.data(), Shape{2, 2, 2})}}, queue);
+    for (int i = 0; i < 3; ++i)
+      operation->forward(in, {{"output", view(y.data(), output_shape(*layer.row, in))}}, queue);
   });
 }
 

@@ -15,17 +15,6 @@
 namespace allnorm::torch_adapter {
 namespace {
 
-std::vector<std::int64_t> weight_extents(const ConvolutionShape& shape) {
-  const std::int64_t groups = shape.geometry.groups;
-  expect(groups >= 1 && shape.in % groups == 0 && shape.out % groups == 0, Code::invalid_argument, [&] {
-    return "groups of the convolution is " + std::to_string(groups) + ", must divide " + std::to_string(shape.in) +
-           " and " + std::to_string(shape.out);
-  });
-  std::vector<std::int64_t> extents{shape.out, shape.in / groups};
-  extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
-  return extents;
-}
-
 // Where the layer may read what the convolution reads.
 Layer with_geometry(Layer layer, const Convolution& geometry) {
   if (layer.row->attribute("conv_stride") != nullptr) layer.options.convolution = geometry;
@@ -41,13 +30,24 @@ std::string_view length_of(const Row& row) {
 
 }  // namespace
 
+std::vector<std::int64_t> weight_extents(const ConvolutionShape& shape) {
+  const std::int64_t groups = shape.geometry.groups;
+  expect(groups >= 1 && shape.in % groups == 0 && shape.out % groups == 0, Code::invalid_argument, [&] {
+    return "groups of the convolution is " + std::to_string(groups) + ", must divide " + std::to_string(shape.in) +
+           " and " + std::to_string(shape.out);
+  });
+  std::vector<std::int64_t> extents{shape.out, shape.in / groups};
+  extents.insert(extents.end(), shape.kernel.begin(), shape.kernel.end());
+  return extents;
+}
+
 Conv::Conv(ConvolutionShape shape, const std::optional<Layer>& weights, Queue& queue, const std::string& name,
            bool with_bias)
     : shape_(std::move(shape)), queue_(&queue) {
   weight = register_parameter("weight", at::zeros(weight_extents(shape_), device_for(queue)));
   if (with_bias) bias = register_parameter("bias", at::zeros({shape_.out}, device_for(queue)));
   if (!weights) return;
-  expect(weights->row->statistics.has(Axis::row), Code::invalid_argument, [&] {
+  expect(weights->row->statistics.has(Axis::row) && weights->row->vectors() == nullptr, Code::invalid_argument, [&] {
     return "layer of the weight is " + std::string(weights->row->name) + ", must be one with statistics of each row";
   });
   weights_ =

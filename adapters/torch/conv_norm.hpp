@@ -16,6 +16,9 @@ struct ConvolutionShape {
   std::vector<std::int64_t> kernel;  ///< one extent per space axis
   Convolution geometry{};            ///< stride, padding, dilation, groups
 };
+/// The extents of its weight, (C, Ci/groups, k...). Throws invalid_argument for groups that do not divide both
+/// channels.
+std::vector<std::int64_t> weight_extents(const ConvolutionShape& shape);
 
 /// A convolution. With a layer for its weight, one whose statistics are each row's (its operation's name is the
 /// module's with ".weight"), it convolves with what that layer makes of `weight`.

@@ -39,6 +39,12 @@ struct Given {
     tensors.push_back(in_order(tensor, own));
     inputs.add(slot, view_of(tensors.back(), own));
   }
+  /// Room for the output: like the input, but for layers that make another shape.
+  torch::Tensor output() const {
+    const Shape shape = output_shape(*row, inputs);
+    if (shape == shape_of(tensors[0])) return torch::empty_like(tensors[0]);
+    return torch::empty(std::vector<std::int64_t>(shape.begin(), shape.end()), tensors[0].options());
+  }
   /// What lies as the input does, and what lies in its own way.
   static Order order_of(const Row& row, std::string_view slot, Order of_input) {
     const TensorSpec* spec = row.tensor(slot);
@@ -73,7 +79,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     for (std::size_t i = 1; i < tensors.size(); ++i) given.add(call.edges[i].slot, tensors[i]);
     for (const auto& [slot, tensor] : plan.constants) given.add(slot, tensor);
     call.order = given.order;
-    torch::Tensor output = torch::empty_like(given.tensors[0]);
+    torch::Tensor output = given.output();
     const OutputSlots outputs{{"output", writable_view_of(output, given.order)}};
     call.saved = plan.earlier ? module.operation().replay(*plan.earlier->saved, given.inputs, outputs, queue)
                               : module.operation().forward(given.inputs, outputs, queue);
@@ -170,7 +176,7 @@ torch::Tensor NormModule::forward(const torch::Tensor& input, const SlotTensors&
     for (const auto& own : parameters_) given.add(own.key(), own.value());
     for (const auto& [slot, tensor] : more)
       if (tensor.defined()) given.add(slot, tensor);
-    torch::Tensor output = torch::empty_like(given.tensors[0]);
+    torch::Tensor output = given.output();
     operation_->infer(given.inputs, {{"output", writable_view_of(output, given.order)}}, queue());
     return output;
   }

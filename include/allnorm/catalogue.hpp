@@ -31,6 +31,7 @@ enum class TensorRole : std::uint8_t {
   mixture,      ///< the same, or f32 or f64 (N, K): how much of each row
   style,        ///< (N, C, any space), in the input's order and dtype
   table,        ///< parameters (K, C), a row for each label; (C) where no labels are given
+  vectors,      ///< parameters (M, K), compared with each row of an input (N, K): the output is (N, M)
 };
 
 /// Something that depends on a layer's options.
@@ -103,6 +104,8 @@ enum class OperationKind : std::uint8_t {
   maps,         ///< those of each value
   weight,       ///< a weight by its rows' lengths
   switchable,   ///< mixtures of the statistics of three norms
+  neighbours,   ///< values by those of channels around
+  cosine,       ///< rows by their angles with vectors
 };
 
 struct Row {
@@ -130,6 +133,8 @@ struct Row {
   /// The tensor whose gradient the output of that name is, or which it is after the call; null where it is none.
   const TensorSpec* gradient(std::string_view output) const noexcept;
   const TensorSpec* state(std::string_view output) const noexcept;
+  /// The tensor of that role; null where the output is like the input.
+  const TensorSpec* vectors() const noexcept;
   /// The input is (leading..., trailing...), or rows, as it lies, and not (N, C, space...).
   bool by_trailing() const noexcept {
     return statistics.has(Axis::leading) || statistics.has(Axis::trailing) || statistics.has(Axis::row);

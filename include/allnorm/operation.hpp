@@ -48,6 +48,10 @@ class Slots {
 using InputSlots = Slots<ConstTensorView>;
 using OutputSlots = Slots<TensorView>;
 
+/// The shape of the output, and of grad_output, of a call with these inputs: the input's, or (N, M) where an input
+/// (N, K) is compared with vectors (M, K).
+Shape output_shape(const Row& row, const InputSlots& inputs) noexcept;
+
 /// What a forward call leaves for backward and replay. It borrows the tensors of the call: keep them until backward is
 /// done. Several may be in flight.
 class SavedCall {

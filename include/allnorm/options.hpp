@@ -40,6 +40,19 @@ enum class Base : std::uint8_t { batch_norm, instance_norm };
 enum class RunningSource : std::uint8_t { current, window };
 /// What the ranks of a group hold (Switchable Normalization): samples of their own, or parts of the same ones.
 enum class Shard : std::uint8_t { batch, space };
+/// Whose window of `size` channels, and whose alpha (Local Response Normalization).
+enum class WindowConvention : std::uint8_t {
+  pytorch,  ///< n/2 channels behind and (n-1)/2 ahead; alpha/n
+  onnx,     ///< (n-1)/2 behind and n/2 ahead; alpha/n
+  caffe,    ///< (n-1)/2 on both sides of an odd n; alpha/n
+  alexnet,  ///< n/2 on both sides; alpha as it is
+};
+/// What a vector of length |x| is divided by (Cosine Normalization).
+enum class EpsMode : std::uint8_t {
+  add,  ///< |x| + eps
+  max,  ///< max(|x|, eps)
+  sq,   ///< sqrt(|x|^2 + eps)
+};
 
 /// A piecewise linear function of the number of training calls made: points in ascending order of call, constant before
 /// the first and after the last. Empty: a constant given elsewhere.
@@ -104,11 +117,18 @@ struct NormOptions : PlainOptions {
   Convolution convolution{};
   std::vector<std::int64_t> normalized_shape{};  ///< layer_norm's; empty: all axes but the first
   std::int64_t dim = 0;                          ///< the axis of a weight's rows; negative: from the end
-  double alpha = 1;  ///< adaptive_instance_norm: how much of the style, the rest is the input
+  double alpha = 1;  ///< adaptive_instance_norm: how much of the style, the rest is the input; local_response_norm's
   Base base = Base::batch_norm;
   bool plus_one = true;                ///< gamma's map is added to 1
   bool unbiased_instance_var = false;  ///< switchable_norm: all three variances are made of unbiased ones
   Shard shard = Shard::batch;          ///< switchable_norm
+  // local_response_norm, with alpha: x * (k + alpha * squares)^-beta
+  std::int64_t size = 5;  ///< channels of a window
+  double beta = 0.75, k = 1;
+  WindowConvention convention = WindowConvention::pytorch;
+  // cosine_norm, with eps
+  bool centred = false;  ///< vectors lose their means first: correlations
+  EpsMode eps_mode = EpsMode::add;
 };
 
 }  // namespace allnorm

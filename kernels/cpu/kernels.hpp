@@ -25,6 +25,9 @@ bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight
                         Queue& queue);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
 void patch_sums(const PatchSumsArgs& args, Queue& queue);
+void neighbours(const NeighboursArgs& args, Queue& queue);
+void neighbours_grad(const NeighboursGradArgs& args, Queue& queue);
+void matrix_product(const MatrixProductArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 void forward_local(ForwardArgs& args, Queue& queue);
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);

@@ -1,99 +1,20 @@
 // Sums of a convolution's patches, and of their products with its output: what the derivatives of the output's
 // statistics by the weights are made of.
-#include "kernels/cpu/targets.hpp"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/patch_sums.cpp"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "allnorm/dtype.hpp"
 #include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/tile_products.hpp"
 #include "src/runtime/parallel.hpp"
 
-HWY_BEFORE_NAMESPACE();
-namespace allnorm::cpu::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
-// sums[c][i] = sum over p of factor[c][p] * patches[p][i], for `rows` channels c and `width` values i. Four channels at
-// a time share the loads of the patches.
-template <class T>
-void products(const T* factor, std::int64_t rows, const T* patches, std::int64_t positions, std::int64_t width,
-              T* sums) {
-  const hn::ScalableTag<T> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t vectors = width / lanes * lanes;
-  std::int64_t c = 0;
-  for (; c + 4 <= rows; c += 4) {
-    const T *f0 = factor + c * positions, *f1 = f0 + positions, *f2 = f1 + positions, *f3 = f2 + positions;
-    T *s0 = sums + c * width, *s1 = s0 + width, *s2 = s1 + width, *s3 = s2 + width;
-    for (std::int64_t i = 0; i < vectors; i += lanes) {
-      auto a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0;
-      for (std::int64_t p = 0; p < positions; ++p) {
-        const auto patch = hn::LoadU(d, patches + p * width + i);
-        a0 = hn::MulAdd(hn::Set(d, f0[p]), patch, a0);
-        a1 = hn::MulAdd(hn::Set(d, f1[p]), patch, a1);
-        a2 = hn::MulAdd(hn::Set(d, f2[p]), patch, a2);
-        a3 = hn::MulAdd(hn::Set(d, f3[p]), patch, a3);
-      }
-      hn::StoreU(a0, d, s0 + i);
-      hn::StoreU(a1, d, s1 + i);
-      hn::StoreU(a2, d, s2 + i);
-      hn::StoreU(a3, d, s3 + i);
-    }
-  }
-  for (; c < rows; ++c)
-    for (std::int64_t i = 0; i < vectors; i += lanes) {
-      auto a = hn::Zero(d);
-      for (std::int64_t p = 0; p < positions; ++p)
-        a = hn::MulAdd(hn::Set(d, factor[c * positions + p]), hn::LoadU(d, patches + p * width + i), a);
-      hn::StoreU(a, d, sums + c * width + i);
-    }
-  const hn::CappedTag<T, 1> one;  // the same fused multiply-add for what is left
-  for (c = 0; c < rows; ++c)
-    for (std::int64_t i = vectors; i < width; ++i) {
-      auto a = hn::Zero(one);
-      for (std::int64_t p = 0; p < positions; ++p)
-        a = hn::MulAdd(hn::Set(one, factor[c * positions + p]), hn::LoadU(one, patches + p * width + i), a);
-      sums[c * width + i] = hn::GetLane(a);
-    }
-}
-
-void products_f32(const float* factor, std::int64_t rows, const float* patches, std::int64_t positions,
-                  std::int64_t width, float* sums) {
-  products(factor, rows, patches, positions, width, sums);
-}
-void products_f64(const double* factor, std::int64_t rows, const double* patches, std::int64_t positions,
-                  std::int64_t width, double* sums) {
-  products(factor, rows, patches, positions, width, sums);
-}
-
-}  // namespace allnorm::cpu::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 namespace allnorm::cpu {
 
 namespace {
 
-HWY_EXPORT(products_f32);
-HWY_EXPORT(products_f64);
-
-void products(const float* factor, std::int64_t rows, const float* patches, std::int64_t positions, std::int64_t width,
-              float* sums) {
-  HWY_DYNAMIC_DISPATCH(products_f32)(factor, rows, patches, positions, width, sums);
-}
-void products(const double* factor, std::int64_t rows, const double* patches, std::int64_t positions,
-              std::int64_t width, double* sums) {
-  HWY_DYNAMIC_DISPATCH(products_f64)(factor, rows, patches, positions, width, sums);
-}
-
 // Positions whose patches are laid out at once: few enough that their sums in the compute type lose nothing that
 // matters (16 roundings), and that the patches stay in the cache.
-constexpr std::int64_t block = 64;
+constexpr std::int64_t block = product_terms;
 
 template <class T>
 class PatchSums {
@@ -129,7 +50,7 @@ class PatchSums {
         for (std::int64_t c = 0; c < rows; ++c)
           for (std::int64_t q = 0; q < count; ++q)
             factor[static_cast<std::size_t>(c * count + q)] = centred(n, from + c, p + q);
-        products(factor.data(), rows, patches.data(), count, fan_in_, sums.data());
+        tile_products(factor.data(), rows, patches.data(), count, fan_in_, sums.data());
         double* out = a_.product + from * fan_in_;
         for (std::size_t i = 0; i < sums.size(); ++i) out[i] += static_cast<double>(sums[i]);
       }
@@ -191,4 +112,3 @@ void patch_sums(const PatchSumsArgs& args, Queue& queue) {
 }
 
 }  // namespace allnorm::cpu
-#endif

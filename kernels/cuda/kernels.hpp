@@ -12,6 +12,9 @@ void apply(const ApplyArgs& args, Queue& queue);
 void moments_grad(const MomentsGradArgs& args, Queue& queue);
 void affine_grad(const AffineGradArgs& args, Queue& queue);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
+void neighbours(const NeighboursArgs& args, Queue& queue);
+void neighbours_grad(const NeighboursGradArgs& args, Queue& queue);
+void matrix_product(const MatrixProductArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 
 void forward_local(ForwardArgs& args, Queue& queue);

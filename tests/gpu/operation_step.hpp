@@ -16,11 +16,14 @@ namespace step_test {
 struct OperationStep {
   OperationStep(const Layer& layer, Queue& q, const std::shared_ptr<Communicator>& group = self())
       : queue(q), operation(make_operation(layer, C, group, q)) {
-    inputs.add("input", fill(x_shape));
+    const bool compares = layer.row->vectors() != nullptr;  // rows, with vectors
+    const Shape own = compares ? Shape{x_shape[0], C} : x_shape;
+    inputs.add("input", fill(own));
     for (const TensorSpec& tensor : layer.row->tensors) {
       if (tensor.is_state() || !layer.has(tensor)) continue;
       const bool has_labels = tensor.role == TensorRole::labels;
       const Shape shape = tensor.role == TensorRole::table        ? Shape{rows, C}
+                          : tensor.role == TensorRole::vectors    ? Shape{rows, C}
                           : tensor.role == TensorRole::mixture    ? Shape{x_shape[0], rows}
                           : tensor.role == TensorRole::activation ? x_shape
                           : has_labels                            ? x_shape
@@ -30,9 +33,9 @@ struct OperationStep {
       const std::string_view gradient = *names.emplace(names.end(), "grad_" + std::string(tensor.name));
       if (layer.row->output(gradient) != nullptr) gradients.add(gradient, room(shape));
     }
-    gradients.add("grad_input", room(x_shape));
-    grad_output = fill(x_shape);
-    output = room(x_shape);
+    gradients.add("grad_input", room(own));
+    grad_output = fill(output_shape(*layer.row, inputs));
+    output = room(output_shape(*layer.row, inputs));
   }
   void run() {
     forward();
@@ -62,7 +65,7 @@ struct OperationStep {
   }
   TensorView room(const Shape& shape) { return backend::view(made.emplace_back(draw(random, shape)).data(), shape); }
 
-  static constexpr std::int64_t rows = 3;  // of tables
+  static constexpr std::int64_t rows = 3;  // of tables, and vectors
   Queue& queue;
   std::unique_ptr<Operation> operation;
   Random random{5};
