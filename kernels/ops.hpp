@@ -175,6 +175,46 @@ struct MatrixProductArgs {
   std::int64_t rows = 0, inner = 0, columns = 0;
 };
 
+/// An x (N, C, space) in `order` whose channels are in groups of `width` adjacent ones, for what mixes those of a
+/// group.
+struct ChannelGroups {
+  std::int64_t samples = 0, channels = 0, space = 0, width = 1;  ///< width divides channels
+  Order order{};
+
+  constexpr std::int64_t groups() const noexcept { return channels / width; }
+  constexpr std::int64_t positions() const noexcept { return samples * space; }
+};
+
+/// Sums over all positions of products of two channels of a group, in double; [c][j] is of channel c and the j-th of
+/// its group:
+///   products[c][j] = sum of (x_c - center_c) * (x_j - center_j), or where sums are asked for of dy_c * (x_j -
+///   center_j); sums[c]        = sum of dy_c.
+struct ChannelProductsArgs {
+  const void* x = nullptr;   ///< [groups]
+  const void* dy = nullptr;  ///< [groups], with sums
+  DType dtype{};
+  ChannelGroups groups{};
+  const double* center = nullptr;  ///< (C)
+  double* products = nullptr;      ///< (C, width)
+  double* sums = nullptr;          ///< (C), optional
+};
+
+/// Every position's channels by the matrix of their group: y_c = sum over j of matrix[c][j] * ((x_j - center_j) *
+/// power) + shift_c, and where it is given + of_dy[c][j] * dy_j, in the compute type T of the dtype. As in ApplyArgs
+/// what rounding the center to T does is taken back by the shift.
+struct ChannelMapArgs {
+  const void* x = nullptr;   ///< [groups]
+  const void* dy = nullptr;  ///< [groups], with of_dy
+  void* y = nullptr;         ///< [groups]; may be x or dy itself
+  DType dtype{};
+  ChannelGroups groups{};
+  const double* center = nullptr;  ///< (C)
+  const double* power = nullptr;   ///< (C / width) powers of two, normal numbers of T like their inverses
+  const double* matrix = nullptr;  ///< (C, width)
+  const double* of_dy = nullptr;   ///< (C, width), optional
+  const double* shift = nullptr;   ///< (C), 0 when not given
+};
+
 // ---- whole halves of a call: kernels/calls.hpp, and what a window adds to them ------------------------------------
 
 /// Before the exchange of a layer with a window that compensates: this rank's products of the entries' derivatives with
@@ -212,6 +252,8 @@ struct Ops {
   void (*neighbours)(const NeighboursArgs&, Queue&);
   void (*neighbours_grad)(const NeighboursGradArgs&, Queue&);
   void (*matrix_product)(const MatrixProductArgs&, Queue&);
+  void (*channel_products)(const ChannelProductsArgs&, Queue&);
+  void (*channel_map)(const ChannelMapArgs&, Queue&);
   void (*each)(const GroupSteps&, std::int64_t groups, Queue&);  ///< what operations do between these, once per group
 
   void (*forward_local)(ForwardArgs&, Queue&);

@@ -485,6 +485,36 @@ constexpr OutputSpec mean_only_outputs[] = {
     {"grad_bias", each_channel, "of this rank's values"},
 };
 
+constexpr Attribute group_size_attribute =
+    attributes::integer<1, &O::group_size>("group_size", "channels that are whitened together; a divisor of C");
+constexpr Attribute decorrelated_attributes[] = {
+    group_size_attribute, eps_attribute, momentum_attribute, training_attribute, sync_attribute,
+};
+constexpr Attribute iterative_attributes[] = {
+    group_size_attribute,
+    attributes::integer<1, &O::iterations>("iterations", "of Newton's method towards the inverse root"),
+    eps_attribute,
+    momentum_attribute,
+    training_attribute,
+    sync_attribute,
+};
+void check_iterations(const O& options) {
+  constexpr std::int64_t most = 1000;  // it has converged long before
+  expect(options.iterations <= most, Code::invalid_argument, [&] {
+    return "attribute iterations is " + std::to_string(options.iterations) + ", must be at most " +
+           std::to_string(most);
+  });
+}
+constexpr Axes each_pair{Axis::channel, Axis::partner};
+constexpr TensorSpec whitening_tensors[] = {
+    {"running_mean", TensorRole::state, each_channel, "0 when not given"},
+    {"running_whitening", TensorRole::state, each_pair, "what x - mean is multiplied by; identity when not given"},
+};
+constexpr OutputSpec whitening_outputs[] = {
+    {"running_mean", each_channel, "after the call, in training"},
+    {"running_whitening", each_pair, "after the call, in training"},
+};
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 constexpr Default sync_defaults[] = {{"sync", "world"}};
@@ -674,6 +704,27 @@ constexpr Row rows[] = {
      nullptr,
      {},
      false},
+    {"decorrelated_batch_norm",
+     "Decorrelated Batch Normalization: groups of channels whitened by the inverse root of their covariance (ZCA)",
+     "Huang et al. 2018, arXiv:1804.08450",
+     each_pair,
+     whitening_tensors,
+     decorrelated_attributes,
+     {},
+     whitening_outputs,
+     true,
+     OperationKind::whitening},
+    {"iterative_norm",
+     "Iterative Normalization: groups of channels whitened by some steps of Newton's method",
+     "Huang et al. 2019, arXiv:1904.03441",
+     each_pair,
+     whitening_tensors,
+     iterative_attributes,
+     {},
+     whitening_outputs,
+     true,
+     OperationKind::whitening,
+     check_iterations},
 };
 
 static_assert(std::all_of(std::begin(rows), std::end(rows), attributes::fits_a_header));

@@ -46,6 +46,7 @@ std::string shape_text(Axes axes) {
   if (axes == every_axis) return "like input";
   if (axes.has(Axis::row)) return "(rows)";
   if (axes.has(Axis::statistic)) return "(3)";
+  if (axes.has(Axis::partner)) return "(G,g,g)";
   if (axes.has(Axis::leading)) return "leading axes";
   if (axes.has(Axis::trailing)) return "normalized_shape";
   const bool space = axes.has(Axis::space);

@@ -68,6 +68,11 @@ bool serves(const Row& row, const Slot (&slots)[size], const Slot& slot) {
 State named_state(const Layer& layer, const RunningStatistics& running);
 void take_named_state(const Layer& layer, const State& given, RunningStatistics& running);
 
+/// Writes of which layer, and of which rank, a state is; and reads it: false for a framework's buffers, which have no
+/// such mark. Throws invalid_input for a layer of another family, or another version.
+void mark_state(State& state, const Layer& layer, const Communicator& group);
+bool expect_mark(const State& state, const Row& row);
+
 class NormImpl {
  public:
   NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,

@@ -74,6 +74,19 @@ void expect_family(const State& state, const Row& row) {
 
 }  // namespace
 
+void mark_state(State& state, const Layer& layer, const Communicator& group) {
+  state.add(std::string(layer_prefix) + std::string(layer.row->name), state_version);
+  state.add("allnorm.ranks", group.size());
+  state.add("allnorm.rank", group.rank());
+}
+
+bool expect_mark(const State& state, const Row& row) {
+  const bool framework = std::none_of(state.entries.begin(), state.entries.end(),
+                                      [](const StateEntry& e) { return e.name.starts_with("allnorm."); });
+  if (!framework) expect_family(state, row);
+  return !framework;
+}
+
 State named_state(const Layer& layer, const RunningStatistics& running) {
   State made;
   const Row& row = *layer.row;
@@ -99,9 +112,7 @@ State NormImpl::save(Queue& queue) const {
   State state;
   if (!has_running()) return state;
   memory_.save(state, queue);
-  state.add(std::string(layer_prefix) + std::string(layer_.row->name), state_version);
-  state.add("allnorm.ranks", group_->size());
-  state.add("allnorm.rank", group_->rank());
+  mark_state(state, layer_, *group_);
   memory_.save_lengths(state);
   save_ramp(state, "allnorm.r_max_ramp", layer_.options.r_max_ramp);
   save_ramp(state, "allnorm.d_max_ramp", layer_.options.d_max_ramp);
@@ -114,10 +125,7 @@ void NormImpl::load(const State& state, Queue& queue, const LoadOptions& options
   if (!has_running()) return;
   Layer layer = layer_;
   const bool history = LayerMemory::gives_history(state, options);
-  const bool framework = std::none_of(state.entries.begin(), state.entries.end(),
-                                      [](const StateEntry& e) { return e.name.starts_with("allnorm."); });
-  if (!framework) {  // otherwise running statistics alone
-    expect_family(state, *layer_.row);
+  if (expect_mark(state, *layer_.row)) {  // otherwise running statistics alone
     if (history) memory_.expect_same_history(state, *group_);
     load_ramps(state, layer);
   }

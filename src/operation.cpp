@@ -11,10 +11,11 @@ namespace allnorm {
 namespace {
 
 constexpr std::pair<OperationKind, OperationMaker*> makers[] = {
-    {OperationKind::norm, make_norm_operation},         {OperationKind::conditional, make_conditional_operation},
-    {OperationKind::adaptive, make_adaptive_operation}, {OperationKind::maps, make_maps_operation},
-    {OperationKind::weight, make_weight_operation},     {OperationKind::switchable, make_switchable_operation},
-    {OperationKind::cosine, make_cosine_operation},     {OperationKind::neighbours, make_neighbours_operation},
+    {OperationKind::norm, make_norm_operation},           {OperationKind::conditional, make_conditional_operation},
+    {OperationKind::adaptive, make_adaptive_operation},   {OperationKind::maps, make_maps_operation},
+    {OperationKind::weight, make_weight_operation},       {OperationKind::switchable, make_switchable_operation},
+    {OperationKind::cosine, make_cosine_operation},       {OperationKind::neighbours, make_neighbours_operation},
+    {OperationKind::whitening, make_whitening_operation},
 };
 
 }  // namespace

@@ -19,6 +19,7 @@ OperationMaker make_neighbours_operation;   // src/neighbours_operation.cpp
 OperationMaker make_norm_operation;         // src/norm_operation.cpp
 OperationMaker make_switchable_operation;   // src/switchable_operation.cpp
 OperationMaker make_weight_operation;       // src/weight_operation.cpp
+OperationMaker make_whitening_operation;    // src/whitening_operation.cpp
 
 /// Runs a check of this rank's own call. Where it throws, the ranks that wait for this one in an exchange are told.
 template <class Check>

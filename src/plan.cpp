@@ -36,11 +36,21 @@ void expect_channels(const Shape& shape) {
          [&] { return "input has shape " + to_string(shape) + ", must have at least 2 axes (N,C,space...)"; });
 }
 
+std::int64_t whitened_groups(const Layer& layer, std::int64_t channels) {
+  const std::int64_t g = layer.options.group_size;
+  expect(channels % g == 0, Code::invalid_argument, [&] {
+    return "attribute group_size is " + std::to_string(g) + ", must divide the number of channels, " +
+           std::to_string(channels);
+  });
+  return channels / g;
+}
+
 // How the layer cuts the axes of an input of that shape.
 Cut cut_of(const Layer& layer, const Shape& shape) {
   if (layer.row->statistics.has(Axis::row)) return {1, 0, layer.row_axis(shape)};
   if (layer.row->by_trailing()) return {1, normalized_axes(layer, shape)};
   expect_channels(shape);
+  if (layer.row->statistics.has(Axis::partner)) return {whitened_groups(layer, shape[1])};
   if (!layer.row->statistics.has(Axis::group)) return {};
   const std::int64_t C = shape[1], G = layer.options.groups;
   expect(C % G == 0, Code::invalid_argument, [&] {
@@ -103,6 +113,7 @@ Shape Layer::shape_of(Axes axes, const Shape& input) const {
   if (axes == every_axis) return input;
   if (axes.has(Axis::row)) return {input[cut.row]};
   if (axes.has(Axis::statistic)) return {3};
+  if (axes.has(Axis::partner)) return {cut.groups, options.group_size, options.group_size};
   const int first = input.rank() - cut.trailing;
   if (axes.has(Axis::leading)) return Shape(std::span(input.begin(), static_cast<std::size_t>(first)));
   if (axes.has(Axis::trailing)) return Shape(std::span(input.begin() + first, static_cast<std::size_t>(cut.trailing)));

@@ -28,6 +28,7 @@ struct Call {
       : shape(row.vectors() != nullptr ? Shape{3, 4} : Shape{3, 4, 2, 2}),
         layer(parse_layer(std::string(row.name) + std::string(attributes))) {
     if (row.attribute("groups") != nullptr) layer.set("groups", "2");
+    if (row.attribute("group_size") != nullptr) layer.set("group_size", "2");
     operation = make_operation(layer, shape[1], std::move(group), queue);
     inputs.add("input", fill(shape));
     for (const TensorSpec& tensor : row.tensors)

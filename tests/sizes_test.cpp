@@ -70,6 +70,7 @@ TEST(Sizes, ExtremeAttributesAreNamedOrWork) {
         try {
           Layer layer = Layer(row.name);
           if (layer.row->statistics.has(Axis::group)) layer.set("groups", "2");
+          if (layer.row->statistics.has(Axis::partner)) layer.set("group_size", "2");
           error = calling(layer.set(attribute.name, value));
         } catch (const Error& refused) {
           error = "invalid argument: " + refused.message();

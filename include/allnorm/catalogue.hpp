@@ -106,6 +106,7 @@ enum class OperationKind : std::uint8_t {
   switchable,   ///< mixtures of the statistics of three norms
   neighbours,   ///< values by those of channels around
   cosine,       ///< rows by their angles with vectors
+  whitening,    ///< the channels of a group decorrelated
 };
 
 struct Row {

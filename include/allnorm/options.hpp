@@ -129,6 +129,8 @@ struct NormOptions : PlainOptions {
   // cosine_norm, with eps
   bool centred = false;  ///< vectors lose their means first: correlations
   EpsMode eps_mode = EpsMode::add;
+  std::int64_t group_size = 16;  ///< channels that are decorrelated with each other
+  std::int64_t iterations = 5;   ///< iterative_norm
 };
 
 }  // namespace allnorm

@@ -28,6 +28,8 @@ void patch_sums(const PatchSumsArgs& args, Queue& queue);
 void neighbours(const NeighboursArgs& args, Queue& queue);
 void neighbours_grad(const NeighboursGradArgs& args, Queue& queue);
 void matrix_product(const MatrixProductArgs& args, Queue& queue);
+void channel_products(const ChannelProductsArgs& args, Queue& queue);
+void channel_map(const ChannelMapArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 void forward_local(ForwardArgs& args, Queue& queue);
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue);

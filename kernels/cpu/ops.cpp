@@ -36,6 +36,8 @@ const Ops& cpu_ops() {
                        .neighbours = cpu::neighbours,
                        .neighbours_grad = cpu::neighbours_grad,
                        .matrix_product = cpu::matrix_product,
+                       .channel_products = cpu::channel_products,
+                       .channel_map = cpu::channel_map,
                        .each = cpu::each,
                        .forward_local = cpu::forward_local,
                        .forward_finish = cpu::forward_finish,

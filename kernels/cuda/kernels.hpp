@@ -15,6 +15,8 @@ void apply_grad(const ApplyGradArgs& args, Queue& queue);
 void neighbours(const NeighboursArgs& args, Queue& queue);
 void neighbours_grad(const NeighboursGradArgs& args, Queue& queue);
 void matrix_product(const MatrixProductArgs& args, Queue& queue);
+void channel_products(const ChannelProductsArgs& args, Queue& queue);
+void channel_map(const ChannelMapArgs& args, Queue& queue);
 void each(const GroupSteps& steps, std::int64_t groups, Queue& queue);
 
 void forward_local(ForwardArgs& args, Queue& queue);

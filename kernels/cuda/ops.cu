@@ -30,6 +30,8 @@ const Ops& cuda_ops() {
                        .neighbours = cuda::neighbours,
                        .neighbours_grad = cuda::neighbours_grad,
                        .matrix_product = cuda::matrix_product,
+                       .channel_products = cuda::channel_products,
+                       .channel_map = cuda::channel_map,
                        .each = cuda::each,
                        .forward_local = cuda::forward_local,
                        .forward_finish = cuda::forward_finish,

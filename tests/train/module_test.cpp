@@ -312,6 +312,46 @@ TEST_F(Modules, ADynamicShortcutLearnsFromTheMoments) {
               {x, shortcut.first_weight, shortcut.second_weight, shortcut.second_bias});
 }
 
+/// x (N, C, space) with the channels of each group whitened: root() makes (groups, g, g) of covariances.
+template <class Root>
+torch::Tensor whitened(const torch::Tensor& x, std::int64_t g, const Root& root) {
+  const auto rows = x.transpose(0, 1).flatten(1).view({x.size(1) / g, g, -1});
+  const auto centred = rows - rows.mean(2, true);
+  const auto sigma = centred.matmul(centred.transpose(1, 2)) / rows.size(2) + 1e-3 * torch::eye(g, torch::kDouble);
+  const auto y = root(sigma).matmul(centred);
+  return y.view({x.size(1), x.size(0), x.size(2), x.size(3)}).transpose(0, 1);
+}
+
+TEST_F(Modules, WhiteningIsTheRootByEigenvectors) {
+  NormModule norm(parse_layer("decorrelated_batch_norm:group_size=2:eps=1e-3"), 4, self(), queue_, "layer");
+  const auto x = input();
+  expect_same(norm.forward(x),
+              whitened(x, 2,
+                       [](const torch::Tensor& sigma) {
+                         const auto [values, vectors] = torch::linalg_eigh(sigma);
+                         return vectors.matmul(values.rsqrt().unsqueeze(2) * vectors.transpose(1, 2));
+                       }),
+              {x});
+  norm.eval();
+  const auto fixed = norm.forward(x);
+  const torch::NoGradGuard no_gradients;
+  EXPECT_TRUE(norm.forward(x).equal(fixed));
+}
+
+TEST_F(Modules, WhiteningByIterationsIsTheRecursion) {
+  NormModule norm(parse_layer("iterative_norm:group_size=4:eps=1e-3"), 4, self(), queue_, "layer");
+  const auto x = input();
+  expect_same(norm.forward(x),
+              whitened(x, 4,
+                       [](const torch::Tensor& sigma) {
+                         const auto trace = sigma.diagonal(0, 1, 2).sum(1).view({-1, 1, 1});
+                         auto p = torch::eye(4, torch::kDouble).expand_as(sigma);
+                         for (int k = 0; k < 5; ++k) p = 1.5 * p - 0.5 * p.matmul(p).matmul(p).matmul(sigma / trace);
+                         return p / trace.sqrt();
+                       }),
+              {x});
+}
+
 TEST_F(Modules, FilterResponseNormWithThresholds) {
   const auto norm = module("filter_response_norm", 4);
   const auto shaped = [&](const char* name) { return norm->parameter(name).view({1, 4, 1, 1}); };
