@@ -95,6 +95,11 @@ Views slots_of(const allnorm_tensor* tensors, std::size_t count) {
   return slots;
 }
 
+void give(const Shape& made, int64_t* shape, int32_t* rank) {
+  std::copy(made.begin(), made.end(), &given(shape, "shape"));
+  given(rank, "rank") = made.rank();
+}
+
 void keep(std::unique_ptr<SavedCall> saved, allnorm_call** made) {
   if (made != nullptr) *made = new allnorm_call{std::move(saved)};
 }
@@ -139,7 +144,6 @@ std::vector<allnorm_slot> slots_of(const Layer& layer) {
 
 /// Throws unsupported for a slot whose shape is the caller's choice, invalid_argument for one that is not there.
 Shape shape_of(const Layer& layer, std::string_view slot, const Shape& input) {
-  if (slot == "input" || slot == "output" || slot == "grad_input" || slot == "grad_output") return input;
   const OutputSpec* const output = layer.row->output(slot);
   const TensorSpec* const tensor = output != nullptr ? layer.row->gradient(slot) : layer.row->tensor(slot);
   expect(tensor != nullptr || output != nullptr, Code::invalid_argument,
@@ -224,10 +228,17 @@ int32_t allnorm_operation_slot(const allnorm_operation* operation, size_t index,
 allnorm_status allnorm_slot_shape(const allnorm_operation* operation, const char* slot, const int64_t* input_shape,
                                   int32_t input_rank, int64_t* shape, int32_t* rank) {
   return guarded([&] {
-    const Shape found = shape_of(given(operation, "operation").operation->layer(), &given(slot, "slot"),
-                                 shape_of(input_shape, input_rank, "the input"));
-    std::copy(found.begin(), found.end(), &given(shape, "shape"));
-    given(rank, "rank") = found.rank();
+    give(shape_of(given(operation, "operation").operation->layer(), &given(slot, "slot"),
+                  shape_of(input_shape, input_rank, "the input")),
+         shape, rank);
+  });
+}
+
+allnorm_status allnorm_output_shape(const allnorm_operation* operation, const allnorm_tensor* inputs,
+                                    size_t input_count, int64_t* shape, int32_t* rank) {
+  return guarded([&] {
+    const Row& row = *given(operation, "operation").operation->layer().row;
+    give(output_shape(row, slots_of<InputSlots>(inputs, input_count)), shape, rank);
   });
 }
 

@@ -89,11 +89,15 @@ typedef struct allnorm_slot {
 } allnorm_slot;
 /* The slots that exist with the operation's attributes; false (0) past the last. */
 ALLNORM_API int32_t allnorm_operation_slot(const allnorm_operation* operation, size_t index, allnorm_slot* slot);
-/* The shape of "output", a statistic, a parameter or a map for an input of that shape: `shape` has room for 8. Slots
- * whose shape is the caller's choice (labels, tables, styles) are ALLNORM_UNSUPPORTED. */
+/* The shape of a statistic, a parameter or a map for an input of that shape: `shape` has room for 8. Slots whose shape is
+ * the caller's choice (labels, tables, styles) are ALLNORM_UNSUPPORTED. */
 ALLNORM_API allnorm_status allnorm_slot_shape(const allnorm_operation* operation, const char* slot,
                                               const int64_t* input_shape, int32_t input_rank, int64_t* shape,
                                               int32_t* rank);
+
+/* The shape of "output" for these inputs. */
+ALLNORM_API allnorm_status allnorm_output_shape(const allnorm_operation* operation, const allnorm_tensor* inputs,
+                                                size_t input_count, int64_t* shape, int32_t* rank);
 
 /* ---- calls: tensors are on the queue's device; on a GPU calls return when their work is enqueued ---- */
 /* `inputs` has "input" and what else the row lists; `outputs` has "output". `made` may be NULL where no backward call

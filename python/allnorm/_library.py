@@ -84,6 +84,7 @@ def _load() -> ctypes.CDLL:
         ("set_training", None, [handle, number]),
         ("operation_slot", number, [handle, size, ctypes.POINTER(Slot)]),
         ("slot_shape", number, [handle, text, extents, number, extents, numbers]),
+        ("output_shape", number, [handle, tensors, size, extents, numbers]),
         ("forward", number, [*call, made]),
         ("infer", number, call),
         ("replay", number, [handle, handle, *call[1:], made]),

@@ -174,12 +174,19 @@ class Layer:
         """The output for an input (N, C, space...), with other tensors by their names, those that are None left out."""
         given = {name: _dense(array, name) for name, array in {"input": input, **tensors}.items() if array is not None}
         array, last = given["input"]
-        output = _empty(self.shape("output", array.shape), array.dtype, last)
         for name, (own, own_last) in given.items():
             if own_last != last and own.ndim > 2 and name in self._slots:
                 to_last = last and bool(self._slots[name].in_order)
                 given[name] = (_in_order(own, to_last), to_last)
-        inputs, outputs = _Views(given), _Views({"output": (output, last)})
+        inputs = _Views(given)
+        extents, rank = (ctypes.c_int64 * 8)(), ctypes.c_int32()
+        expect(
+            library.allnorm_output_shape(
+                self._operation.value, inputs.array, inputs.size, extents, ctypes.byref(rank)
+            )
+        )
+        output = _empty(tuple(extents[: rank.value]), array.dtype, last)
+        outputs = _Views({"output": (output, last)})
         call = Handle(library.allnorm_call_free)
         expect(
             library.allnorm_forward(
