@@ -52,13 +52,13 @@ std::vector<Matrix> newton(const Matrix& s, std::int64_t iterations) {
 Whitened whitened_by_eigenvectors(const double* products, std::int64_t g, double count, double eps) {
   const Scaled of = scaled(products, g, count, eps);
   Whitened made{.power = of.power};
-  if (!of.covariance.allFinite()) {
+  Eigen::SelfAdjointEigenSolver<Matrix> solver(g);
+  if (!of.covariance.allFinite() || solver.compute(of.covariance).info() != Eigen::Success) {
     made.matrix.assign(static_cast<std::size_t>(g * g), std::numeric_limits<double>::quiet_NaN());
     made.basis = made.matrix;
     made.eigenvalues.assign(static_cast<std::size_t>(g), std::numeric_limits<double>::quiet_NaN());
     return made;
   }
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(of.covariance);
   // Rounding may leave an eigenvalue of 0 below it. eps is added here, where nothing can swallow it.
   const Eigen::VectorXd values = solver.eigenvalues().cwiseMax(0.0).array() + of.eps;
   const Matrix u = solver.eigenvectors();

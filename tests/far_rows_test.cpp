@@ -55,7 +55,7 @@ Arrays tensors(Random& random, const Layer& layer, const Distance& distance) {
 }
 
 /// Input and style moved; true where the output moves with the style.
-bool move(Arrays& tensors, const Row& row, double by) {
+bool shift(Arrays& tensors, const Row& row, double by) {
   bool styled = false;
   for (auto& [name, values] : tensors) {
     const bool style = row.tensor(name) != nullptr && row.tensor(name)->role == TensorRole::style;
@@ -89,7 +89,7 @@ void expect_same_far(const Layer& layer, const Distance& distance, Order order) 
   for (int step = 0; step < 2; ++step) {
     Arrays given = tensors(random, layer, distance);
     Arrays want = near(given);
-    const bool styled = move(given, row, distance.mean);
+    const bool styled = shift(given, row, distance.mean);
     for (auto& [name, values] : far(given)) {
       const bool statistic = row.output(name) != nullptr && row.gradient(name) == nullptr;
       const bool moves = name == "mean" || (styled && name == "output");

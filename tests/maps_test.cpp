@@ -59,7 +59,7 @@ TEST(Spade, GradientsAreCentralDifferences) {
   for (const char* base : {"batch_norm", "instance_norm"}) {
     Random random(17);
     expect_gradients([&] { return Subject(Layer("spade").set("base", base), 2); },
-                     tensors(random, {2, 2, 3}, DType::f64));
+                     tensors(random, {2, 2, 6}, DType::f64));
   }
 }
 

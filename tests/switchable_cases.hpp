@@ -48,8 +48,9 @@ void expect_running(Subject& subject, const Expected& want, double bound, double
 /// A batch whose samples ranks have, of other numbers and other sizes; with running statistics before the call.
 struct Batch {
   Batch(const std::vector<cases::Extents>& shapes, const Options& options, allnorm::DType type);
-  /// Of rank `world->rank()`.
-  void expect_call(const World& world) const;
+  /// Two calls of one object, each of rank `world->rank()`: a GPU's first exchange goes through the host, later ones do
+  /// not.
+  void expect_calls(const World& world) const;
 
   Options o;
   allnorm::DType dtype;
@@ -63,8 +64,8 @@ struct Batch {
 struct Samples {
   Samples(std::vector<std::int64_t> sizes, const Options& options, allnorm::DType type, double ratio = 0,
           double scale = 1);
-  /// Of rank `world->rank()`: returns its shares of the parameters' gradients.
-  Arrays expect_call(const World& world) const;
+  /// Two calls, as above: returns what the second one made, with its shares of the parameters' gradients.
+  Arrays expect_calls(const World& world) const;
   void expect_sums(const std::vector<Arrays>& shares) const;
 
   std::vector<std::int64_t> parts;

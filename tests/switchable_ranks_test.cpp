@@ -16,9 +16,6 @@ using namespace switchable_cases;
 using cases::Extents;
 using harness::error_of;
 
-// A GPU's first exchange goes through the host, later ones do not.
-constexpr int calls = 2;
-
 // Ranks whose samples have another number and another size, or that have none.
 TEST(SwitchableNorm, OverRanksWithSamplesOfTheirOwnIsOneBatch) {
   const std::vector<std::vector<Extents>> all = {
@@ -36,9 +33,8 @@ TEST(SwitchableNorm, OverRanksWithSamplesOfTheirOwnIsOneBatch) {
         SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(shapes.size()) + " ranks" +
                      (training ? "" : ", inference"));
         const Batch batch(shapes, {.training = training}, dtype);
-        harness::run(static_cast<int>(shapes.size()), [&](const harness::World& world, Queue&) {
-          for (int call = 0; call < calls; ++call) batch.expect_call(world);
-        });
+        harness::run(static_cast<int>(shapes.size()),
+                     [&](const harness::World& world, Queue&) { batch.expect_calls(world); });
       }
 }
 
@@ -47,8 +43,7 @@ void expect_parts_of_samples(const std::vector<std::int64_t>& parts, const Optio
   const Samples samples(parts, o, dtype, ratio, scale);
   std::vector<Arrays> shares(parts.size());
   harness::run(static_cast<int>(parts.size()), [&](const harness::World& world, Queue&) {
-    for (int call = 0; call < calls; ++call)
-      shares[static_cast<std::size_t>(world->rank())] = samples.expect_call(world);
+    shares[static_cast<std::size_t>(world->rank())] = samples.expect_calls(world);
   });
   samples.expect_sums(shares);
 }

@@ -99,8 +99,8 @@ TEST_F(Nccl, MixedStatisticsAreThoseOfTheLoops) {
       SCOPED_TRACE(std::string(training ? "training" : "inference") + ", gathering up to " + std::to_string(limit));
       std::vector<Arrays> shares(3);
       on_one_gpu(3, limit, [&](const Group& group, Queue&) {
-        for (int call = 0; call < 2; ++call) batch.expect_call(group);
-        shares[static_cast<std::size_t>(group->rank())] = samples.expect_call(group);
+        batch.expect_calls(group);
+        shares[static_cast<std::size_t>(group->rank())] = samples.expect_calls(group);
       });
       samples.expect_sums(shares);
     }

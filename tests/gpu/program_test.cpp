@@ -155,6 +155,7 @@ INSTANTIATE_TEST_SUITE_P(
                  "spade --set sync=world --tensor gamma=dy.{rank}.{step}.npy --tensor beta=x.{rank}.{step}.npy"},
             Call{"mixed", "switchable_norm --set sync=world --weight g.npy --bias b.npy --tensor running_mean=m.npy",
                  2},
+            Call{"neighbours", "local_response_norm --set alpha=0.5 --set size=4"},
             Call{"tracking", "instance_norm --set track=true --weight g.npy --bias b.npy", 2}),
         testing::Values(Setting{"f64", "channels_last", 1}, Setting{"f32", "channels_first", 3},
                         Setting{"f16", "channels_last", 3}, Setting{"bf16", "channels_first", 1})));
