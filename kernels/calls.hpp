@@ -10,6 +10,7 @@
 #include "allnorm/options.hpp"
 #include "allnorm/partition.hpp"
 #include "allnorm/record.hpp"
+#include "kernels/hits.hpp"
 #include "kernels/layer_state.hpp"
 #include "kernels/steps.hpp"
 
@@ -100,7 +101,7 @@ namespace steps {
 
 /// What a call with FrameSource::call does.
 ALLNORM_HOST_DEVICE inline Turn turn_of(const ForwardArgs& args, const Gathered& gathered) {
-  double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : summed(gathered, 0);
+  double count = args.record == nullptr ? static_cast<double>(args.norm.group_size()) : count_of(gathered);
   if (args.rules.pools && args.norm.groups() == 0) count = 0;  // no sample has the positions that it would have
   return turn_of(args.rules, args.state.now(), count, args.derives);
 }
@@ -110,12 +111,27 @@ ALLNORM_HOST_DEVICE inline double learned_eps_of(const LayerCall& call, std::int
   return call.learned_eps.given() ? std::fabs(call.learned_eps[call.to_affine(g)]) : 0;
 }
 
+/// The ranks whose moments of group g are not finite, where those of all together are not.
+ALLNORM_HOST_DEVICE inline std::uint64_t ranks_hit(const ForwardArgs& args, const Gathered& gathered, std::int64_t g) {
+  if (args.record == nullptr) return rank_bit(0);
+  if (gathered.sums != nullptr) return gathered.nonfinite;
+  const Layout layout{args.norm.groups()};
+  std::uint64_t ranks = 0;
+  for (int rank = 0; rank < gathered.ranks; ++rank) {
+    const double* const part = payload_of(gathered, rank);
+    if (!formulas::usable({part[layout.mean(g)], part[layout.m2(g)]})) ranks |= rank_bit(rank);
+  }
+  return ranks;
+}
+
 /// The frame of group g in such a call; `commits`: and its next state.
 ALLNORM_PER_GROUP GroupFrame frame_of(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
                                       std::int64_t g, bool commits) {
   const Layout layout{args.norm.groups()};
   const auto current =
       args.record == nullptr ? moments_of(turn.count, args.mean[g], args.m2[g]) : moments_of(gathered, layout, g);
+  if (commits && !formulas::usable({current.mean, args.rules.scaled ? current.var : 0}))
+    note_hit(args.state, g, ranks_hit(args, gathered, g));
   const auto product = [&](std::int64_t entry, bool of_variance) {
     if (!args.rules.compensates()) return 0.0;
     return summed(gathered, of_variance ? layout.dvar(entry, g) : layout.dmean(entry, g));

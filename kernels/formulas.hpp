@@ -38,6 +38,14 @@ ALLNORM_HOST_DEVICE inline Moments kept(Moments m) { return usable(m) ? m : Mome
 
 // ---- 2: the moments of all ranks, merged rank by rank --------------------------------------------------------------
 
+/// Numbers of values are integers in doubles, exact up to this.
+inline constexpr double most_values = 0x1p53;
+/// Their sum; infinite where it is beyond that, and from there on.
+ALLNORM_HOST_DEVICE inline double counted(double before, double more) {
+  const double count = before + more;
+  return count <= most_values && count - before == more ? count : std::numeric_limits<double>::infinity();
+}
+
 /// How `more` values merge with the `before` ones that were merged already (Chan, Golub and LeVeque): the same for all
 /// groups of a message. A part without values is to be skipped and the first one with some is taken as it is, so that
 /// nothing is multiplied with what stands beside a count of 0.
@@ -47,7 +55,7 @@ struct Merge {
   double share = 0, cross = 0;  // more / count, before * share
 
   ALLNORM_HOST_DEVICE Merge(double n, double added)
-      : before(n), more(added), count(n + added), share(added / count), cross(n * share) {}
+      : before(n), more(added), count(counted(n, added)), share(added / count), cross(n * share) {}
 
   ALLNORM_HOST_DEVICE bool skips() const { return more == 0; }
   ALLNORM_HOST_DEVICE double mean(double merged, double part) const {

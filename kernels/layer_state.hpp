@@ -118,6 +118,19 @@ struct Turn {
   bool fails = false;                      // the ranks disagree: nothing may change
 };
 
+/// Groups of a call whose moments over all ranks are not finite.
+struct Hits {
+  std::uint64_t ranks = 0;   // whose own are not, as far as is known; see rank_bit()
+  std::uint64_t groups = 0;  // how many
+  std::uint64_t first = ~std::uint64_t{0};
+};
+/// What a layer's calls have met of them, in memory that the host reads at any time.
+struct HitsMet {
+  std::int64_t calls = 0;  // that had some
+  std::int64_t call = 0;   // the number of the last one
+  Hits last{};
+};
+
 /// The window of Cross-Iteration BN: `slots` = window iterations, one of them open for the current batch.
 struct Ring {
   double* count = nullptr;   // (slots)
@@ -159,6 +172,8 @@ struct LayerState {
   double* values = nullptr;         // (2, fields, C)
   std::uint32_t* parity = nullptr;  // (1) parity: the current copy
   Turn* last = nullptr;             // (1) what the last call did
+  Hits* hits = nullptr;             // (1) of the call under way; null: nobody asks
+  HitsMet* met = nullptr;           // (1)
   std::int64_t channels = 0, fields = 0;
   Ring ring{};
 

@@ -230,7 +230,8 @@ struct ProductsArgs {
 };
 
 /// After the second half: this call's derivatives of mean and variance by the weights, added to the batch's, in the
-/// window's open slot; centred where the batch ends. Does what state.last says.
+/// window's open slot; centred where the batch ends. Does what state.last says. On a CPU it can run out of memory, so
+/// there it comes before the last step of the call, which it takes.
 struct DerivativesArgs {
   Rules rules{};
   LayerState state{};

@@ -46,6 +46,14 @@ ALLNORM_HOST_DEVICE inline double summed(const Gathered& g, std::int64_t i) {
   return sum;
 }
 
+/// Values per group over all ranks, of a forward call; infinite where they are too many.
+ALLNORM_HOST_DEVICE inline double count_of(const Gathered& g) {
+  if (g.sums != nullptr) return formulas::counted(0, g.sums[0]);
+  double count = 0;
+  for (int rank = 0; rank < g.ranks; ++rank) count = formulas::counted(count, payload_of(g, rank)[0]);
+  return count;
+}
+
 /// A ramp's value at `call`; `constant` for an empty ramp.
 ALLNORM_HOST_DEVICE inline double ramp_value(const RampView& ramp, std::int64_t call, double constant) {
   if (ramp.count == 0) return constant;
@@ -126,19 +134,25 @@ ALLNORM_HOST_DEVICE inline bool agree(const RecordHead& a, const RecordHead& b) 
 
 // ---- one call ------------------------------------------------------------------------------------------------------
 
-/// What a training call with `count` values per group does. `derives`: it brings the derivatives' source.
+/// What a training call with `count` values per group does: it fails where these, or those of the batch, are too many
+/// to be counted. `derives`: it brings the derivatives' source.
 ALLNORM_HOST_DEVICE inline Turn turn_of(const Rules& rules, const Counters& now, double count, bool derives) {
   Turn t;
   t.call = now.calls;
   t.count = t.own_count = count;
   t.counts = count > 0;
+  if (rules.persists) t.batch_count = formulas::counted(now.count, count);
+  if (!(count <= formulas::most_values && t.batch_count <= formulas::most_values)) {
+    t.count = std::numeric_limits<double>::infinity();
+    t.fails = true;
+    return t;
+  }
   if (!rules.persists) return t;
   const bool burn_in = now.batches < rules.burn_in;
   const bool fills = rules.window > 1 && (!burn_in || rules.fill_in_burn_in);
   const double weight = !t.counts ? 0 : rules.weighting == Weighting::count ? count : 1;
   t.advances = t.counts || rules.minibatches > 1;
   t.batch_weight = now.weight + weight;
-  t.batch_count = now.count + count;
   t.f = t.batch_weight > 0 ? weight / t.batch_weight : 0;
   t.accumulates = rules.minibatches > 1 && !burn_in;
   if (t.accumulates) t.own_count = t.batch_count;
@@ -200,9 +214,10 @@ ALLNORM_HOST_DEVICE inline Counters advanced(const Rules& rules, Counters c, con
   return c;
 }
 
-/// The last step of a call: what it wrote becomes the state.
+/// The last step of a call, after which nothing can fail: what it wrote becomes the state.
 inline void advance(const Rules& rules, const LayerState& state, const Turn& turn, bool is_call) {
   *state.last = turn;
+  if (turn.fails) return;
   state.next() = advanced(rules, state.now(), turn, is_call);
   ++*state.parity;
 }

@@ -16,6 +16,7 @@
 #include "launch/files/input_file.hpp"
 #include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
+#include "launch/nonfinite.hpp"
 
 namespace allnorm::launch {
 
@@ -93,9 +94,13 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
   set_state(plan, rank, tensors, *operation);
 
   std::vector<NamedArray> results;
+  NonFiniteTeller teller;
+  bool finite = plan.layer.row->attribute("nonfinite") == nullptr;  // of a layer that does not look itself
   for (std::int64_t step = 0; step < plan.steps; ++step) {
     if (step > 0) tensors.read(step);
+    if (finite) finite = is_finite(plan.ranks, plan.layer, tensors.inputs()["input"], step, rank);
     for (NamedArray& made : run_step(plan, tensors, *operation, rank.queue, step)) results.push_back(std::move(made));
+    teller.tell(0, operation->nonfinite(), plan.layer, operation->group());
   }
   SavedState saved;
   if (!plan.save_state.empty()) {

@@ -8,6 +8,7 @@
 #include "allnorm/error.hpp"
 #include "launch/apply.hpp"
 #include "launch/help.hpp"
+#include "launch/nonfinite.hpp"
 #include "src/nearest.hpp"
 
 namespace allnorm::launch {
@@ -207,6 +208,7 @@ ApplyPlan read_plan(const Arguments& words) {
     plan.layer.set(name, value);
     set.push_back(name);
   }
+  set_nonfinite(plan.ranks, std::find(set.begin(), set.end(), "nonfinite") != set.end(), plan.layer);
   plan.layer.check();
 
   for (const char* given : {"out", "load-state", "save-state"})

@@ -57,6 +57,7 @@ int exit_code(Code code) noexcept {
     case Code::transport:  // a connection breaks when a rank leaves
       return exit_timeout;
     case Code::device:
+    case Code::non_finite:
       break;
   }
   return exit_failure;
@@ -91,7 +92,15 @@ po::options_description describe(RankOptions& options) {
                                   po::value(&options.timeout)->value_name("S")->notifier(positive("--timeout")),
                                   "seconds until a rank that does not answer is an error (120)")(
       "first-timeout", po::value(&options.first_timeout)->value_name("S")->notifier(positive("--first-timeout")),
-      "the same until all ranks are there, and in the first exchange: ranks start at different times (600)");
+      "the same until all ranks are there, and in the first exchange: ranks start at different times (600)")(
+      "record", po::value(&options.record)->value_name("DIR"),
+      "where a rank is missing, every other one writes what it knows of all to DIR/late.r<rank>.json")(
+      "nonfinite", po::value(&options.nonfinite)->value_name("WHAT")->notifier([](const std::string& value) {
+        expect(value == "propagate" || value == "fail" || value == "skip_update", Code::invalid_argument,
+               [&] { return "--nonfinite is '" + value + "', must be propagate, fail or skip_update"; });
+      }),
+      "input that is not finite on some rank: propagate (its channels stay out of the layer's state, one warning), "
+      "fail (exit 1), or skip_update (no state of the layer changes, a warning each time) (propagate)");
   return description;
 }
 

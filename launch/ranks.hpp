@@ -32,6 +32,8 @@ struct RankOptions {
   std::string device = "cpu";
   int threads = 1;  ///< CPU threads per rank
   double timeout = 120, first_timeout = 600;
+  std::string record;     ///< the folder of the ranks' records; empty: none
+  std::string nonfinite;  ///< the attribute of layers that do not set it themselves; empty: theirs
 };
 /// The options with their help, bound to `options`.
 boost::program_options::options_description describe(RankOptions& options);

@@ -78,7 +78,7 @@ int run_mpi(const RankOptions& options, const RankBody& body) {
   const auto from = launcher();
   {
     const Watchdog watchdog(options.first_timeout, exit_timeout, waits_in("MPI_Init", options.first_timeout),
-                            from ? from->rank : 0);
+                            from ? from->rank : 0, "MPI_Init: a rank is missing or late");
     int provided = 0;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
   }
@@ -106,7 +106,8 @@ int run_mpi(const RankOptions& options, const RankBody& body) {
     };
     if (const auto failure = run_one(own, to_the_end))
       return leave(*failure, rank, size);  // `own` keeps MPI's objects until the abort
-    watchdog.emplace(options.timeout, exit_timeout, waits_in("MPI_Finalize", options.timeout), rank);
+    watchdog.emplace(options.timeout, exit_timeout, waits_in("MPI_Finalize", options.timeout), rank,
+                     "MPI_Finalize: a rank is missing or late");
   } catch (const std::exception& error) {
     return leave(failure_of(error), rank, size);
   }

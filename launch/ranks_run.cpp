@@ -5,7 +5,9 @@
 #include <thread>
 #include <utility>
 
+#include "launch/late.hpp"
 #include "launch/ranks_nccl.hpp"
+#include "launch/terminal.hpp"
 
 namespace allnorm::launch {
 
@@ -43,6 +45,10 @@ Patience patience_of(const RankOptions& options) {
   Patience patience;
   patience.timeout = options.timeout;
   patience.first_timeout = options.first_timeout;
+  patience.warn = [](const LateReport& late) {
+    if (late.speaks) print_line_at_once("warning: " + late.line);
+  };
+  patience.report = [folder = options.record](const LateReport& late) { tell_late(late, folder); };
   return patience;
 }
 

@@ -13,7 +13,8 @@ namespace allnorm::launch {
 /// way to those before it.
 class Watchdog {
  public:
-  Watchdog(double seconds, int code, std::string line, int rank = 0);
+  /// `warning`, where there is one, is told by rank 0 after 30 s or half of the time.
+  Watchdog(double seconds, int code, std::string line, int rank = 0, std::string warning = {});
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;

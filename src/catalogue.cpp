@@ -74,6 +74,11 @@ constexpr Attribute training_attribute =
     with(Agreement::none,
          attributes::boolean<&O::training>("training", "false: normalize with the running statistics, change nothing"));
 
+constexpr Attribute nonfinite_attribute = attributes::choice<Words{"propagate", "fail", "skip_update"}, &O::nonfinite>(
+    "nonfinite",
+    "input that is not finite, on any rank: its channels stay out of the state, or the call fails, or "
+    "changes no state");
+
 constexpr Attribute batch_attributes[] = {
     eps_attribute,
     eps_place_attribute,
@@ -112,6 +117,7 @@ constexpr Attribute batch_attributes[] = {
         "weighting", "mini-batches weigh the same, or by their number of values"),
     attributes::choice<Words{"last", "every"}, &O::running>(
         "running", "running statistics move once per batch, or at every mini-batch"),
+    nonfinite_attribute,
 };
 
 constexpr Attribute layer_norm_attributes[] = {
@@ -123,6 +129,7 @@ constexpr Attribute layer_norm_attributes[] = {
     activation_attribute,
     slope_attribute,
     sync_attribute,
+    nonfinite_attribute,
 };
 
 constexpr Attribute group_norm_attributes[] = {
@@ -131,6 +138,7 @@ constexpr Attribute group_norm_attributes[] = {
     activation_attribute,
     slope_attribute,
     sync_attribute,
+    nonfinite_attribute,
 };
 
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
@@ -214,7 +222,7 @@ constexpr auto conditional_batch_outputs = joined(batch_outputs, delta_outputs);
 constexpr bool always(const O&) { return true; }
 constexpr std::string_view with_input = "with input";
 
-constexpr Attribute conditional_instance_attributes[] = {eps_attribute};
+constexpr Attribute conditional_instance_attributes[] = {eps_attribute, nonfinite_attribute};
 constexpr TensorSpec conditional_instance_tensors[] = {
     table(weight(each_channel), "gamma: a row for each style; 1 when not given"),
     table(bias(each_channel), "beta, likewise; 0 when not given"),
@@ -250,7 +258,7 @@ constexpr auto map_attributes = joined(map_attributes_alone, batch_attributes);
 /// A base without running statistics has none of what is about them.
 void check_base(const O& options) {
   if (on_batch(options)) return;
-  constexpr std::string_view of_both[] = {"eps", "activation", "slope", "sync"};
+  constexpr std::string_view of_both[] = {"eps", "activation", "slope", "sync", "nonfinite"};
   for (const Attribute& attribute : batch_attributes) {
     if (std::find(std::begin(of_both), std::end(of_both), attribute.name) != std::end(of_both)) continue;
     const std::string must = attribute.get({}), is = attribute.get(options);
@@ -325,6 +333,7 @@ constexpr Attribute instance_norm_attributes[] = {
     activation_attribute,
     slope_attribute,
     sync_attribute,
+    nonfinite_attribute,
 };
 constexpr bool tracks(const O& options) { return options.track; }
 constexpr std::string_view tracked = "left out unless track=true";
@@ -355,6 +364,7 @@ constexpr Attribute response_attributes[] = {
     with(Agreement::none, attributes::choice<Words{"first", "second", "half"}, &O::tie>(
                               "tie", "who takes the gradient where y is tau: y, tau, or half of it each")),
     sync_attribute,
+    nonfinite_attribute,
 };
 constexpr TensorSpec response_tensors[] = {
     weight(each_channel),
@@ -376,6 +386,7 @@ constexpr Attribute positional_attributes[] = {
     eps_attribute,
     attributes::boolean<&O::unbiased>("unbiased", "the variance has Bessel's factor; nan for one channel"),
     sync_attribute,
+    nonfinite_attribute,
 };
 constexpr TensorSpec positional_tensors[] = {
     weight(each_place),
@@ -476,7 +487,8 @@ constexpr TensorSpec cosine_tensors[] = {{"weight", TensorRole::vectors, none,
                                           always, with_input}};
 constexpr OutputSpec cosine_outputs[] = {{"grad_weight", none, "of this rank's rows"}};
 
-constexpr Attribute mean_only_attributes[] = {momentum_attribute, training_attribute, sync_attribute};
+constexpr Attribute mean_only_attributes[] = {momentum_attribute, training_attribute, sync_attribute,
+                                              nonfinite_attribute};
 constexpr TensorSpec mean_only_tensors[] = {bias(each_channel),
                                             {"running_mean", TensorRole::state, each_channel, "0 when not given"}};
 constexpr OutputSpec mean_only_outputs[] = {

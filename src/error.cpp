@@ -20,6 +20,8 @@ std::string_view to_string(Code code) noexcept {
       return "timeout";
     case Code::aborted:
       return "aborted";
+    case Code::non_finite:
+      return "non-finite";
   }
   return "unknown";
 }

@@ -1,10 +1,13 @@
 #include "src/exchange.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
 
+#include "kernels/formulas.hpp"
+#include "src/failures.hpp"
 #include "src/gpu.hpp"
 #include "src/record_room.hpp"
 #include "src/transport/deadline.hpp"
@@ -28,6 +31,10 @@ std::string verdict(const Header& first, std::string_view first_name, const Head
   if (text.empty()) return {};
   // "is at ..." reads on from the rank; everything else belongs to the call that all ranks are in
   return name + (text.starts_with("is at") ? " " : ": " + describe(first) + ": ") + text;
+}
+
+std::string too_many_values(const Header& call) {
+  return describe(call) + ": a group has more than 2^53 values on all ranks together, must have at most that";
 }
 
 std::size_t Communicator::room(std::size_t, const Queue&) const { return 0; }
@@ -57,11 +64,18 @@ struct ThroughHost {
   std::uint64_t flags;  // of all ranks
 };
 
+// Of the payload's moments, which the header counts.
+bool are_moments_finite(const Header& header, const std::vector<double>& payload) {
+  const std::size_t means = header.get(Field::moments), all = means + means * header.get(Field::co_moments);
+  return std::all_of(payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(std::min(1 + all, payload.size())),
+                     [means](double value) { return means == 0 || std::isfinite(value); });
+}
+
 // The record as a message; from a CUDA queue it passes the host memory that stage(bytes) gives. What goes wrong here is
 // this rank's own: it declines the exchange.
 template <class Stage>
 Message message_of(Communicator& group, const Record& record, const Stage& stage, Queue& queue) {
-  try {
+  return tell_others(true, group, [&]() -> Message {
     const std::byte* own = record.data;
     if (is_gpu(queue)) {
       expect_not_captured(group, queue);
@@ -75,11 +89,9 @@ Message message_of(Communicator& group, const Record& record, const Stage& stage
     expect_taken_part(head);
     std::vector<double> payload(record.count);
     if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
+    if (!are_moments_finite(head.header, payload)) head.flags |= flag_nonfinite;
     return {head.header, std::move(payload), head.flags, {}};
-  } catch (const Error& error) {
-    group.decline(error);
-    throw;
-  }
+  });
 }
 
 // Exchanges the records as messages; the sum goes where the record's doubles were. `more_flags` are this rank's, beside
@@ -91,9 +103,11 @@ ThroughHost gather_through_host(Communicator& group, const Record& record, const
   own.flags |= more_flags;
   const Message sum = group.exchange(std::move(own), queue);
   expect_same_weights(sum.flags);
+  expect(sum.header.get(Field::moments) == 0 || sum.payload[0] <= formulas::most_values, Code::invalid_input,
+         [&] { return too_many_values(sum.header); });
   std::byte* to = record.data + sizeof(RecordHead);
   copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
-  return {{nullptr, 0, 0, reinterpret_cast<const double*>(to)}, sum.flags};
+  return {{nullptr, 0, 0, reinterpret_cast<const double*>(to), sum.nonfinite}, sum.flags};
 }
 
 }  // namespace
@@ -180,8 +194,12 @@ class LinkedCommunicator final : public Communicator {
     message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
     expect_sound(message);
-    count(message.payload.size());
-    return Pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
+    const std::size_t doubles = message.payload.size();
+    return tell_others(size() > 1, *this, [&] {
+      Pending pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
+      count(doubles);
+      return pending;
+    });
   }
 
   void decline(const Error& error) noexcept override {
@@ -229,16 +247,13 @@ class LinkedCommunicator final : public Communicator {
   // GB/s copies there and back in the time of a message. It is not measured.)
   static constexpr std::size_t worth_a_round = 64 << 10;  // bytes
   Gathered gather_in_place(const Record& record, Queue& queue) {
-    const auto on_gpu = current_gpu(queue);  // libraries that take a pointer look at the current device too
-    RecordHead head;
-    try {  // what can be wrong on this rank alone
+    const auto on_gpu = current_gpu(queue);           // libraries that take a pointer look at the current device too
+    RecordHead head = tell_others(true, *this, [&] {  // what can be wrong on this rank alone
       expect_not_captured(*this, queue);
-      head = room_.put(record, rank(), size(), queue);
-      expect_taken_part(head);
-    } catch (const Error& error) {
-      decline(error);
-      throw;
-    }
+      const RecordHead own = room_.put(record, rank(), size(), queue);
+      expect_taken_part(own);
+      return own;
+    });
     head.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     head.header.set(Field::payload, static_cast<std::uint64_t>(record.count));
     count(record.count);
@@ -262,7 +277,12 @@ class LinkedCommunicator final : public Communicator {
     return staging_.get();
   }
 
-  std::unique_ptr<Pending::Impl> begin(Parcel own) { return begin_exchange(group_, std::move(own), sequence_++); }
+  // One that does not begin has not taken its number: the rank can still decline under it.
+  std::unique_ptr<Pending::Impl> begin(Parcel own) {
+    auto exchange = begin_exchange(group_, std::move(own), sequence_);
+    ++sequence_;
+    return exchange;
+  }
 
   std::shared_ptr<const Group> group_;
   std::uint64_t sequence_ = 0;

@@ -34,6 +34,8 @@ class Links {
   /// What a waiting rank does between two looks; `looks` counts them.
   virtual void relax(int looks) = 0;
   virtual void abort(const Error& error) noexcept = 0;
+  /// True for a rank that has said goodbye: it sends nothing any more, but what it sent before is there.
+  virtual bool has_left(int) const noexcept { return false; }
   /// How errors call a rank: see Communicator::name_of.
   virtual std::string name_of(int rank) const { return "rank " + std::to_string(rank); }
   /// Whether memory of GPUs may be sent and received in place.
@@ -57,6 +59,9 @@ class Links {
 
 /// Throws invalid_argument for a message whose payload is not what its header says.
 void expect_sound(const Message& message);
+
+/// What is told of a call whose ranks have more values than can be counted.
+std::string too_many_values(const Header& call);
 
 /// How the header of the rank called `name` differs from that of the one called `first_name`: "rank 1: batch_norm, call
 /// 3, forward: eps is ..."; empty when equal.

@@ -13,6 +13,10 @@ namespace allnorm {
 /// left, unsupported where this build has no CUDA.
 std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index);
 
+/// The same, zero at first, for words that kernels write whenever they come to it. It is there to the process's end:
+/// freeing it would wait for all streams of the GPU.
+std::byte* lasting_memory(std::size_t bytes, int index);
+
 /// Memory of GPU `index` that other libraries may be given: it belongs to no stream and no pool. Freeing it waits for
 /// the GPU. Throws device, unsupported.
 std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index);

@@ -1,11 +1,14 @@
 #include "src/layer_memory.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 #include <string>
 #include <utility>
 
 #include "allnorm/sizes.hpp"
 #include "kernels/steps.hpp"
+#include "src/gpu.hpp"
 
 namespace allnorm {
 
@@ -25,7 +28,8 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
       d_max_ramp_(to_device(layer.options.d_max_ramp, queue)),
       counters_(2, queue),
       parity_(1, queue),
-      last_(1, queue) {
+      last_(1, queue),
+      hits_(1, queue) {
   const NormOptions& o = layer.options;
   static_cast<PlainOptions&>(rules_) = o;
   rules_.centred = layer.row->centred;
@@ -37,6 +41,10 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   view_.counters = counters_.data();
   view_.parity = parity_.data();
   view_.last = last_.data();
+  view_.hits = hits_.data();
+  if (queue.device().kind == DeviceKind::cpu) listen(queue);
+  const Hits none;
+  copy_to_device(hits_.data(), &none, sizeof none, queue);
   put(Counters{}, queue);
   if (!rules_.persists) return;
 
@@ -91,6 +99,23 @@ void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue)
   ring.dmean = derivatives_.data();
   ring.dvar = derivatives_.data() + means;
   ring.weight = derivatives_.data() + means + weights;
+}
+
+void LayerMemory::listen(const Queue& queue) {
+  if (met_) return;
+  if (queue.device().kind == DeviceKind::cpu)
+    met_ = std::make_shared<HitsMet>();
+  else
+    met_ = {new (lasting_memory(sizeof(HitsMet), queue.device().index)) HitsMet, [](HitsMet*) {}};
+  view_.met = met_.get();
+}
+
+HitsMet LayerMemory::met() const noexcept {
+  if (!met_) return {};
+  const std::int64_t calls = std::atomic_ref(met_->calls).load(std::memory_order_acquire);  // what a kernel writes last
+  HitsMet read = *met_;
+  read.calls = calls;
+  return read;
 }
 
 std::uint32_t LayerMemory::parity(Queue& queue) const { return value_of(parity_, 0, queue); }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,11 @@ class LayerMemory {
   void expect_shape(const WeightShape& shape) const;
   /// Makes the window's arrays of derivatives, once; `wide`: f64.
   void make_window(const WeightShape& shape, bool wide, Queue& queue);
+
+  /// Before a call: makes the memory where kernels tell the host what they meet.
+  void listen(const Queue& queue);
+  /// What those of calls that are done have told. Does not wait.
+  HitsMet met() const noexcept;
 
   // What waits for the queue:
   Counters counters(Queue& queue) const;
@@ -74,6 +80,8 @@ class LayerMemory {
   Buffer<Counters> counters_{};     // (2)
   Buffer<std::uint32_t> parity_{};  // (1)
   Buffer<Turn> last_{};             // (1)
+  Buffer<Hits> hits_{};             // (1)
+  std::shared_ptr<HitsMet> met_{};  // page-locked where a GPU writes it, and from the first call on
   Buffer<double> values_{};         // (2, fields, C)
   Buffer<double> ring_{};  // count (slots), mean (slots, C), var (slots, C), center (C), past (slots - 1, 4, C)
   Buffer<std::byte> derivatives_{};  // dmean, dvar, weight of Ring

@@ -8,8 +8,6 @@ namespace allnorm {
 
 /// The norm's call, and the gamma and beta that it borrows.
 struct ModulatedOperation::SavedModulated final : SavedCall {
-  SavedModulated(std::unique_ptr<Modulation> own, std::unique_ptr<SavedCall> of_norm)
-      : modulation(std::move(own)), norm(std::move(of_norm)) {}
   bool training() const noexcept override { return norm->training(); }
   std::span<const double> statistic(std::string_view name) const noexcept override { return norm->statistic(name); }
 
@@ -74,18 +72,22 @@ const ModulatedOperation::SavedModulated& ModulatedOperation::own(const SavedCal
 
 std::unique_ptr<SavedCall> ModulatedOperation::run_forward(const InputSlots& inputs, const OutputSlots& outputs,
                                                            Queue& queue) {
-  const bool exchanges = layer_.options.training || !layer_.has_state();
-  auto modulation = tell_others(exchanges, group(), [&] { return checked(inputs, queue); });
-  auto saved = norm_->forward(of_norm(inputs, *modulation), outputs, queue);
-  return std::make_unique<SavedModulated>(std::move(modulation), std::move(saved));
+  auto saved = std::make_unique<SavedModulated>();
+  const InputSlots slots = tell_others(exchanges(false), group(), [&] {
+    saved->modulation = checked(inputs, queue);
+    return of_norm(inputs, *saved->modulation);
+  });
+  saved->norm = norm_->forward(slots, outputs, queue);
+  return saved;
 }
 
 std::unique_ptr<SavedCall> ModulatedOperation::run_replay(const SavedCall& earlier, const InputSlots& inputs,
                                                           const OutputSlots& outputs, Queue& queue) {
   const SavedModulated& was = own(earlier);
-  auto modulation = checked(inputs, queue);
-  auto saved = norm_->replay(*was.norm, of_norm(inputs, *modulation), outputs, queue);
-  return std::make_unique<SavedModulated>(std::move(modulation), std::move(saved));
+  auto saved = std::make_unique<SavedModulated>();
+  saved->modulation = checked(inputs, queue);
+  saved->norm = norm_->replay(*was.norm, of_norm(inputs, *saved->modulation), outputs, queue);
+  return saved;
 }
 
 void ModulatedOperation::run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {

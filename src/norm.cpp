@@ -1,6 +1,7 @@
 // The public face of a layer.
 #include "allnorm/norm.hpp"
 
+#include "src/failures.hpp"
 #include "src/norm_impl.hpp"
 
 namespace allnorm {
@@ -13,18 +14,20 @@ Norm& Norm::operator=(Norm&&) noexcept = default;
 Norm::~Norm() = default;
 
 Saved Norm::forward(const ForwardInputs& inputs, TensorView output, Queue& queue) {
-  return impl_->forward(inputs, output, queue);
+  return with_named_errors([&] { return impl_->forward(inputs, output, queue); });
 }
 Saved Norm::replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue) {
   return impl_->replay(earlier, inputs, output, queue);
 }
 void Norm::backward(const Saved& saved, ConstTensorView grad_output, const BackwardOutputs& outputs, Queue& queue) {
-  impl_->backward(saved, {.output = grad_output}, outputs, queue);
+  backward(saved, BackwardInputs{.output = grad_output}, outputs, queue);
 }
 void Norm::backward(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs, Queue& queue) {
-  impl_->backward(saved, inputs, outputs, queue);
+  with_named_errors([&] { impl_->backward(saved, inputs, outputs, queue); });
 }
 void Norm::infer(const ForwardInputs& inputs, TensorView output, Queue& queue) { impl_->infer(inputs, output, queue); }
+NonFiniteCalls Norm::nonfinite() const { return impl_->nonfinite(); }
+void Norm::check() { impl_->expect_finite(); }
 void Norm::begin_batch(Queue& queue) { impl_->begin_batch(queue); }
 
 void Norm::set_training(bool training) noexcept { impl_->layer_.options.training = training; }

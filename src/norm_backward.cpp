@@ -1,6 +1,7 @@
 // Backward: moments_grad -> exchange -> apply_grad, in two halves with the exchange between them.
 #include <cstddef>
 
+#include "src/failures.hpp"
 #include "src/norm_impl.hpp"
 
 namespace allnorm {
@@ -13,7 +14,7 @@ void NormImpl::backward(const Saved& saved, BackwardInputs inputs, const Backwar
   BackwardArgs args;
   Work work;
   Buffer<std::byte> zeros;
-  try {  // everything that can be wrong on this rank alone
+  tell_others(saved.training_, *group_, [&] {  // everything that can be wrong on this rank alone
     // Kernels always read a gradient of the output. Without one it is zeros, a write beside the pass's two reads and
     // one write of as many values: none of the kernels has a second kind for a call that autograd never makes.
     if (!inputs.output.given() && (inputs.mean.given() || inputs.sigma.given())) {
@@ -25,10 +26,7 @@ void NormImpl::backward(const Saved& saved, BackwardInputs inputs, const Backwar
     describe(saved, inputs, outputs, args);
     work = work_for(args, exchanges, queue);
     queue.ops().backward_local(args, queue);
-  } catch (const Error& error) {
-    if (saved.training_) group_->decline(error);
-    throw;
-  }
+  });
   queue.ops().backward_finish(args, gather(work, exchanges, queue), queue);
 }
 

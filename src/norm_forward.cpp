@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "src/cross_iteration.hpp"
+#include "src/failures.hpp"
 #include "src/norm_impl.hpp"
 
 namespace allnorm {
@@ -11,23 +12,26 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
   if (has_running() && !layer_.options.training) return map(inputs, output, FrameSource::running, nullptr, queue);
   if (!memory_.rules().takes_moments()) return map(inputs, output, FrameSource::unit, nullptr, queue);
   group_->check();
+  expect_finite();
   Saved saved;
   saved.training_ = true;
   ForwardArgs args;
   Work work;
   CrossIteration past;
-  try {  // everything that can be wrong on this rank alone
+  tell_others(true, *group_, [&] {  // everything that can be wrong on this rank alone
+    memory_.listen(queue);
     describe(inputs, output, check(inputs, output, queue), saved, args, queue);
     past = CrossIteration(inputs, layer_.options.convolution, memory_, args, queue);
     work = work_for(args, past.scratch(), queue);
     past.before(args, args.m2 + args.norm.groups(), steps::payload_of(work.record.data), queue);
     queue.ops().forward_local(args, queue);
-  } catch (const Error& error) {
-    group_->decline(error);
-    throw;
-  }
+  });
   queue.ops().forward_finish(args, gather(work, args.record != nullptr, queue), queue);
   past.after(queue);
+  if (queue.device().kind == DeviceKind::cpu) {
+    expect_counted();
+    expect_finite();
+  }
   return saved;
 }
 

@@ -86,6 +86,12 @@ class NormImpl {
   State save(Queue& queue) const;
   void load(const State& state, Queue& queue, const LoadOptions& options);
   std::pair<double, double> renorm_bounds(Queue& queue) const;
+  // norm_values.cpp
+  NonFiniteCalls nonfinite() const;
+  /// Throws non_finite, once for a call, where the layer is to fail then.
+  void expect_finite();
+  /// Throws invalid_input where the last call, on a CPU, had more values than can be counted.
+  void expect_counted() const;
 
   bool has_running() const noexcept { return memory_.persists(); }
 
@@ -107,6 +113,7 @@ class NormImpl {
   std::string name_;
   Device device_;
   LayerMemory memory_;
+  std::int64_t failed_ = 0;  // calls that expect_finite() has told
 
  private:
   // What can be wrong on this rank alone (norm_check.cpp).

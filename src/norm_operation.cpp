@@ -12,7 +12,6 @@ constexpr std::pair<std::string_view, std::span<const double> Frame::*> statisti
     {"r", &Frame::r},       {"d", &Frame::d},     {"share", &Frame::share}};
 
 struct SavedNorm final : SavedCall {
-  explicit SavedNorm(Saved own) : saved(std::move(own)) {}
   bool training() const noexcept override { return saved.training(); }
   std::span<const double> statistic(std::string_view name) const noexcept override {
     for (const auto& [own, values] : statistics)
@@ -54,6 +53,12 @@ class NormOperation final : public Operation {
   void set_training(bool training) noexcept override { norm_.set_training(training); }
   Norm* norm() noexcept override { return &norm_; }
 
+  NonFiniteCalls nonfinite() const override { return norm_.nonfinite(); }
+  void check() override {
+    Operation::check();
+    norm_.check();
+  }
+
   State state(Queue& queue) const override {
     return norm_.has_running() ? named_state(layer(), norm_.running(queue)) : State{};
   }
@@ -70,11 +75,15 @@ class NormOperation final : public Operation {
 
  private:
   std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
-    return std::make_unique<SavedNorm>(norm_.forward(typed(inputs), outputs["output"], queue));
+    auto made = tell_others(exchanges(false), group(), [] { return std::make_unique<SavedNorm>(); });
+    made->saved = norm_.forward(typed(inputs), outputs["output"], queue);
+    return made;
   }
   std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                         Queue& queue) override {
-    return std::make_unique<SavedNorm>(norm_.replay(own(earlier), typed(inputs), outputs["output"], queue));
+    auto made = std::make_unique<SavedNorm>();
+    made->saved = norm_.replay(own(earlier), typed(inputs), outputs["output"], queue);
+    return made;
   }
   void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                     Queue& queue) override {

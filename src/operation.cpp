@@ -47,7 +47,7 @@ void Operation::expect_slots(const InputSlots& inputs, const OutputSlots& output
 
 std::unique_ptr<SavedCall> Operation::forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) {
   tell_others(exchanges(false), group(), [&] { expect_slots(inputs, outputs); });
-  return run_forward(inputs, outputs, queue);
+  return with_named_errors([&] { return run_forward(inputs, outputs, queue); });
 }
 
 std::unique_ptr<SavedCall> Operation::replay(const SavedCall& earlier, const InputSlots& inputs,
@@ -69,7 +69,7 @@ void Operation::backward(const SavedCall& saved, const InputSlots& inputs, const
     for (const auto& [name, view] : gradients)
       expect_known(row, !view.given() || name == "grad_input" || (row.output(name) && row.gradient(name)), name);
   });
-  run_backward(saved, inputs, gradients, queue);
+  with_named_errors([&] { run_backward(saved, inputs, gradients, queue); });
 }
 
 }  // namespace allnorm

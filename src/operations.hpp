@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "allnorm/operation.hpp"
+#include "src/failures.hpp"
 
 namespace allnorm {
 
@@ -20,16 +21,5 @@ OperationMaker make_norm_operation;         // src/norm_operation.cpp
 OperationMaker make_switchable_operation;   // src/switchable_operation.cpp
 OperationMaker make_weight_operation;       // src/weight_operation.cpp
 OperationMaker make_whitening_operation;    // src/whitening_operation.cpp
-
-/// Runs a check of this rank's own call. Where it throws, the ranks that wait for this one in an exchange are told.
-template <class Check>
-decltype(auto) tell_others(bool others_wait, Communicator& group, const Check& check) {
-  try {
-    return check();
-  } catch (const Error& error) {
-    if (others_wait) group.decline(error);
-    throw;
-  }
-}
 
 }  // namespace allnorm

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "allnorm/late.hpp"
 #include "allnorm/message.hpp"
 
 namespace allnorm {
@@ -33,7 +34,20 @@ struct Place {
 
   Place() = default;
   explicit Place(const Header& header) noexcept;
+  Header header() const;
   std::string text() const;
+};
+
+/// Where a rank waits, as it tells others.
+struct Waiting {
+  Place place{};
+  double seconds = 0;
+  std::array<char, 64> host{};  // 0-terminated, cut to fit
+  std::int64_t pid = 0;
+
+  Waiting() = default;
+  /// In this process.
+  Waiting(const Header& header, double waited) noexcept;
 };
 
 /// What a rank knows of where all are that its links join, and shows of itself; shared by all communicators over them.
@@ -48,9 +62,11 @@ class Whereabouts {
     if (at >= heard_.size()) heard_.resize(at + 1);
     heard_[at] = Place(header);
   }
-  /// Answers whoever has asked: this rank is at `at` and waits for `waits_for()`. Looks for questions every 20 ms or
-  /// so.
-  void answer(Links& links, const Header& at, const std::function<Ranks()>& waits_for);
+  /// Answers whoever has asked: this rank has waited at `at` for some seconds, for `waits_for()`. Looks for questions
+  /// every 20 ms or so.
+  void answer(Links& links, const Header& at, double waited, const std::function<Ranks()>& waits_for);
+  /// "; rank 2 was last heard of at bn, call 3, forward"; empty where nothing was heard.
+  std::string last_heard_of(const Links& links, int rank) const;
 
   /// An exchange whose patience ends at this time begins; it is over.
   void begin_exchange(double patience_ends) noexcept {
@@ -66,7 +82,7 @@ class Whereabouts {
   friend class Inquiry;
   struct Answer {
     std::uint64_t number = 0;  // of the question
-    Place place{};
+    Waiting waiting{};
     Ranks waits_for{};
   };
   void take_answers(Links& links, int from);
@@ -83,14 +99,17 @@ class Whereabouts {
 /// The questions of one exchange that takes too long.
 class Inquiry {
  public:
-  explicit Inquiry(Links& links);
+  /// `others`: who is asked too, though nobody may wait for them.
+  Inquiry(Links& links, std::vector<int> others);
   /// Takes the answers that are there, and asks whom it has not asked yet: of `waits_for`, for whom this rank waits,
   /// and of those for whom they wait. Without blocking.
   void look(const std::vector<int>& waits_for);
   /// True when everyone has answered or had the time to.
   bool over() const;
-  /// "rank 2 is missing, not done after 2 s", and what else is known.
-  std::string findings(const std::vector<int>& waits_for, const std::string& patience) const;
+  /// "rank 2 is missing, not done after 2 s", and what else is known. `so_far`: the words behind the comma.
+  std::string findings(const std::vector<int>& waits_for, const std::string& so_far) const;
+  /// The same of each rank that was asked, and of this one.
+  LateReport report(const std::vector<int>& waits_for, const Waiting& own, std::string line) const;
 
  private:
   const Whereabouts::Answer* answer_of(int rank) const;
@@ -98,6 +117,7 @@ class Inquiry {
   std::vector<int> reached(const std::vector<int>& waits_for) const;
 
   Links& links_;
+  std::vector<int> others_;
   std::uint64_t number_;         // of its questions
   std::map<int, double> asked_;  // when, in seconds
 };

@@ -1,6 +1,7 @@
 #include "src/wire.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <type_traits>
@@ -20,11 +21,13 @@ struct Prefix {
   std::uint64_t count = 0;
   std::uint64_t verdict_size = 0;
   std::uint64_t declined = 0;  // the text tells a rank's own failure, not a mismatch found on the way up a tree
+  std::uint64_t nonfinite = 0;
 };
 static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(double) == 0);
 
 std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
-  const Prefix prefix{parcel.header, parcel.flags, parcel.payload.size(), parcel.verdict.size(), parcel.declined};
+  const Prefix prefix{parcel.header,         parcel.flags,    parcel.payload.size(),
+                      parcel.verdict.size(), parcel.declined, parcel.nonfinite};
   const auto bytes =
       std::make_shared<Bytes>(sizeof prefix + parcel.payload.size() * sizeof(double) + parcel.verdict.size());
   std::byte* to = bytes->data();
@@ -95,7 +98,10 @@ class Exchange : public Pending::Impl {
         tag_(group_->tag(sequence)),
         own_(std::move(own)),
         deadline_(group_->patience, timeout),
+        began_(now(group_->patience)),
+        warn_when_left_(timeout - std::min(timeout / 2, 30.0)),
         ask_when_left_(std::min(timeout / 2, 1.0)) {
+    if ((own_.flags & flag_nonfinite) != 0) own_.nonfinite = rank_bit(group_->rank);
     if (!own_.declined) group_->links->whereabouts.begin_exchange(deadline_.end());
   }
   ~Exchange() override {
@@ -107,7 +113,7 @@ class Exchange : public Pending::Impl {
   // A rank that declined may take what was sent to it later, or never: nobody waits for that.
   bool poll() final {
     group_->declined->drain();
-    if (!done_) done_ = advance();
+    if (!done_) done_ = advance_and_report();
     if (done_ && (group_->links->unsent(tag_).empty() || result_.declined)) return true;
     if (++looks_ % 16 == 0 || inquiry_) look_around();
     return false;
@@ -120,7 +126,7 @@ class Exchange : public Pending::Impl {
   }
   Message take() final {
     expect(result_.verdict.empty(), result_.declined ? Code::aborted : Code::mismatch, result_.verdict);
-    return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_)};
+    return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_), result_.nonfinite};
   }
 
  protected:
@@ -169,8 +175,43 @@ class Exchange : public Pending::Impl {
     return ranks;
   }
 
+  // Where another rank's patience ended first, this one tells what it knows all the same.
+  bool advance_and_report() {
+    try {
+      return advance();
+    } catch (const Error& error) {
+      if (error.code() == Code::aborted && inquiry_ && group_->patience.report) {
+        const std::vector<int> ranks = waits_for();
+        group_->patience.report(inquiry_->report(ranks, Waiting(own_.header, waited()), error.message()));
+      }
+      throw;
+    }
+  }
+
+  // The others of a group that is not too large to ask everyone where it is.
+  std::vector<int> asked_too() const {
+    constexpr int most = 64;
+    return group_->size() <= most ? in_links(others()) : std::vector<int>{};
+  }
+  double waited() const { return now(group_->patience) - began_; }
+  LateReport report(const std::vector<int>& ranks, const std::string& so_far) const {
+    return inquiry_->report(ranks, Waiting(own_.header, waited()),
+                            describe(own_.header) + ": " + inquiry_->findings(ranks, so_far));
+  }
+
+  // Of those whose messages are not there, one that has left: none of its will come any more.
+  void expect_nobody_left() {
+    for (const int rank : waits_for()) {
+      if (!group_->links->has_left(rank)) continue;
+      done_ = done_ || advance();  // what it sent before that is there by now
+      if (done_) return;
+      fail(Code::aborted, describe(own_.header) + ": " + group_->links->name_of(rank) + " has left" +
+                              group_->links->whereabouts.last_heard_of(*group_->links, rank));
+    }
+  }
+
   // What a rank does that waits long: it answers those who ask where it is, asks itself before its own patience ends,
-  // and says then who is missing.
+  // and says then who is missing. It warns before that, after another round of questions.
   void look_around() {
     const double left = deadline_.left();
     if (own_.declined) {  // nobody waits for this rank, nor it for anybody
@@ -178,17 +219,32 @@ class Exchange : public Pending::Impl {
       return;
     }
     Links& links = *group_->links;
-    links.whereabouts.answer(links, own_.header, [this] { return waits_for(); });
-    if (left > ask_when_left_) return;
+    links.whereabouts.answer(links, own_.header, waited(), [this] { return waits_for(); });
+    if (looks_ % 256 == 0) expect_nobody_left();
+    if (done_) return;
+    if (left > (warned_ ? ask_when_left_ : std::max(ask_when_left_, warn_when_left_))) return;
     const std::vector<int> ranks = waits_for();
-    if (!inquiry_) inquiry_ = std::make_unique<Inquiry>(links);
+    if (!inquiry_) inquiry_ = std::make_unique<Inquiry>(links, asked_too());
     inquiry_->look(ranks);
-    if (left < 0 && inquiry_->over())
-      fail(Code::timeout, describe(own_.header) + ": " + inquiry_->findings(ranks, deadline_.text()));
+    if (!inquiry_->over()) return;
+    const Patience& patience = group_->patience;
+    if (left < 0) {
+      const LateReport late = report(ranks, "not done after " + deadline_.text());
+      if (patience.report) patience.report(late);
+      fail(Code::timeout, late.line);
+    }
+    if (warned_ || left < time_to_ask) return;  // the answers count at the end
+    warned_ = true;
+    if (patience.warn) patience.warn(report(ranks, "waiting for " + about(waited()) + " of " + deadline_.text()));
+    inquiry_.reset();
   }
+  static constexpr double time_to_ask = 0.5;  // seconds that another round of questions may take
+  static std::string about(double seconds) { return seconds_text(std::round(seconds * 10) / 10); }
 
   Deadline deadline_;
-  double ask_when_left_;  // seconds
+  double began_;                           // by the clock of the deadline
+  double warn_when_left_, ask_when_left_;  // seconds
+  bool warned_ = false;
   std::unique_ptr<Inquiry> inquiry_;
   int looks_ = 0;
   bool done_ = false;
@@ -199,8 +255,8 @@ class GatherExchange final : public Exchange {
  public:
   GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
       : Exchange(std::move(group), std::move(own), sequence, timeout) {
-    post(others(), own_);
     arrivals_.resize(static_cast<std::size_t>(group_->size()));
+    post(others(), own_);  // the last thing that can fail: a rank that has sent takes part
   }
 
  private:
@@ -229,6 +285,7 @@ class GatherExchange final : public Exchange {
     for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
       rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
       result_.flags |= rank_flags_.back();
+      result_.nonfinite |= is_own(rank) ? own_.nonfinite : arrivals_[rank].prefix.nonfinite;
       if (!result_.verdict.empty()) continue;
       if (!is_own(rank))
         arrivals_[rank].merge_into(result_.payload);
@@ -272,6 +329,7 @@ class TreeExchange final : public Exchange {
       if (!child) return false;
       const int rank = children_[arrived_++];
       result_.flags |= child.prefix.flags;
+      result_.nonfinite |= child.prefix.nonfinite;
       if (result_.verdict.empty()) {
         result_.verdict = child.verdict();
         result_.declined = child.prefix.declined != 0;
@@ -287,7 +345,8 @@ class TreeExchange final : public Exchange {
       sent_ = true;
       const Arrival sum = receive(parent_);
       if (!sum) return false;
-      result_ = {own_.header, sum.prefix.flags, sum.verdict(), sum.payload(), sum.prefix.declined != 0};
+      result_ = {own_.header,   sum.prefix.flags,         sum.verdict(),
+                 sum.payload(), sum.prefix.declined != 0, sum.prefix.nonfinite};
     }
     if (own_.declined) return true;
     std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first

@@ -17,6 +17,7 @@ struct Parcel {
   std::string verdict;  // not empty: who disagrees or failed, and how; then the payload means nothing
   std::vector<double> payload;
   bool declined = false;
+  std::uint64_t nonfinite = 0;  // the ranks that it is of and that have flag_nonfinite; see rank_bit()
 };
 
 /// Exchanges that this rank declined. What the peers send to them is still taken, so that long messages leave.

@@ -138,6 +138,63 @@ INSTANTIATE_TEST_SUITE_P(
                     "cross_iteration_batch_norm:window=3:minibatches=2:renorm=true:burn_in=1"),
     [](const auto& layer) { return "Layer" + std::to_string(layer.index); });
 
+// A call that must not change the state does not, on any device; on a GPU it is the next one that throws.
+TEST(NonfiniteRule, HoldsOnEveryDevice) {
+  const bool on_cpu = backend::device().kind == DeviceKind::cpu;
+  for (const std::string rule : {"propagate", "skip_update", "fail"})
+    for (const char* layer : {"sync_batch_norm", "cross_iteration_batch_norm:sync=world:window=3:minibatches=2",
+                              "instance_norm:track=true:sync=world"})
+      for (const int ranks : {1, 2})
+        harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+          SCOPED_TRACE(rule + " " + layer + " " + std::to_string(ranks));
+          Norm norm(parse_layer(std::string(layer) + ":nonfinite=" + rule), C, world, queue);
+          cases::Random random(30 + static_cast<std::uint64_t>(world->rank()));
+          backend::Array<double> x(N * C * S), y(x.size()), a(N * 2 * S), w(C * 2, 0.5);
+          ForwardInputs in;
+          in.input = backend::view(x.data(), Shape{N, C, S});
+          if (norm.layer().options.compensates()) {
+            in.conv_input = backend::view(a.data(), Shape{N, 2, S});
+            in.conv_weight = backend::view(w.data(), Shape{C, 2, 1});
+          }
+          const auto call = [&](bool hit) {
+            for (double& v : x) v = random.normal();
+            for (double& v : a) v = random.normal();
+            if (hit && world->rank() + 1 == world->size()) x[S] = std::nan("");
+            const std::string error = harness::error_of([&] {
+              norm.forward(in, backend::view(y.data(), Shape{N, C, S}), queue);
+            });
+            queue.wait();
+            return error;
+          };
+          const auto bytes = [&] {
+            std::vector<std::byte> all;
+            for (const StateEntry& entry : norm.save(queue).entries)
+              all.insert(all.end(), entry.data.begin(), entry.data.end());
+            return all;
+          };
+          for (int i = 0; i < 3; ++i) EXPECT_EQ(call(false), "");
+          const auto before = bytes();
+          std::string error = call(true);
+          const bool of_channels = norm.layer().statistics() == Axes{Axis::channel};
+          const std::string told = "rank " + std::to_string(ranks - 1) + ": " + std::string(norm.layer().row->name) +
+                                   ", call 3, forward: input is not finite in " + (of_channels ? "channel" : "group") +
+                                   " 1";
+          EXPECT_EQ(norm.nonfinite().calls, 1);
+          EXPECT_EQ(norm.nonfinite().last, told);
+          if (rule == "propagate")
+            EXPECT_NE(bytes(), before);
+          else
+            EXPECT_EQ(bytes(), before);
+          if (rule == "fail" && !on_cpu) {
+            EXPECT_EQ(error, "");
+            error = call(false);
+          }
+          EXPECT_EQ(error, rule == "fail" ? "non-finite: " + told + ", must be finite everywhere" : "");
+          EXPECT_EQ(call(false), "");  // it is told once, and the layer goes on
+          EXPECT_NE(bytes(), before);
+        });
+}
+
 // An iteration leaves the average of its channel: beside the current one, that before it remains of a window of 3.
 TEST(NonfiniteWindow, AveragesWhatItCanUse) {
   const Layer windowed = parse_layer("cross_iteration_batch_norm:window=3:compensate=false"), plain("batch_norm");

@@ -11,6 +11,7 @@
 
 #include "allnorm/device.hpp"
 #include "allnorm/error.hpp"
+#include "allnorm/late.hpp"
 #include "allnorm/message.hpp"
 #include "allnorm/record.hpp"
 #include "allnorm/sync.hpp"
@@ -25,6 +26,9 @@ struct Patience {
                           ///< fixed binary tree
   std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
   std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
+  /// Told once in an exchange, after 30 s or half of its deadline; and right before it throws timeout. By the thread
+  /// that waits, or one of the library's where none does (nccl; threads of one GPU).
+  std::function<void(const LateReport&)> warn{}, report{};
 };
 
 /// An exchange under way. Move-only. A Pending that is dropped before it is done leaves its group unusable.

@@ -19,6 +19,7 @@ enum class Code {
   mismatch,          ///< the ranks of a group disagree with each other
   timeout,           ///< a rank is missing or late
   aborted,           ///< another rank failed first
+  non_finite,        ///< a call's input is not finite, and the layer is to fail then
 };
 
 /// The lower-case name of a code, as printed: "invalid argument", "mismatch", ...

@@ -29,7 +29,7 @@ enum class Direction : std::uint8_t { forward, backward, gradients, agreement, s
 /// doubles as their bits, lists as a hash.
 struct Header {
   static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
-  static constexpr std::uint64_t version_value = 3;
+  static constexpr std::uint64_t version_value = 4;
   static constexpr std::size_t name_size = 56;
   static constexpr std::size_t attributes_size = 24;
 
@@ -55,8 +55,11 @@ std::string describe(const Header& header);
 std::string differences(const Header& first, std::string_view first_name, const Header& other);
 
 /// Bits of a rank's own, for callers, that are not summed: the result has their union, `Message::rank_flags` each
-/// rank's.
+/// rank's. flag_nonfinite: the rank's moments are not finite.
 enum Flag : std::uint64_t { flag_nonfinite = 1, flag_stop = 2, flag_weights_changed = 4, flag_declined = 8 };
+
+/// A set of ranks in one word: a bit each, but those from 63 on share the last.
+constexpr std::uint64_t rank_bit(int rank) noexcept { return std::uint64_t{1} << (rank < 63 ? rank : 63); }
 
 /// Header, payload and flags. The payload is added over the ranks. Where the header's `moments` = G is not 0, it begins
 /// with moments that are merged instead: [number of values][their mean (G)][sums of products of their differences from
@@ -67,6 +70,8 @@ struct Message {
   std::uint64_t flags = 0;
   /// Of a received message: every rank's flags; empty beyond the gathering limit.
   std::vector<std::uint64_t> rank_flags{};
+  /// Of a received message: the ranks with flag_nonfinite, see rank_bit().
+  std::uint64_t nonfinite = 0;
 };
 
 /// A message as kernels write and read it, in memory of a queue's device: this head, then `count` doubles.

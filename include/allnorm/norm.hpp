@@ -11,6 +11,7 @@
 #include "allnorm/catalogue.hpp"
 #include "allnorm/communicator.hpp"
 #include "allnorm/device.hpp"
+#include "allnorm/nonfinite.hpp"
 #include "allnorm/partition.hpp"
 #include "allnorm/state.hpp"
 #include "allnorm/tensor.hpp"
@@ -120,6 +121,12 @@ class Norm {
   /// output with the running statistics, whatever the mode: no exchange, no change of state. Throws unsupported for
   /// layers without running statistics that need none: they are the same in inference, use forward.
   void infer(const ForwardInputs& inputs, TensorView output, Queue& queue);
+
+  /// Of all calls; on CUDA of those that are done. Does not wait.
+  NonFiniteCalls nonfinite() const;
+  /// Throws non_finite for such a call that has not been told yet, where the layer is to fail then: on CUDA the next
+  /// call would. Does not wait.
+  void check();
 
   /// Starts a new batch of mini-batches (minibatches > 1) before the current one is complete: the running statistics
   /// take what it has. Does nothing between batches.

@@ -13,6 +13,7 @@
 #include "allnorm/catalogue.hpp"
 #include "allnorm/communicator.hpp"
 #include "allnorm/device.hpp"
+#include "allnorm/nonfinite.hpp"
 #include "allnorm/state.hpp"
 #include "allnorm/tensor.hpp"
 
@@ -87,6 +88,9 @@ class Operation {
   /// every later call asks too. Never blocks: after Queue::wait() it has heard of all calls.
   virtual void check() { group().check(); }
 
+  /// See Norm::nonfinite; nothing where the row has no attribute nonfinite.
+  virtual NonFiniteCalls nonfinite() const { return {}; }
+
   virtual const Layer& layer() const noexcept = 0;
   virtual const std::string& name() const noexcept = 0;
   virtual Communicator& group() const noexcept = 0;
@@ -106,6 +110,12 @@ class Operation {
   /// The layer, for what only one with mean and variance has; null for other operations.
   virtual Norm* norm() noexcept { return nullptr; }
 
+ protected:
+  // A call with the running statistics, or the present mode's, takes part in an exchange.
+  virtual bool exchanges(bool infers) const noexcept {
+    return !infers && (layer().options.training || !layer().has_state());
+  }
+
  private:
   // The same, with slots that the row has.
   virtual std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs,
@@ -115,10 +125,6 @@ class Operation {
   virtual void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                             Queue& queue) = 0;
   virtual void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) = 0;
-  // A call with the running statistics, or the present mode's, takes part in an exchange.
-  virtual bool exchanges(bool infers) const noexcept {
-    return !infers && (layer().options.training || !layer().has_state());
-  }
 
   void expect_slots(const InputSlots& inputs, const OutputSlots& outputs) const;
 };

@@ -38,6 +38,12 @@ enum class Guard : std::uint8_t {
 /// The norm without gamma and beta under maps of them (SPADE).
 enum class Base : std::uint8_t { batch_norm, instance_norm };
 enum class RunningSource : std::uint8_t { current, window };
+/// What a training call does whose input is not finite somewhere, on any rank of the group.
+enum class NonFinite : std::uint8_t {
+  propagate,    ///< the running statistics and the window do without the channels that it hit
+  fail,         ///< it throws non_finite and changes nothing; on a GPU the layer's next call throws it
+  skip_update,  ///< no state of the layer changes
+};
 /// What the ranks of a group hold (Switchable Normalization): samples of their own, or parts of the same ones.
 enum class Shard : std::uint8_t { batch, space };
 /// Whose window of `size` channels, and whose alpha (Local Response Normalization).
@@ -104,6 +110,7 @@ struct PlainOptions {
   RunningSource running_source = RunningSource::current;
 
   std::int64_t groups = 32;  // group_norm
+  NonFinite nonfinite = NonFinite::propagate;
 
   /// sigma (true) or the variance (false) is what the running statistics keep.
   constexpr bool keeps_std() const noexcept { return renorm && variant == RenormVariant::paper; }

@@ -27,12 +27,21 @@ struct Gathered {
   std::size_t stride = 0;
   int ranks = 0;
   const double* sums = nullptr;
+  /// With sums: the ranks whose moments are not finite, as far as they are known; see rank_bit().
+  std::uint64_t nonfinite = 0;
 };
 
 /// What kernels found that the host does not wait for, in an exchange or in a call's tensors, in memory that host and
 /// device share. Kernels of one stream write it; a status other than 0 stays until the host has read it.
 struct ExchangeReport {
-  enum Status : std::uint64_t { fine = 0, mismatch = 1, weights_changed = 2, declined = 3, no_such_row = 4 };
+  enum Status : std::uint64_t {
+    fine = 0,
+    mismatch = 1,
+    weights_changed = 2,
+    declined = 3,
+    no_such_row = 4,
+    too_many = 5
+  };
   std::uint64_t started = 0;   ///< exchanges that kernels have made records for
   std::uint64_t finished = 0;  ///< exchanges whose results kernels have read: the deadline looks at the difference
   std::uint64_t status = fine;

@@ -79,9 +79,19 @@ void forward_local(ForwardArgs& args, Queue& queue) {
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.source == FrameSource::call) {
     const Turn turn = steps::turn_of(args, gathered);
+    if (turn.fails) {  // the caller says why
+      *args.state.last = turn;
+      return;
+    }
+    steps::forget_hits(args.state);  // of a call that did not come to its end
     write_frames(args, gathered, turn);
-    apply_frames(args, queue);
-    steps::advance(args.rules, args.state, turn, true);
+    const bool fails = args.rules.nonfinite == NonFinite::fail && steps::keeps_state(args.rules, args.state);
+    if (!fails) apply_frames(args, queue);
+    const Turn settled = steps::settle(args.rules, args.state, turn);
+    if (args.derives)
+      *args.state.last = settled;  // derivatives() ends the call
+    else
+      steps::advance(args.rules, args.state, settled, true);
     return;
   }
   if (args.source == FrameSource::running) {

@@ -74,13 +74,14 @@ void products(const ProductsArgs& args, Queue& queue) {
   });
 }
 
-void derivatives(const DerivativesArgs& args, Queue& queue) {
+namespace {
+
+void write_derivatives(const DerivativesArgs& args, const Turn& turn, Queue& queue) {
   const LayerState& state = args.state;
   const Ring& ring = state.ring;
-  const Turn& turn = *state.last;
   const std::int64_t C = state.channels, fan_in = ring.fan_in, rows = ring.mean_rows;
   if (fan_in == 0) return;
-  if (args.given && turn.derives) {
+  if (args.given && turn.derives) {  // all that can fail comes before what is written to the window
     std::fill_n(args.patch_sum, rows * fan_in, 0.0);
     std::fill_n(args.product, C * fan_in, 0.0);
     PatchSumsArgs call = args.patch;
@@ -106,8 +107,7 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
       if (turn.starts)
         for (std::int64_t i = 0; i < C * fan_in; ++i) theta[i] = static_cast<T>(args.theta[i]);
     }
-    if (!turn.enters) return;
-    for (std::int64_t c = 0; c < C; ++c) {
+    for (std::int64_t c = 0; turn.enters && c < C; ++c) {
       const double twice = 2 * (ring.mean[turn.slot * C + c] - ring.center[c]);
       const T* of_mean = mean + ring.mean_row(c, C) * fan_in;
       for (std::int64_t i = 0; twice != 0 && i < fan_in; ++i)
@@ -115,6 +115,14 @@ void derivatives(const DerivativesArgs& args, Queue& queue) {
             static_cast<T>(static_cast<double>(square[c * fan_in + i]) - twice * static_cast<double>(of_mean[i]));
     }
   });
+}
+
+}  // namespace
+
+void derivatives(const DerivativesArgs& args, Queue& queue) {
+  const Turn turn = *args.state.last;
+  write_derivatives(args, turn, queue);
+  if (args.given) steps::advance(args.rules, args.state, turn, true);
 }
 
 }  // namespace allnorm::cpu

@@ -138,6 +138,15 @@ __device__ inline void write_turn(const ForwardArgs& args, const Turn& turn) {
   if (!turn.fails) args.state.next() = steps::advanced(args.rules, args.state.now(), turn);
 }
 
+/// The end of the call, when all groups are done: the next state becomes the current one. By one thread of the grid.
+__device__ __attribute__((noinline)) inline void end_turn(const ForwardArgs& args, const Turn& turn) {
+  const Turn settled = steps::settle(args.rules, args.state, turn);
+  if (settled.fails)
+    *args.state.last = settled;
+  else
+    ++*args.state.parity;
+}
+
 /// Scale and shift of fine group f, whose norm's group has this frame. `along`: the kernel is one of gammas along.
 template <bool along>
 __device__ __forceinline__ formulas::ApplyCoefficients apply_of(const LayerCall& call, const steps::GroupFrame& frame,

@@ -44,7 +44,7 @@ struct ForwardWork {
     return affine_frame<C>(args, f, g);
   }
   /// The next state becomes the current one.
-  __device__ void end() const { ++*args.state.parity; }
+  __device__ void end() const { end_turn(args, *args.state.last); }
 };
 
 /// Values that a thread writes at a time: those that can be read at once, or 1; none where that leaves the mask's bytes

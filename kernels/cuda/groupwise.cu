@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(most_threads)
 
 bool groupwise_fits(const ForwardArgs& args, const cudaDeviceProp& device) {
   if (args.source != FrameSource::call || args.rules.persists || args.mask != nullptr) return false;
+  if (args.rules.nonfinite != NonFinite::propagate) return false;  // its kernel tells nothing of what is not finite
   if (!fits(args, 1, device)) return false;
   const Groups groups = groups_of(args);
   std::int64_t bytes = 0;

@@ -87,13 +87,14 @@ struct ForwardSource {
       const Heads heads{gathered, args.record};
       Verdict verdict{ExchangeReport::fine, 0};
       if (turn.fails) verdict = lone_weights_changed() ? Verdict{ExchangeReport::weights_changed, 0} : heads.judge();
+      if (turn.fails && verdict.status == ExchangeReport::fine) verdict.status = ExchangeReport::too_many;
       heads.tell(args.reporter, verdict);
     }
     __syncthreads();
     if (threadIdx.x != 0) return;
     __threadfence();
     const bool is_last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;  // which leaves it zero
-    if (is_last && !turn.fails) ++*args.state.parity;
+    if (is_last && !turn.fails) end_turn(args, turn);
   }
 };
 

@@ -45,6 +45,14 @@ void for_statistics(State& state, const Visit& visit) {
   }
 }
 
+/// The layers of a job, with what --nonfinite says.
+Layers layers_for(const Settings& settings, const Job& job, std::int64_t calls, std::int64_t updates) {
+  const NormChoice& choice = settings.norms[job.norm];
+  Layers layers = layers_of(choice, job.batch, calls, updates);
+  if (layers.norm) set_nonfinite(settings.ranks, choice.sets("nonfinite"), *layers.norm);
+  return layers;
+}
+
 }  // namespace
 
 Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, Rank& rank, Wishing* wishing)
@@ -54,7 +62,7 @@ Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, 
       images_(data, job.split, rank.size, job.seed),
       calls_(calls_per_update(settings, settings.norms[job.norm])),
       updates_(checked_updates(images_, settings, job, calls_, rank.size)),
-      layers_(layers_of(settings.norms[job.norm], job.batch, calls_, updates_)),
+      layers_(layers_for(settings, job, calls_, updates_)),
       group_(sync_group(rank.world, layers_.options().sync, rank.queue)),
       network_(std::make_unique<Network>(images_.shape(), data.train.classes, layers_, job.seed, group_, rank.queue)),
       velocity_(network_->parameters().size()),
@@ -129,6 +137,8 @@ double Trainer::update(std::int64_t index, std::int64_t step) {
     PastDistances distances;
     const bool now = measured && call + 1 == calls_;
     loss += scale * network_->learn(pixels_.data(), labels_.data(), job_.batch, scale, now ? &distances : nullptr);
+    for (std::size_t l = 0; l < network_->layers(); ++l)
+      if (Operation* const own = network_->operation(l)) teller_.tell(l, own->nonfinite(), own->layer(), *group_);
     if (now) partial_.past.add(distances);
   }
   average_gradients(loss);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "launch/nonfinite.hpp"
 #include "launch/ranks.hpp"
 #include "launch/train/network.hpp"
 #include "launch/train/settings.hpp"
@@ -84,6 +85,7 @@ class Trainer {
   Wishing* wishing_;
   Wishes wishes_;  // of all ranks, at the last update
   Partial partial_;
+  NonFiniteTeller teller_;
 };
 
 }  // namespace allnorm::launch::train

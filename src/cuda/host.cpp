@@ -1,5 +1,9 @@
 // Page-locked memory, the identity of a GPU, and reports of kernels, for host code without CUDA headers.
+#include <algorithm>
 #include <cstdio>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "src/cuda/watcher.hpp"
 #include "src/gpu.hpp"
@@ -12,6 +16,20 @@ namespace allnorm {
 std::shared_ptr<std::byte> pinned_memory(std::size_t bytes, int index) {
   const auto block = std::make_shared<cuda::PinnedBlock>(bytes, index);
   return {block, static_cast<std::byte*>(block->host())};
+}
+
+std::byte* lasting_memory(std::size_t bytes, int index) {
+  constexpr std::size_t page = 4096, line = 64;
+  static std::mutex mutex;
+  static auto& pages = *new std::vector<cuda::PinnedBlock>;  // never destroyed: CUDA may end before the process
+  static std::size_t used = page;                            // bytes of the last one
+  const std::size_t size = (bytes + line - 1) / line * line;
+  const std::lock_guard lock(mutex);
+  if (used + size > page) {
+    pages.emplace_back(std::max(page, size), index);
+    used = 0;
+  }
+  return static_cast<std::byte*>(pages.back().host()) + std::exchange(used, used + size);
 }
 
 std::shared_ptr<std::byte> gpu_memory(std::size_t bytes, int index) {

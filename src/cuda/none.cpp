@@ -24,6 +24,7 @@ std::string cuda_summary() { return "this build has no CUDA"; }
 void expect_host_memory(const void*, const char*) {}
 
 std::shared_ptr<std::byte> pinned_memory(std::size_t, int index) { refuse(index); }
+std::byte* lasting_memory(std::size_t, int index) { refuse(index); }
 std::shared_ptr<std::byte> gpu_memory(std::size_t, int index) { refuse(index); }
 std::shared_ptr<void> current_gpu(const Queue&) { return nullptr; }
 std::string gpu_identity(int index) { refuse(index); }

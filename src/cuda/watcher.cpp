@@ -85,18 +85,27 @@ Reporter Reports::reporter() const noexcept {
   return {shared, counts_ != nullptr ? counts_ : reinterpret_cast<std::uint64_t*>(shared + 1)};
 }
 
-std::string Reports::late(const Patience& patience, const std::string& who) {
+std::string Reports::late(const Patience& patience, int rank, const std::string& who) {
   const std::uint64_t finished = read(report().finished), started = read(report().started);
   const double time = now(patience);
   if (started != started_ || finished != finished_ || started == finished) {
     started_ = started;
     finished_ = finished;
     since_ = time;
+    warned_ = false;
     return {};
   }
   const double timeout = finished == 0 ? patience.first_timeout : patience.timeout;
+  const auto late_after = [&](double seconds) {
+    return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(seconds) + ": " + who;
+  };
+  if (const double half = std::min(30.0, timeout / 2); !warned_ && time - since_ > half) {
+    warned_ = true;
+    if (patience.warn) patience.warn({late_after(half) + ", of " + seconds_text(timeout), rank, rank < 2, {}});
+  }
   if (time - since_ <= timeout) return {};
-  return "exchange " + std::to_string(finished + 1) + " is not done after " + seconds_text(timeout) + ": " + who;
+  if (patience.report) patience.report({late_after(timeout), rank, rank < 2, {}});
+  return late_after(timeout);
 }
 
 void Reports::check(const std::vector<std::string>& names) {
@@ -114,6 +123,7 @@ void Reports::check(const std::vector<std::string>& names) {
     fail(Code::invalid_input,
          name + " had " + std::to_string(label) + " at " + std::to_string(sample) + " in an earlier call, must be " +
              (label < 0 ? std::string("at least 0") : "less than the " + std::to_string(rows) + " rows of its table"));
+  if (status == ExchangeReport::too_many) fail(Code::invalid_input, too_many_values(first.header));
   if (status == ExchangeReport::declined) fail(Code::aborted, name + " failed: " + other.reason.data());
   Header theirs = other.header;
   std::string text = verdict(first.header, first_name, theirs, name);

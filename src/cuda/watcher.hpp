@@ -67,9 +67,9 @@ class Reports {
   Reports(int device, std::uint64_t* counts);
 
   Reporter reporter() const noexcept;
-  /// What is wrong when exchanges have been under way for longer than `patience` allows; empty while all is well. The
-  /// watcher's, regularly. `who`: what is known of the missing.
-  std::string late(const Patience& patience, const std::string& who = "a rank is missing or late");
+  /// What is wrong when exchanges have been under way for longer than `patience` allows; empty while all is well. Warns
+  /// before. The watcher's, regularly. `rank`: whose reports they are; `who`: what is known of the missing.
+  std::string late(const Patience& patience, int rank, const std::string& who = "a rank is missing or late");
   /// Throws what kernels have found since the last call: mismatch, invalid_argument. `names`: how errors call the
   /// group's ranks.
   void check(const std::vector<std::string>& names);
@@ -81,6 +81,7 @@ class Reports {
   std::uint64_t* counts_;
   std::uint64_t started_ = 0, finished_ = 0;  // at the watcher's last look
   double since_ = 0;                          // when they were first seen, in seconds
+  bool warned_ = false;
 };
 
 }  // namespace allnorm::cuda

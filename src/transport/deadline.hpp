@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <thread>
 
@@ -9,11 +10,12 @@
 
 namespace allnorm {
 
-/// The time in seconds by the clock of `patience`.
-inline double now(const Patience& patience) {
-  if (patience.now) return patience.now();
+/// The time in seconds by this clock of a Patience.
+inline double now(const std::function<double()>& clock) {
+  if (clock) return clock();
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+inline double now(const Patience& patience) { return now(patience.now); }
 
 /// "120 s", "0.25 s".
 inline std::string seconds_text(double seconds) {
@@ -27,17 +29,17 @@ inline std::string seconds_text(double seconds) {
 class Deadline {
  public:
   Deadline(const Patience& patience, double seconds)
-      : patience_(patience), seconds_(seconds), end_(now(patience) + seconds) {}
+      : clock_(patience.now), relax_(patience.relax), seconds_(seconds), end_(now(patience) + seconds) {}
 
   bool over() const { return left() < 0; }
   /// Seconds until then.
-  double left() const { return end_ - now(patience_); }
+  double left() const { return end_ - now(clock_); }
   double end() const noexcept { return end_; }
   std::string text() const { return seconds_text(seconds_); }
   /// Between two looks: gives way to threads that have work for some milliseconds, later sleeps.
   void relax() {
-    if (patience_.relax)
-      patience_.relax();
+    if (relax_)
+      relax_();
     else if (++looks_ < 4096)
       std::this_thread::yield();
     else
@@ -45,7 +47,8 @@ class Deadline {
   }
 
  private:
-  Patience patience_;
+  std::function<double()> clock_;
+  std::function<void()> relax_;
   double seconds_, end_;
   int looks_ = 0;
 };

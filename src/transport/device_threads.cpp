@@ -178,8 +178,10 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
         open_flags();  // again: streams may have written theirs since
         return;
       }
-      for (Member& member : members_)
-        if (const std::string late = member.reports->late(patience_, missing() + " or late"); !late.empty())
+      for (std::size_t rank = 0; rank < members_.size(); ++rank)
+        if (const std::string late =
+                members_[rank].reports->late(patience_, static_cast<int>(rank), missing() + " or late");
+            !late.empty())
           return end(Code::timeout, late);
     } catch (...) {
       end(Code::transport, "the watcher of a group of threads ran out of memory");

@@ -163,11 +163,13 @@ class MpiLinks final : public Links {
                  std::size_t size) override {
     expect(size <= INT_MAX, Code::unsupported,
            [&] { return "a message has " + std::to_string(size) + " bytes, MPI takes at most 2^31-1"; });
-    for (const int rank : to) {
-      Sending sending{MPI_REQUEST_NULL, tag, rank, data};
-      check(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, rank, mpi_tag(tag), comm_, &sending.request),
+    std::list<Sending> made;  // all of them before the first is sent: what MPI has must be kept
+    for (const int rank : to) made.push_back({MPI_REQUEST_NULL, tag, rank, data});
+    while (!made.empty()) {
+      Sending& next = made.front();
+      check(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, next.to, mpi_tag(tag), comm_, &next.request),
             "MPI_Isend");
-      sendings_.push_back(std::move(sending));
+      sendings_.splice(sendings_.end(), made, made.begin());
     }
   }
 

@@ -169,6 +169,7 @@ class HostExchange {
       if (verdict_.empty())
         verdict_ = verdict(all[0].header, group_.names()[0], all[rank].header, group_.names()[rank]);
       message_.flags |= all[rank].flags;
+      if ((all[rank].flags & flag_nonfinite) != 0) message_.nonfinite |= rank_bit(static_cast<int>(rank));
       if (group_.gathers()) message_.rank_flags.push_back(all[rank].flags);
     }
   }

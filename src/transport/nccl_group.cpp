@@ -178,7 +178,7 @@ void NcclGroup::look() noexcept {
       fail_with(state, "an exchange over NCCL");
       if (channels_.gathering) channels_.gathering->tell(own_name() + " lost NCCL: " + ncclGetErrorString(state));
     }
-    if (const std::string late = reports_.late(patience_); !late.empty()) failure_.set(Code::timeout, late);
+    if (const std::string late = reports_.late(patience_, rank()); !late.empty()) failure_.set(Code::timeout, late);
     if (failure_.is_set()) kill();
   } catch (...) {
     failure_.set(Code::transport, "the watcher of an NCCL group ran out of memory");

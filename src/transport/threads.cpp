@@ -1,5 +1,4 @@
 // Ranks as threads of one process: a mailbox each, and between GPUs what device_threads.hpp has.
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -7,8 +6,9 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
-#include "src/exchange.hpp"
+#include "src/transport/threads.hpp"
 
 namespace allnorm {
 
@@ -18,27 +18,39 @@ namespace {
 // one from its own letters. So those who post push onto a stack, and the owner takes it whole.
 class Mailbox {
  public:
+  struct Letter {
+    int from;
+    std::uint64_t tag;
+    std::shared_ptr<const Bytes> bytes;  // one copy for all receivers
+    Letter* next = nullptr;              // below it on the stack; behind it when taken
+  };
+
   Mailbox() = default;
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
-  ~Mailbox() { take(); }
+  ~Mailbox() {
+    take();
+    while (first_ != nullptr) delete std::exchange(first_, first_->next);
+  }
 
-  void post(int from, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) {
-    auto* const node = new Node{{from, tag, std::move(bytes)}, top_.load(std::memory_order_relaxed)};
-    while (!top_.compare_exchange_weak(node->below, node)) {
+  void post(std::unique_ptr<Letter> made) noexcept {
+    Letter* const letter = made.release();
+    letter->next = top_.load(std::memory_order_relaxed);
+    while (!top_.compare_exchange_weak(letter->next, letter)) {
     }
     if (sleeps_) posted_.notify_one();  // one that has not quite begun to sleep is not woken: it sleeps a moment only
   }
 
   // The owner's: the first letter of that rank and tag, if there is one.
-  std::shared_ptr<const Bytes> find(int from, std::uint64_t tag) {
+  std::shared_ptr<const Bytes> find(int from, std::uint64_t tag) noexcept {
     take();
-    for (auto letter = letters_.begin(); letter != letters_.end(); ++letter)
-      if (letter->from == from && letter->tag == tag) {
-        std::shared_ptr<const Bytes> bytes = std::move(letter->bytes);
-        letters_.erase(letter);
-        return bytes;
-      }
+    for (Letter** at = &first_; *at != nullptr; at = &(*at)->next) {
+      if ((*at)->from != from || (*at)->tag != tag) continue;
+      const std::unique_ptr<Letter> letter(*at);
+      *at = letter->next;
+      if (end_ == &letter->next) end_ = at;
+      return std::move(letter->bytes);
+    }
     return nullptr;
   }
   // The owner's: returns when something is posted, or after a moment.
@@ -50,36 +62,29 @@ class Mailbox {
   }
 
  private:
-  struct Letter {
-    int from;
-    std::uint64_t tag;
-    std::shared_ptr<const Bytes> bytes;  // one copy for all receivers
-  };
-  struct Node {
-    Letter letter;
-    Node* below;
-  };
-
-  void take() {
+  // The stack, turned over, behind what was taken before. It needs no memory: no letter is lost where there is none.
+  void take() noexcept {
     if (top_.load(std::memory_order_relaxed) == nullptr) return;
-    const std::size_t before = letters_.size();
-    for (std::unique_ptr<Node> node(top_.exchange(nullptr)); node; node.reset(node->below))
-      letters_.push_back(std::move(node->letter));
-    std::reverse(letters_.begin() + static_cast<std::ptrdiff_t>(before), letters_.end());
+    Letter *stack = top_.exchange(nullptr), *chain = nullptr;
+    Letter* const last = stack;
+    while (stack != nullptr) chain = std::exchange(stack, std::exchange(stack->next, chain));
+    *end_ = chain;
+    end_ = &last->next;
   }
 
-  std::atomic<Node*> top_{nullptr};  // the last letter that was posted
+  std::atomic<Letter*> top_{nullptr};  // the last letter that was posted
   std::atomic<bool> sleeps_{false};
   std::condition_variable posted_;
-  std::mutex mutex_;             // the owner's own, for the sake of posted_
-  std::vector<Letter> letters_;  // taken, in the order in which they were posted
+  std::mutex mutex_;                           // the owner's own, for the sake of posted_
+  Letter *first_ = nullptr, **end_ = &first_;  // taken, in the order in which they were posted
 };
 
 // What the ranks share.
 struct Hub {
-  explicit Hub(int ranks) : boxes(static_cast<std::size_t>(ranks)) {}
+  explicit Hub(int ranks) : boxes(static_cast<std::size_t>(ranks)), left(boxes.size()) {}
 
-  std::vector<Mailbox> boxes;  // [rank]
+  std::vector<Mailbox> boxes;           // [rank]
+  std::vector<std::atomic<bool>> left;  // [rank] it has said goodbye
   std::atomic<bool> aborted{false};
   std::mutex mutex;  // of what follows
   std::string abort_reason;
@@ -90,13 +95,20 @@ struct Hub {
 class ThreadLinks final : public Links {
  public:
   ThreadLinks(std::shared_ptr<Hub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
+  ThreadLinks(const ThreadLinks&) = delete;
+  ThreadLinks& operator=(const ThreadLinks&) = delete;
+  ~ThreadLinks() override { hub_->left[static_cast<std::size_t>(rank_)].store(true, std::memory_order_release); }
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return static_cast<int>(hub_->boxes.size()); }
   std::string_view transport() const noexcept override { return "threads"; }
 
   void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
-    for (const int rank : to) hub_->boxes[static_cast<std::size_t>(rank)].post(rank_, tag, bytes);
+    std::vector<std::unique_ptr<Mailbox::Letter>> letters;  // all of them before the first is posted, or none is
+    for (std::size_t i = 0; i < to.size(); ++i)
+      letters.push_back(std::make_unique<Mailbox::Letter>(Mailbox::Letter{rank_, tag, bytes}));
+    for (std::size_t i = 0; i < to.size(); ++i)
+      hub_->boxes[static_cast<std::size_t>(to[i])].post(std::move(letters[i]));
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
@@ -111,6 +123,9 @@ class ThreadLinks final : public Links {
   }
 
   std::vector<int> unsent(std::uint64_t) override { return {}; }
+  bool has_left(int rank) const noexcept override {
+    return hub_->left[static_cast<std::size_t>(rank)].load(std::memory_order_acquire);
+  }
 
   // The first looks only give way to ranks that have work; then sleep until something arrives.
   void relax(int looks) override {
@@ -159,13 +174,18 @@ class ThreadLinks final : public Links {
 
 }  // namespace
 
-std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Patience& patience) {
+std::vector<std::shared_ptr<Links>> thread_links(int ranks) {
   expect(ranks >= 1, Code::invalid_argument,
          [&] { return "ranks is " + std::to_string(ranks) + ", must be at least 1"; });
   const auto hub = std::make_shared<Hub>(ranks);
+  std::vector<std::shared_ptr<Links>> links;
+  for (int rank = 0; rank < ranks; ++rank) links.push_back(std::make_shared<ThreadLinks>(hub, rank));
+  return links;
+}
+
+std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Patience& patience) {
   std::vector<std::shared_ptr<Communicator>> communicators;
-  for (int rank = 0; rank < ranks; ++rank)
-    communicators.push_back(communicate(std::make_shared<ThreadLinks>(hub, rank), patience));
+  for (auto& links : thread_links(ranks)) communicators.push_back(communicate(std::move(links), patience));
   return communicators;
 }
 

@@ -12,7 +12,11 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <sstream>
+#include <string>
 #include <thread>
+
+#include <nlohmann/json.hpp>
 
 #include "build_config.hpp"
 #include "processes.hpp"
@@ -125,6 +129,37 @@ class Late : public testing::Test {
     EXPECT_TRUE(becomes([&] { return processes_in(directory()).empty(); })) << outcome.err;
   }
 
+  /// One line of error; one paragraph with what is known of the ranks, which those who waited for this one wrote down
+  /// too.
+  void expect_report(const Outcome& outcome, const Victim& victim) {
+    int errors = 0, reports = 0;
+    std::istringstream lines(outcome.err);
+    for (std::string line; std::getline(lines, line);) {
+      reports += line.starts_with("allnorm: report: ");
+      errors += line.starts_with("allnorm: ") && !line.starts_with("allnorm: report: ") &&
+                !line.starts_with("allnorm: warning: ");
+      if (line.starts_with("allnorm: report: ")) {
+        EXPECT_NE(line.find("rank " + std::to_string(victim.rank) + " was last heard of at "), std::string::npos)
+            << line;
+        EXPECT_NE(line.find(" has waited "), std::string::npos) << line;
+      }
+    }
+    EXPECT_EQ(errors, 1) << outcome.err;
+    EXPECT_EQ(reports, 1) << outcome.err;
+    const int other = victim.groups ? victim.rank ^ 1 : (victim.rank + 1) % victim.ranks;
+    const std::string name = "records/late.r" + std::to_string(other) + ".json";
+    ASSERT_TRUE(place.exists(name)) << outcome.err;
+    const auto record = nlohmann::json::parse(place.bytes(name));
+    EXPECT_EQ(record["rank"], other);
+    for (const auto& rank : record["ranks"]) {
+      EXPECT_EQ(rank["is"] == "missing", rank["rank"] == victim.rank) << record;
+      if (rank["rank"] != other) continue;
+      EXPECT_EQ(rank["is"], "waiting");
+      EXPECT_GT(rank["pid"], 0);
+      EXPECT_GE(rank["seconds"], 0.5);
+    }
+  }
+
   Workplace place;
 };
 
@@ -172,11 +207,11 @@ TEST_F(LateThread, IsNamedAndTheProcessEnds) {
     };
     Clock::time_point stopped;
     const std::string command =
-        layer(victim.groups) + of_ranks + for_minutes + "--ranks " + std::to_string(victim.ranks);
+        layer(victim.groups) + of_ranks + for_minutes + "--record records --ranks " + std::to_string(victim.ranks);
     const auto outcome = run(command, victim.rank, in_its_steps, stopped);
     if (!outcome) GTEST_SKIP() << no_ptrace;
     expect_late(*outcome, stopped, "rank " + std::to_string(victim.rank) + " is missing, ", to_end);
-    EXPECT_TRUE(outcome->one_line()) << outcome->err;
+    expect_report(*outcome, victim);
     EXPECT_FALSE(place.exists("o"));
   }
 }
@@ -193,7 +228,6 @@ TEST_F(LateThread, InTheMiddleOfGivingFilesTheirNamesLosesNothing) {
   const auto outcome = run(command + "--set eps=1", 1, at_a_rename, stopped);
   if (!outcome) GTEST_SKIP() << no_ptrace;
   expect_late(*outcome, stopped, "apply, call 3, agreement: rank 1 is missing, not done after 2 s", to_end + 1);
-  EXPECT_TRUE(outcome->one_line()) << outcome->err;
   EXPECT_NE(place.list("o"), names);
 
   place.make("y.npy", {2, 3});
@@ -233,8 +267,8 @@ TEST_F(LateProcess, IsNamedWhereverItIsStopped) {
   for (const Victim& victim : victims()) {
     SCOPED_TRACE(text_of(victim));
     Openings openings(directory());
-    const pid_t launcher =
-        place.start(layer(victim.groups) + of_ranks + for_minutes, "mpirun -n " + std::to_string(victim.ranks));
+    const pid_t launcher = place.start(layer(victim.groups) + of_ranks + for_minutes + "--record records ",
+                                       "mpirun -n " + std::to_string(victim.ranks));
     EXPECT_TRUE(begins(openings, victim.ranks));
     wait_a_while();
     const auto process = process_of_rank(directory(), victim.rank);
@@ -244,6 +278,7 @@ TEST_F(LateProcess, IsNamedWhereverItIsStopped) {
     ASSERT_TRUE(process) << outcome.err;
     expect_late(outcome, stopped, ": rank " + std::to_string(victim.rank) + " is missing, not done after ",
                 to_end_the_job);
+    expect_report(outcome, victim);
     EXPECT_FALSE(place.exists("o"));
   }
 }

@@ -178,7 +178,7 @@ TEST(ForeignMessages, AreTold) {
   older.set(Field::wire_version, std::uint64_t{1});
   for (const std::size_t size : {100, 392, 1000})  // of that version they may be shorter than ours, and longer
     EXPECT_EQ(told(older, size),
-              "mismatch: rank 1: another version of allnorm, whose messages are of wire version 1, must be of 3");
+              "mismatch: rank 1: another version of allnorm, whose messages are of wire version 1, must be of 4");
   EXPECT_EQ(told(Header("x", Direction::agreement, 0), 100),
             "transport: a message from rank 1 has 100 bytes and is not one of allnorm's");
   EXPECT_EQ(told(Header(), 0), "transport: a message from rank 1 has 0 bytes and is not one of allnorm's");

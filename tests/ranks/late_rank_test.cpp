@@ -1,13 +1,16 @@
 // Who is blamed when a rank is late: it, and nobody who waits for it, in groups and in trees too.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "allnorm/catalogue.hpp"
@@ -113,6 +116,101 @@ TEST(LateRank, IsNobodyWhereAllWaitForEachOther) {
   const std::string nobody = "forward: no rank is missing, they wait for each other, not done after 0.4 s; ";
   EXPECT_EQ(errors[0], "timeout: bn, call 1, " + nobody + "rank 1 waits for rank 0 at bn, call 2, forward");
   EXPECT_EQ(errors[1], "timeout: bn, call 2, " + nobody + "rank 0 waits for rank 1 at bn, call 1, forward");
+}
+
+// Every rank that waits warns once, at half of the deadline and when it has asked, and reports before it fails; one of
+// them is to speak.
+TEST(LateRank, IsWarnedOfAndReported) {
+  struct Told {
+    LateReport late;
+    double after;  // seconds
+  };
+  std::mutex mutex;
+  std::vector<Told> warnings, reports;
+  const auto start = std::chrono::steady_clock::now();
+  const auto into = [&](std::vector<Told>& all) {
+    return [&](const LateReport& late) {
+      const std::lock_guard lock(mutex);
+      all.push_back({late, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()});
+    };
+  };
+  Patience patience = patience_of(4);
+  patience.warn = into(warnings);
+  patience.report = into(reports);
+  const auto errors = told(3, patience, 4, [](const World& world, Queue& queue) {
+    if (world->rank() != 1) world->exchange(message("bn", 5), queue);
+  });
+  ASSERT_EQ(warnings.size(), 2u);
+  ASSERT_EQ(reports.size(), 2u);
+  for (const auto* all : {&warnings, &reports}) {
+    EXPECT_EQ((*all)[0].late.speaks + (*all)[1].late.speaks, 1);
+    for (const Told& told : *all) {
+      const LateReport& late = told.late;
+      EXPECT_EQ(late.speaks, late.rank == 0);
+      ASSERT_EQ(late.ranks.size(), 3u);
+      EXPECT_EQ(late.ranks[1].is, LateRank::Is::missing);
+      EXPECT_EQ(late.ranks[1].layer, "");
+      for (const std::size_t rank : {0u, 2u}) {
+        EXPECT_EQ(late.ranks[rank].is, LateRank::Is::waiting);
+        EXPECT_EQ(late.ranks[rank].name, "rank " + std::to_string(rank));
+        EXPECT_EQ(late.ranks[rank].layer, "bn");
+        EXPECT_EQ(late.ranks[rank].call, 5u);
+        EXPECT_EQ(late.ranks[rank].direction, "forward");
+        EXPECT_EQ(late.ranks[rank].pid, ::getpid());
+        EXPECT_NE(late.ranks[rank].host, "");
+        EXPECT_GE(late.ranks[rank].seconds, all == &warnings ? 1.9 : 2.9);  // when it was asked
+        EXPECT_LE(late.ranks[rank].seconds, told.after);
+      }
+    }
+  }
+  for (const Told& warning : warnings) {
+    EXPECT_TRUE(warning.late.line.starts_with("bn, call 5, forward: rank 1 is missing, waiting for "))
+        << warning.late.line;
+    EXPECT_TRUE(warning.late.line.ends_with(" of 4 s")) << warning.late.line;
+    EXPECT_GE(warning.after, 2);
+    EXPECT_LE(warning.after, 3.5);
+  }
+  for (const Told& report : reports) {
+    EXPECT_EQ("timeout: " + report.late.line, errors[static_cast<std::size_t>(report.late.rank)]);
+    EXPECT_GE(report.after, 4);
+  }
+}
+
+// One that only waits for others is not missing, and one that nobody waits for is elsewhere.
+TEST(LateRank, IsToldFromOneThatIsElsewhere) {
+  std::mutex mutex;
+  std::vector<LateReport> reports;
+  Patience patience = patience_of(0.6);
+  patience.report = [&](const LateReport& late) {
+    const std::lock_guard lock(mutex);
+    reports.push_back(late);
+  };
+  told(4, patience, 0.6, [](const World& world, Queue& queue) {
+    const World pair = sync_group(world, Sync{2}, queue);
+    if (world->rank() == 0) pair->exchange(message("bn"), queue);
+  });
+  ASSERT_EQ(reports.size(), 1u);
+  ASSERT_EQ(reports[0].ranks.size(), 2u);  // of its group
+  EXPECT_EQ(reports[0].ranks[1].is, LateRank::Is::missing);
+  EXPECT_EQ(reports[0].ranks[1].layer, "split");
+}
+
+// It says goodbye: nobody waits for the deadline, and what it sent before counts.
+TEST(LateRank, ThatHasLeftIsNamedAtOnce) {
+  const auto start = std::chrono::steady_clock::now();
+  auto worlds = threads(2, patience_of(60));
+  std::thread other([&] {
+    Queue queue = Queue::cpu();
+    worlds[1]->exchange(message("bn"), queue);
+    worlds[1].reset();
+  });
+  Queue queue = Queue::cpu();
+  Pending first = worlds[0]->start_exchange(message("bn"), queue);
+  other.join();
+  EXPECT_EQ(first.wait().payload, std::vector<double>{2});
+  EXPECT_EQ(error_of([&] { worlds[0]->exchange(message("bn", 1), queue); }),
+            "aborted: bn, call 1, forward: rank 1 has left; rank 1 was last heard of at bn, call 0, forward");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
 TEST(LateRank, TheFirstExchangeHasItsOwnDeadline) {

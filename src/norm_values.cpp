@@ -1,0 +1,49 @@
+// What a layer tells of a call's values: which ranks had some that are not finite, and that there are too many.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "src/exchange.hpp"
+#include "src/norm_impl.hpp"
+
+namespace allnorm {
+
+namespace {
+
+// "rank 1", "rank 1 and rank 2"; where no rank's own values are so, they are together, or nobody knows whose.
+std::string names_of(std::uint64_t ranks, const Communicator& group) {
+  std::string text;
+  const int known = std::min(group.size(), 63);
+  for (int rank = 0; rank < known; ++rank)
+    if ((ranks & rank_bit(rank)) != 0) text += (text.empty() ? "" : " and ") + group.name_of(rank);
+  if ((ranks & rank_bit(known)) != 0) text += (text.empty() ? "" : " and ") + std::string("ranks beyond the first 63");
+  return text.empty() ? "all ranks together" : text;
+}
+
+}  // namespace
+
+NonFiniteCalls NormImpl::nonfinite() const {
+  const HitsMet met = memory_.met();
+  if (met.calls == 0) return {};
+  const Header call(name_, Direction::forward, static_cast<std::uint64_t>(met.call));
+  const char* const what = layer_.statistics() == Axes{Axis::channel} ? "channel " : "group ";
+  std::string text = names_of(met.last.ranks, *group_) + ": " + allnorm::describe(call) + ": input is not finite in " +
+                     what + std::to_string(met.last.first);
+  if (met.last.groups > 1) text += " and " + std::to_string(met.last.groups - 1) + " more";
+  return {met.calls, std::move(text)};
+}
+
+void NormImpl::expect_finite() {
+  if (layer_.options.nonfinite != NonFinite::fail || memory_.met().calls == failed_) return;
+  const NonFiniteCalls met = nonfinite();
+  failed_ = met.calls;
+  fail(Code::non_finite, met.last + ", must be finite everywhere");
+}
+
+void NormImpl::expect_counted() const {
+  const Turn& last = *memory_.view().last;
+  expect(last.count <= formulas::most_values, Code::invalid_input,
+         [&] { return too_many_values(Header(name_, Direction::forward, static_cast<std::uint64_t>(last.call))); });
+}
+
+}  // namespace allnorm

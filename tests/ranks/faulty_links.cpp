@@ -1,0 +1,65 @@
+#include "faulty_links.hpp"
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "src/transport/threads.hpp"
+
+namespace faults {
+
+using namespace allnorm;
+
+namespace {
+
+class FaultyLinks final : public Links {
+ public:
+  FaultyLinks(std::shared_ptr<Links> links, const Fault& fault) : links_(std::move(links)), fault_(fault) {}
+
+  int rank() const noexcept override { return links_->rank(); }
+  int size() const noexcept override { return links_->size(); }
+  std::string_view transport() const noexcept override { return links_->transport(); }
+  std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override { return links_->poll(from, tag); }
+  std::vector<int> unsent(std::uint64_t tag) override { return links_->unsent(tag); }
+  void relax(int looks) override { links_->relax(looks); }
+  void abort(const Error& error) noexcept override { links_->abort(error); }
+  std::string name_of(int rank) const override { return links_->name_of(rank); }
+
+  // Only what the communicator of all ranks sends: its context is 0. The fault happens once.
+  void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
+    const Kind kind = tag == fault_.call ? std::exchange(fault_.kind, Kind::none) : Kind::none;
+    if (kind == Kind::drop) return;
+    if (kind == Kind::die) throw Died();
+    if (kind == Kind::fail) fail(Code::transport, "the network is down");
+    if (kind == Kind::delay) std::this_thread::sleep_for(std::chrono::milliseconds(5 + 3 * (tag % 5)));
+    if (kind == Kind::wrong_size) {
+      Bytes other = *bytes;
+      other.resize(tag % 2 == 0 ? other.size() - 8 : other.size() + 8);
+      bytes = std::make_shared<const Bytes>(std::move(other));
+    }
+    links_->post(to, tag, std::move(bytes));
+  }
+
+ private:
+  std::shared_ptr<Links> links_;
+  Fault fault_;
+};
+
+}  // namespace
+
+const char* name_of(Kind kind) noexcept {
+  constexpr const char* names[] = {"none", "delay", "drop", "die", "wrong size", "fail", "no memory"};
+  return names[static_cast<int>(kind)];
+}
+
+std::vector<std::shared_ptr<Communicator>> threads(int ranks, const Fault& fault, const Patience& patience) {
+  std::vector<std::shared_ptr<Communicator>> worlds;
+  for (auto& links : thread_links(ranks)) {
+    const bool faulty = links->rank() == fault.rank;
+    worlds.push_back(
+        communicate(faulty ? std::make_shared<FaultyLinks>(std::move(links), fault) : std::move(links), patience));
+  }
+  return worlds;
+}
+
+}  // namespace faults
