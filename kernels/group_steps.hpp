@@ -26,7 +26,6 @@ struct GroupSteps {
                steps::HashChannels, steps::OpenForward, steps::OpenBackward,                               //
                steps::CompareHeads, steps::JudgeHeads, steps::SumRanks, steps::Advance,                    //
                steps::WriteGradient, steps::Convert,                                                       //
-               steps::Widen<double>, steps::Widen<float>, steps::Widen<f16>, steps::Widen<bf16>,           //
                steps::Narrow<f16>, steps::Narrow<bf16>>
       of;
 };

@@ -34,10 +34,18 @@ struct Parameter {
   const void* data = nullptr;
   DType dtype = DType::f32;
   double otherwise = 0;
+  double added = 0;  ///< to each that is given
 
   ALLNORM_HOST_DEVICE bool given() const { return data != nullptr; }
-  ALLNORM_HOST_DEVICE double operator[](std::int64_t i) const {
-    if (data == nullptr) return otherwise;
+  ALLNORM_HOST_DEVICE double operator[](std::int64_t i) const { return given() ? with_added(stored(i)) : otherwise; }
+  /// With nothing to be added, the value itself: a 0 keeps its sign.
+  template <class C>
+  ALLNORM_HOST_DEVICE C with_added(C value) const {
+    return added == 0 ? value : value + static_cast<C>(added);
+  }
+
+ private:
+  ALLNORM_HOST_DEVICE double stored(std::int64_t i) const {
     if (dtype == DType::f64) return static_cast<const double*>(data)[i];
     if (dtype == DType::f32) return static_cast<double>(static_cast<const float*>(data)[i]);
     return static_cast<double>(dtype == DType::f16 ? widened(static_cast<const f16*>(data)[i])

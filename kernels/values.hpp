@@ -1,4 +1,4 @@
-// Steps of one value each: what is not in the type that the kernels read or write.
+// Steps of one value each: what is not in the type that the kernels write.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +7,6 @@
 #include "kernels/layer_state.hpp"
 
 namespace allnorm::steps {
-
-/// A value widened, and something added.
-template <class T>
-struct Widen {
-  const T* from = nullptr;
-  compute_t<T>* to = nullptr;
-  compute_t<T> added = 0;
-
-  ALLNORM_HOST_DEVICE void operator()(std::int64_t i) const { to[i] = load(from[i]) + added; }
-};
 
 template <class T>
 struct Narrow {

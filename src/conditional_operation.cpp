@@ -30,7 +30,7 @@ class ConditionalOperation final : public ModulatedOperation {
  public:
   ConditionalOperation(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                        std::string name)
-      : ModulatedOperation(layer, layer.row->statistics, each_instance, channels, std::move(group), queue,
+      : ModulatedOperation(layer, layer.row->statistics, each_instance, 0, channels, std::move(group), queue,
                            std::move(name)),
         choice_(*std::find_if(layer.row->tensors.begin(), layer.row->tensors.end(), [](const TensorSpec& tensor) {
           return tensor.role == TensorRole::labels || tensor.role == TensorRole::mixture;

@@ -10,34 +10,33 @@ namespace allnorm {
 
 namespace {
 
-/// The norm reads gamma and beta, and writes their gradients, in the type that maps of T are computed in.
+/// The norm writes the gradients of maps of T as a map itself where that is the type that T is computed in.
 template <class T>
-constexpr bool is_read_as_it_is = std::is_same_v<T, compute_t<T>>;
+constexpr bool is_written_as_it_is = std::is_same_v<T, compute_t<T>>;
 
 class MapsOperation final : public ModulatedOperation {
  public:
   MapsOperation(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
                 std::string name)
-      : ModulatedOperation(layer, layer.statistics(), {Axis::sample, Axis::channel, Axis::space}, channels,
-                           std::move(group), queue, std::move(name)) {}
+      : ModulatedOperation(layer, layer.statistics(), {Axis::sample, Axis::channel, Axis::space},
+                           layer.options.plus_one ? 1 : 0, channels, std::move(group), queue, std::move(name)) {}
 
  private:
   struct Maps final : Modulation {
     explicit Maps(const ConstTensorView& x) : input(x) {}
     ConstTensorView input;
-    Buffer<std::byte> gamma{}, beta{};  // where they are not read as they are
   };
 
   template <class T>
   struct MapGrads final : ModulationGrad {
     using C = compute_t<T>;
     static TensorView room(const TensorView& wanted, Buffer<C>& own, Queue& queue) {
-      if (!wanted.given() || is_read_as_it_is<T>) return wanted;
+      if (!wanted.given() || is_written_as_it_is<T>) return wanted;
       own = Buffer<C>(static_cast<std::size_t>(wanted.elements()), queue, Fill::none);
       return {own.data(), dtype_of<C>(), wanted.device, wanted.shape, wanted.order};
     }
     void finish(Queue& queue) override {
-      if constexpr (!is_read_as_it_is<T>)
+      if constexpr (!is_written_as_it_is<T>)
         for (const auto& [from, to] : {std::pair{&dgamma, grad_gamma}, {&dbeta, grad_beta}})
           queue.ops().each({steps::Narrow<T>{from->data(), static_cast<T*>(to.data)}},
                            static_cast<std::int64_t>(from->size()), queue);
@@ -45,17 +44,6 @@ class MapsOperation final : public ModulatedOperation {
     TensorView grad_gamma{}, grad_beta{};
     Buffer<C> dgamma{}, dbeta{};
   };
-
-  // `map`, with `added` to it, as the norm reads it; `own`: where it is not read as it is.
-  template <class T>
-  static ConstTensorView read(const ConstTensorView& map, compute_t<T> added, Buffer<std::byte>& own, Queue& queue) {
-    using C = compute_t<T>;
-    if (is_read_as_it_is<T> && added == 0) return map;
-    own = Buffer<std::byte>(static_cast<std::size_t>(map.elements()) * sizeof(C), queue, Fill::none);
-    auto* to = reinterpret_cast<C*>(own.data());
-    queue.ops().each({steps::Widen<T>{static_cast<const T*>(map.data), to, added}}, map.elements(), queue);
-    return {to, dtype_of<C>(), map.device, map.shape, map.order};
-  }
 
   std::unique_ptr<Modulation> modulate(const InputSlots& inputs, const ConstTensorView& input,
                                        Queue& queue) const override {
@@ -65,10 +53,8 @@ class MapsOperation final : public ModulatedOperation {
       expect_like(inputs[name], input, queue, name);
     }
     auto made = std::make_unique<Maps>(input);
-    visit(input.dtype, [&]<class T>(std::type_identity<T>) {
-      made->weight = read<T>(inputs["gamma"], layer().options.plus_one ? 1 : 0, made->gamma, queue);
-      made->bias = read<T>(inputs["beta"], 0, made->beta, queue);
-    });
+    made->weight = inputs["gamma"];
+    made->bias = inputs["beta"];
     return made;
   }
 

@@ -15,10 +15,12 @@ struct ModulatedOperation::SavedModulated final : SavedCall {
   std::unique_ptr<SavedCall> norm;
 };
 
-ModulatedOperation::ModulatedOperation(const Layer& layer, Axes statistics, Axes affine, std::int64_t channels,
-                                       std::shared_ptr<Communicator> group, Queue& queue, std::string name)
+ModulatedOperation::ModulatedOperation(const Layer& layer, Axes statistics, Axes affine, double added,
+                                       std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
+                                       std::string name)
     : layer_(layer), row_(*layer.row) {
   tensors_ = {{"weight", TensorRole::parameter, affine, "", 1}, {"bias", TensorRole::parameter, affine, ""}};
+  tensors_.front().added = added;
   for (const TensorSpec& tensor : layer.row->tensors)
     if (tensor.is_state() && layer.has(tensor)) tensors_.push_back(tensor);
   for (const InputSlot& slot : input_slots)

@@ -27,8 +27,8 @@ class ModulatedOperation : public Operation {
 
  protected:
   /// The norm has the layer's name, attributes, state and other tensors; `statistics` and `affine`: the axes of its
-  /// mean and of its gamma and beta.
-  ModulatedOperation(const Layer& layer, Axes statistics, Axes affine, std::int64_t channels,
+  /// mean and of its gamma and beta; `added`: to every gamma.
+  ModulatedOperation(const Layer& layer, Axes statistics, Axes affine, double added, std::int64_t channels,
                      std::shared_ptr<Communicator> group, Queue& queue, std::string name);
 
   /// Gamma and beta of a call as the norm reads them, and what backward needs to know of how they were made.

@@ -78,6 +78,7 @@ void NormImpl::describe(const ForwardInputs& in, const Plan& plan, LayerCall& ca
   call.rules = memory_.rules();
   call.activation = in.tau.given() ? activation_of(layer_.options.tie) : layer_.options.activation;
   call.weight = parameter(in.weight, 1);
+  if (const TensorSpec* weight = layer_.row->tensor("weight")) call.weight.added = weight->added;
   call.bias = parameter(in.bias, 0);
   call.level = parameter(in.tau, 0);
   call.learned_eps = parameter(in.eps_learned, 0);

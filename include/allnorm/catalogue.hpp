@@ -52,6 +52,7 @@ struct TensorSpec {
   Condition required = nullptr;     ///< null: never
   std::string_view required_for{};  ///< for people: where it is required
   std::optional<double> start{};    ///< where a parameter that is learned begins; null: at `otherwise`
+  double added = 0;                 ///< to every value of a parameter that is given
 
   /// Kept from call to call, not given with one.
   constexpr bool is_state() const noexcept { return role == TensorRole::state || role == TensorRole::counter; }

@@ -43,10 +43,12 @@ struct Cut {
 Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut = {});
 
 /// How the groups of a fine partition (the common refinement of a norm's and its affine part's) map to those of a
-/// coarser one: fine group f lies in coarse group f / divide % modulo.
+/// coarser one: fine group f lies in coarse group (f + first) / divide % modulo.
 struct Coarsening {
   std::int64_t divide = 1, modulo = 1;
+  std::int64_t first = 0;  ///< fine groups before those of this part of a tensor
   constexpr std::int64_t operator()(std::int64_t f) const noexcept {
+    f += first;
     const std::int64_t whole = divide == 1 ? f : f / divide;  // a division costs as much as what is done with a group
     return whole < modulo ? whole : whole % modulo;
   }

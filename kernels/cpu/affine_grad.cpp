@@ -65,13 +65,16 @@ HWY_INLINE void add_rows(const GradInput<T> in, const Coefficients& k, const Own
   }
 }
 
-/// One unit of the columns of gamma: dweight and dbias (unit.columns) over its rows.
+/// One unit of the columns of gamma: dweight and dbias (unit.columns) over its rows; `continues`: added to what they
+/// are.
 template <class T, GateKind kind, bool along>
 void affine_grad_tile(const AffineGradArgs& args, const GradInput<T>& in, const AlongValues<compute_t<T>>& values,
-                      const ColumnGrid& grid, const ColumnGrid::Unit& unit, double* dweight, double* dbias) {
+                      const ColumnGrid& grid, const ColumnGrid::Unit& unit, bool continues, double* dweight,
+                      double* dbias) {
   using C = compute_t<T>;
   using Values = AlongValues<C>;
   alignas(64) double acc_weight[tile_columns] = {}, acc_bias[tile_columns] = {};
+  if (continues) std::copy_n(dweight, unit.columns, acc_weight), std::copy_n(dbias, unit.columns, acc_bias);
   GroupWalk groups(args.norm);
   auto walk = values.walk();
   typename Values::Room rooms[along ? rows_per_pass : 1];
@@ -109,16 +112,43 @@ void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue
   const AlongValues<compute_t<T>> values(args.along);
   const ColumnGrid grid(p);
   sum_columns<2>(grid, {args.dweight, args.dbias}, queue, [&](const ColumnGrid::Unit& unit, const SumsOf<2>& sums) {
-    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, sums[0], sums[1]);
+    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, false, sums[0], sums[1]);
   });
 }
+
+template <class T, GateKind kind, bool along>
+void affine_grad_rows_of(const AffineGradArgs& args, const Partition& p, double* sums) {
+  const GradInput<T> in(args, p);
+  const AlongValues<compute_t<T>> values(args.along);
+  const ColumnGrid grid(p);
+  for (std::int64_t column = 0; column < grid.width; column += grid.tile) {
+    const ColumnGrid::Unit unit{0, 0, 0, grid.rows, column, min_of(grid.tile, grid.width - column)};
+    affine_grad_tile<T, kind, along>(args, in, values, grid, unit, true, sums + column, sums + grid.width + column);
+  }
+}
+
+/// Where the gradients of gammas that every value has its own of go, as long as x; null: not asked for.
+template <class C>
+struct GradMaps {
+  C *weight, *bias;
+  bool streams;  // both: where their vectors are aligned alike
+
+  GradMaps(const ParameterGrad& dweight, const ParameterGrad& dbias, std::int64_t whole)
+      : weight(static_cast<C*>(dweight.data)), bias(static_cast<C*>(dbias.data)) {
+    const auto apart = reinterpret_cast<std::uintptr_t>(weight) - reinterpret_cast<std::uintptr_t>(bias);
+    const bool alike = weight == nullptr || bias == nullptr || apart % 64 == 0;
+    streams = alike && whole * static_cast<std::int64_t>(sizeof(C)) >= stream_bytes;
+  }
+  const C* streamed(std::int64_t offset) const {
+    return streams ? (weight != nullptr ? weight : bias) + offset : nullptr;
+  }
+};
 
 /// Values from memory offset `first` on whose coefficients are of one group, or (follow) of groups that follow each
 /// other. The same arithmetic as that of sums over one row.
 template <GateKind kind, bool along, bool follow, class T, class Gates, class Own>
 HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, const Gates& gates, std::int64_t group,
-                            const Own& own, std::int64_t first, std::int64_t length, compute_t<T>* dweight,
-                            compute_t<T>* dbias) {
+                            const Own& own, std::int64_t first, std::int64_t length, const GradMaps<compute_t<T>> to) {
   const SumTag<T> d;
   const DoubleTag dd;
   const auto narrowed = [](Vec<DoubleTag> v) HWY_ATTR {
@@ -127,7 +157,7 @@ HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, c
     else
       return hn::DemoteTo(SumTag<T>(), v);
   };
-  for_vectors(d, length, static_cast<const T*>(nullptr), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+  for_vectors(d, length, to.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
     const auto of = [&](auto tag, const auto* values) HWY_ATTR {
       if constexpr (follow)
         return get<access()>(tag, values + group + j, n);
@@ -144,8 +174,8 @@ HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, c
     const auto zero = hn::Zero(dd);
     const auto offset = args.gate.shift != nullptr ? of(dd, args.gate.shift) : zero;
     const auto normalized = affine_of(hn::Sub(to_double(x), of(dd, args.center)), of(dd, args.gate.scale), offset);
-    if (dweight != nullptr) put<access()>(d, narrowed(hn::MulAdd(g, normalized, zero)), dweight + i, n);
-    if (dbias != nullptr) put<access()>(d, narrowed(hn::Add(zero, g)), dbias + i, n);
+    if (to.weight != nullptr) put<access()>(d, narrowed(hn::MulAdd(g, normalized, zero)), to.weight + i, n);
+    if (to.bias != nullptr) put<access()>(d, narrowed(hn::Add(zero, g)), to.bias + i, n);
   });
 }
 
@@ -166,7 +196,7 @@ struct GateCoefficients {
 };
 
 template <class T, GateKind kind, bool along>
-void affine_grad_map(const AffineGradArgs& args, compute_t<T>* dweight, compute_t<T>* dbias, Queue& queue) {
+void affine_grad_map(const AffineGradArgs& args, const GradMaps<compute_t<T>>& to, Queue& queue) {
   using Values = AlongValues<compute_t<T>>;
   const GradInput<T> in(args, args.norm);
   const Values values(args.along);
@@ -184,28 +214,41 @@ void affine_grad_map(const AffineGradArgs& args, compute_t<T>* dweight, compute_
       typename Values::Stretch own;
       if constexpr (along) own = values.at(walk, i, some, room);
       if (groups.groups_follow())
-        map_stretch<kind, along, true>(args, in, gates, groups.group(), own, i, some, dweight, dbias);
+        map_stretch<kind, along, true>(args, in, gates, groups.group(), own, i, some, to);
       else
-        map_stretch<kind, along, false>(args, in, gates, groups.group(), own, i, some, dweight, dbias);
+        map_stretch<kind, along, false>(args, in, gates, groups.group(), own, i, some, to);
     }
+    if (to.streams) flush_streams();
   });
 }
 
 bool affine_grad_values_target(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
-                               Queue& queue) {
+                               std::int64_t whole, Queue& queue) {
   return visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using C = compute_t<T>;
     for (const ParameterGrad* grad : {&dweight, &dbias})
       if (grad->data != nullptr && grad->dtype != dtype_of<C>()) return false;
-    auto* const weight = static_cast<C*>(dweight.data);
-    auto* const bias = static_cast<C*>(dbias.data);
+    const GradMaps<C> to(dweight, dbias, whole);
     visit_gate(kind_of(args.gate), [&](auto kind) {
       if constexpr (kind() == GateKind::sign)
-        if (args.along.given) return affine_grad_map<T, kind(), true>(args, weight, bias, queue);
-      if constexpr (kind() != GateKind::level) affine_grad_map<T, kind(), false>(args, weight, bias, queue);
+        if (args.along.given) return affine_grad_map<T, kind(), true>(args, to, queue);
+      if constexpr (kind() != GateKind::level) affine_grad_map<T, kind(), false>(args, to, queue);
     });
     return true;
+  });
+}
+
+/// Calls f(type, kind, along) with how x is read, g is made, and whether gamma and beta are read for that: they matter
+/// to the sign alone, and none of them is along where there is a level.
+template <class F>
+void visit_along(const AffineGradArgs& args, const F& f) {
+  visit(args.dtype, [&](auto type) {
+    visit_gate(kind_of(args.gate), [&](auto kind) {
+      if constexpr (kind() == GateKind::sign)
+        if (args.along.given) return f(type, kind, std::true_type());
+      if constexpr (kind() != GateKind::level) f(type, kind, std::false_type());
+    });
   });
 }
 
@@ -216,14 +259,15 @@ void affine_grad_target(const AffineGradArgs& args, Queue& queue) {
     std::fill_n(args.dbias, args.along.affine.groups(), 0.0);
     return;
   }
-  visit(args.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    visit_gate(kind_of(args.gate), [&](auto kind) {
-      // gamma and beta matter to the sign alone, and none of them is along where there is a level
-      if constexpr (kind() == GateKind::sign)
-        if (args.along.given) return affine_grad_of<T, kind(), true>(args, p, queue);
-      if constexpr (kind() != GateKind::level) affine_grad_of<T, kind(), false>(args, p, queue);
-    });
+  visit_along(args, [&](auto type, auto kind, auto along) {
+    affine_grad_of<typename decltype(type)::type, kind(), along()>(args, p, queue);
+  });
+}
+
+void affine_grad_rows_target(const AffineGradArgs& args, double* sums) {
+  const Partition p = canonical(args.along.affine);
+  visit_along(args, [&](auto type, auto kind, auto along) {
+    affine_grad_rows_of<typename decltype(type)::type, kind(), along()>(args, p, sums);
   });
 }
 
@@ -235,11 +279,15 @@ HWY_AFTER_NAMESPACE();
 namespace allnorm::cpu {
 HWY_EXPORT(affine_grad_target);
 void affine_grad(const AffineGradArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(affine_grad_target)(args, queue); }
+HWY_EXPORT(affine_grad_rows_target);
+void affine_grad_rows(const AffineGradArgs& args, double* sums) {
+  HWY_DYNAMIC_DISPATCH(affine_grad_rows_target)(args, sums);
+}
 HWY_EXPORT(affine_grad_values_target);
 bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
-                        Queue& queue) {
+                        std::int64_t whole, Queue& queue) {
   return args.along.affine.group_size() == 1 &&
-         HWY_DYNAMIC_DISPATCH(affine_grad_values_target)(args, dweight, dbias, queue);
+         HWY_DYNAMIC_DISPATCH(affine_grad_values_target)(args, dweight, dbias, whole, queue);
 }
 }  // namespace allnorm::cpu
 #endif

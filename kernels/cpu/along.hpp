@@ -53,6 +53,54 @@ class GroupWalk {
   std::int64_t at_ = 0, group_ = 0, left_ = 0;
 };
 
+/// One of gamma and beta in the compute type C: where it lies, or made once for the call, or, where every value has its
+/// own, made when it is read.
+template <class C>
+class AlongParameter {
+ public:
+  AlongParameter() = default;
+  AlongParameter(const Parameter& parameter, const Partition& affine) : from_(parameter) {
+    if (from_.given() && from_.dtype == dtype_of<C>() && from_.added == 0)
+      ready_ = static_cast<const C*>(from_.data);
+    else if (affine.group_size() > 1)
+      ready_ = made(affine.groups());
+  }
+  AlongParameter(const AlongParameter&) = delete;
+  AlongParameter& operator=(const AlongParameter&) = delete;
+
+  const C* ready() const noexcept { return ready_; }
+  /// Those of `count` groups from `first` on; `room` for them.
+  const C* at(std::int64_t first, std::int64_t count, C* room) const noexcept {
+    if (ready_ != nullptr) return ready_ + first;
+    make(first, count, room);
+    return room;
+  }
+
+ private:
+  const C* made(std::int64_t size) {
+    own_.resize(static_cast<std::size_t>(size));
+    make(0, size, own_.data());
+    return own_.data();
+  }
+  // Like gather() below not inline, so that at() is.
+  __attribute__((noinline)) void make(std::int64_t first, std::int64_t count, C* to) const noexcept {
+    if (!from_.given()) {
+      std::fill_n(to, count, static_cast<C>(from_.otherwise));
+      return;
+    }
+    visit(from_.dtype, [&](auto type) {
+      const auto* from = static_cast<const typename decltype(type)::type*>(from_.data) + first;
+      for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<C>(load(from[i]));
+    });
+    const C added = static_cast<C>(from_.added);
+    for (std::int64_t i = 0; added != 0 && i < count; ++i) to[i] += added;
+  }
+
+  Parameter from_{};
+  std::vector<C> own_{};
+  const C* ready_ = nullptr;
+};
+
 /// Gamma and beta in the compute type C.
 template <class C>
 class AlongValues {
@@ -65,30 +113,30 @@ class AlongValues {
     alignas(64) C weight[tile_columns], bias[tile_columns];
   };
 
-  explicit AlongValues(const Along& along) : walk_(along.affine) {
-    if (!along.given) return;
-    weight_ = values_of(along.weight, along.affine.groups(), own_weight_);
-    bias_ = values_of(along.bias, along.affine.groups(), own_bias_);
-  }
+  explicit AlongValues(const Along& along)
+      : walk_(along.affine),
+        weight_(along.weight, along.given ? along.affine : Partition{}),
+        bias_(along.bias, along.given ? along.affine : Partition{}) {}
   /// A walk to give to at(), by the thread that owns it.
   GroupWalk walk() const noexcept { return walk_; }
 
-  /// Those of `count` values from memory offset `first` on: where they lie, or gathered in `room` where they do not lie
-  /// side by side.
+  /// Those of `count` values from memory offset `first` on: where they lie, or made or gathered in `room` where they do
+  /// not lie side by side.
   Stretch at(GroupWalk& walk, std::int64_t first, std::int64_t count, Room& room) const noexcept {
     walk.seek(first);
     if (walk.groups_follow() && walk.left() >= count) {
-      const Stretch there{weight_ + walk.group(), bias_ + walk.group()};
+      const std::int64_t group = walk.group();
       walk.advance(count);
-      return there;
+      return {weight_.at(group, count, room.weight), bias_.at(group, count, room.bias)};
     }
-    gather(weight_, walk, first, count, room.weight);
-    gather(bias_, walk, first, count, room.bias);
+    gather(weight_.ready(), walk, first, count, room.weight);
+    gather(bias_.ready(), walk, first, count, room.bias);
     return {room.weight, room.bias};
   }
 
  private:
-  static void gather(const C* values, GroupWalk walk, std::int64_t first, std::int64_t count, C* to) noexcept {
+  __attribute__((noinline)) static void gather(const C* values, GroupWalk walk, std::int64_t first, std::int64_t count,
+                                               C* to) noexcept {
     for (std::int64_t i = 0; i < count;) {
       walk.seek(first + i);
       const std::int64_t some = min_of(walk.left(), count - i);
@@ -100,16 +148,9 @@ class AlongValues {
       i += some;
     }
   }
-  static const C* values_of(const Parameter& parameter, std::int64_t size, std::vector<C>& own) {
-    if (parameter.given() && parameter.dtype == dtype_of<C>()) return static_cast<const C*>(parameter.data);
-    own.resize(static_cast<std::size_t>(size));
-    for (std::int64_t i = 0; i < size; ++i) own[static_cast<std::size_t>(i)] = static_cast<C>(parameter[i]);
-    return own.data();
-  }
 
   GroupWalk walk_;
-  std::vector<C> own_weight_, own_bias_;  // where the given ones are of another type, or none are
-  const C *weight_ = nullptr, *bias_ = nullptr;
+  AlongParameter<C> weight_, bias_;
 };
 
 }  // namespace allnorm::cpu

@@ -22,13 +22,13 @@ struct ApplyTensors {
   Below<WideTag<T>> low;
   bool streams;
 
-  explicit ApplyTensors(const ApplyArgs& args)
+  ApplyTensors(const ApplyArgs& args, std::int64_t whole)
       : x(static_cast<const T*>(args.x)),
         residual(static_cast<const T*>(args.residual)),
         y(static_cast<T*>(args.y)),
         low(below(WideTag<T>(), args.activation)),
         streams(args.y != args.x && args.y != args.residual &&
-                args.partition.elements() * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
+                whole * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
   const T* streamed(std::int64_t offset) const { return streams ? y + offset : nullptr; }
 };
 
@@ -53,10 +53,10 @@ HWY_INLINE void apply_vector(const ApplyTensors<T>& t, std::int64_t i, std::int6
 }
 
 template <class T, ZKind kind, bool with_residual, bool along>
-void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
+void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, std::int64_t whole, Queue& queue) {
   using Values = AlongValues<compute_t<T>>;
   const WideTag<T> d;
-  const ApplyTensors<T> tensors(args);
+  const ApplyTensors<T> tensors(args, whole);
   const Values values(args.along);
   const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t offset, std::int64_t length) {
     const auto t =
@@ -87,10 +87,10 @@ void apply_by_runs(const ApplyArgs& args, const MapGrid& grid, Queue& queue) {
 }
 
 template <class T, ZKind kind, bool with_residual, bool along>
-void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queue) {
+void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, std::int64_t whole, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const ApplyTensors<T> tensors(args);
+  const ApplyTensors<T> tensors(args, whole);
   const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto t = tensors;  // as above
@@ -132,31 +132,31 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, Queue& queu
 }
 
 template <class T, ZKind kind, bool with_residual, bool along>
-void apply_partition(const ApplyArgs& args, Queue& queue) {
+void apply_partition(const ApplyArgs& args, std::int64_t whole, Queue& queue) {
   const Partition p = canonical(args.partition);
   if (by_columns(p))
-    apply_by_columns<T, kind, with_residual, along>(args, ColumnGrid(p), queue);
+    apply_by_columns<T, kind, with_residual, along>(args, ColumnGrid(p), whole, queue);
   else
-    apply_by_runs<T, kind, with_residual, along>(args, MapGrid(p), queue);
+    apply_by_runs<T, kind, with_residual, along>(args, MapGrid(p), whole, queue);
 }
 
-void apply_target(const ApplyArgs& args, Queue& queue) {
+void apply_target(const ApplyArgs& args, std::int64_t whole, Queue& queue) {
   if (args.partition.elements() == 0) return;
   const bool is_active = args.activation.kind != ActivationKind::identity, adds = args.residual != nullptr;
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using enum ZKind;
     if (args.floor.given())
-      apply_partition<T, level, false, false>(args, queue);
+      apply_partition<T, level, false, false>(args, whole, queue);
     else if (args.along.given)  // with either, both: fewer translations of what is rarer
-      is_active || adds ? apply_partition<T, active, true, true>(args, queue)
-                        : apply_partition<T, plain, false, true>(args, queue);
+      is_active || adds ? apply_partition<T, active, true, true>(args, whole, queue)
+                        : apply_partition<T, plain, false, true>(args, whole, queue);
     else if (adds)
-      is_active ? apply_partition<T, active, true, false>(args, queue)
-                : apply_partition<T, plain, true, false>(args, queue);
+      is_active ? apply_partition<T, active, true, false>(args, whole, queue)
+                : apply_partition<T, plain, true, false>(args, whole, queue);
     else
-      is_active ? apply_partition<T, active, false, false>(args, queue)
-                : apply_partition<T, plain, false, false>(args, queue);
+      is_active ? apply_partition<T, active, false, false>(args, whole, queue)
+                : apply_partition<T, plain, false, false>(args, whole, queue);
   });
 }
 
@@ -205,7 +205,10 @@ HWY_AFTER_NAMESPACE();
 namespace allnorm::cpu {
 HWY_EXPORT(apply_target);
 HWY_EXPORT(sign_mask_target);
-void apply(const ApplyArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(apply_target)(args, queue); }
+void apply_part(const ApplyArgs& args, std::int64_t whole, Queue& queue) {
+  HWY_DYNAMIC_DISPATCH(apply_target)(args, whole, queue);
+}
+void apply(const ApplyArgs& args, Queue& queue) { apply_part(args, args.partition.elements(), queue); }
 void sign_mask(const SignMaskArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(sign_mask_target)(args, queue); }
 }  // namespace allnorm::cpu
 #endif

@@ -47,7 +47,7 @@ struct GradTensors {
   MaskBits mask;
   bool streams;  // dx (or dresidual alone): not where it overwrites what was just read
 
-  explicit GradTensors(const ApplyGradArgs& args)
+  GradTensors(const ApplyGradArgs& args, std::int64_t whole)
       : x(static_cast<const T*>(args.x)),
         dy(static_cast<const T*>(args.dy)),
         dx(static_cast<T*>(args.dx)),
@@ -56,7 +56,7 @@ struct GradTensors {
         mask{args.gate.mask, ceil_div(args.partition.elements(), 8)},
         streams((args.dx == nullptr || args.dresidual == nullptr) && args.dx != args.dy && args.dx != args.x &&
                 args.dresidual != args.dy && args.dresidual != args.x &&
-                args.partition.elements() * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
+                whole * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
   const T* streamed(std::int64_t offset) const { return streams ? (dx != nullptr ? dx : dresidual) + offset : nullptr; }
 };
 
@@ -83,10 +83,10 @@ HWY_INLINE void grad_vector(const GradTensors<T>& t, std::int64_t i, std::int64_
 }
 
 template <class T, GateKind kind, bool along>
-void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& queue) {
+void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, std::int64_t whole, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const GradTensors<T> tensors(args);
+  const GradTensors<T> tensors(args, whole);
   const AlongValues<C> values(args.along);
   const auto piece = [&](GroupWalk& walk, std::int64_t group, std::int64_t from, std::int64_t length) {
     const auto t =
@@ -119,10 +119,10 @@ void apply_grad_by_runs(const ApplyGradArgs& args, const MapGrid& grid, Queue& q
 }
 
 template <class T, GateKind kind, bool along>
-void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Queue& queue) {
+void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, std::int64_t whole, Queue& queue) {
   using C = compute_t<T>;
   const WideTag<T> d;
-  const GradTensors<T> tensors(args);
+  const GradTensors<T> tensors(args, whole);
   const AlongValues<C> values(args.along);
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto t = tensors;  // as above
@@ -165,22 +165,22 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, Qu
 }
 
 template <class T, GateKind kind, bool along>
-void apply_grad_partition(const ApplyGradArgs& args, Queue& queue) {
+void apply_grad_partition(const ApplyGradArgs& args, std::int64_t whole, Queue& queue) {
   const Partition p = canonical(args.partition);
   if (by_columns(p))
-    apply_grad_by_columns<T, kind, along>(args, ColumnGrid(p), queue);
+    apply_grad_by_columns<T, kind, along>(args, ColumnGrid(p), whole, queue);
   else
-    apply_grad_by_runs<T, kind, along>(args, MapGrid(p), queue);
+    apply_grad_by_runs<T, kind, along>(args, MapGrid(p), whole, queue);
 }
 
-void apply_grad_target(const ApplyGradArgs& args, Queue& queue) {
+void apply_grad_target(const ApplyGradArgs& args, std::int64_t whole, Queue& queue) {
   if (args.partition.elements() == 0) return;
   visit(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     visit_gate(kind_of(args.gate), [&](auto kind) {
       if constexpr (kind() != GateKind::level)  // with which gamma is folded
-        if (args.along.given) return apply_grad_partition<T, kind(), true>(args, queue);
-      apply_grad_partition<T, kind(), false>(args, queue);
+        if (args.along.given) return apply_grad_partition<T, kind(), true>(args, whole, queue);
+      apply_grad_partition<T, kind(), false>(args, whole, queue);
     });
   });
 }
@@ -192,6 +192,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace allnorm::cpu {
 HWY_EXPORT(apply_grad_target);
-void apply_grad(const ApplyGradArgs& args, Queue& queue) { HWY_DYNAMIC_DISPATCH(apply_grad_target)(args, queue); }
+void apply_grad_part(const ApplyGradArgs& args, std::int64_t whole, Queue& queue) {
+  HWY_DYNAMIC_DISPATCH(apply_grad_target)(args, whole, queue);
+}
+void apply_grad(const ApplyGradArgs& args, Queue& queue) { apply_grad_part(args, args.partition.elements(), queue); }
 }  // namespace allnorm::cpu
 #endif

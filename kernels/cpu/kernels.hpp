@@ -15,6 +15,8 @@ struct SignMaskArgs {
 
 void moments(const MomentsArgs& args, Queue& queue);
 void apply(const ApplyArgs& args, Queue& queue);
+/// One of the parts of a map that has `whole` values in all: results of large maps bypass the caches.
+void apply_part(const ApplyArgs& args, std::int64_t whole, Queue& queue);
 void sign_mask(const SignMaskArgs& args, Queue& queue);
 void moments_grad(const MomentsGradArgs& args, Queue& queue);
 void affine_grad(const AffineGradArgs& args, Queue& queue);
@@ -22,8 +24,11 @@ void affine_grad(const AffineGradArgs& args, Queue& queue);
 /// that the input is computed in; otherwise false, and nothing is done. A map, where sums take a pass over arrays of
 /// doubles as long as the input.
 bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight, const ParameterGrad& dbias,
-                        Queue& queue);
+                        std::int64_t whole, Queue& queue);
+/// The same over rows of one gamma and beta per column, added to `sums`, (2, columns), by one thread.
+void affine_grad_rows(const AffineGradArgs& args, double* sums);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
+void apply_grad_part(const ApplyGradArgs& args, std::int64_t whole, Queue& queue);
 void patch_sums(const PatchSumsArgs& args, Queue& queue);
 void neighbours(const NeighboursArgs& args, Queue& queue);
 void neighbours_grad(const NeighboursGradArgs& args, Queue& queue);

@@ -105,7 +105,7 @@ __device__ __forceinline__ void load_parameter(const Parameter& parameter, std::
   const auto load = [&](const auto* data) {
     compute_t<std::remove_cvref_t<decltype(*data)>> values[n];
     unpack(read_vector<n>(data + first), values);
-    for (int i = 0; i < n; ++i) to[i] = static_cast<C>(values[i]);
+    for (int i = 0; i < n; ++i) to[i] = parameter.with_added(static_cast<C>(values[i]));
   };
   if (parameter.data == nullptr)
     for (int i = 0; i < n; ++i) to[i] = static_cast<C>(parameter.otherwise);

@@ -98,8 +98,8 @@ TEST_F(Nccl, MixedStatisticsAreThoseOfTheLoops) {
     for (const int limit : {32, 1}) {
       SCOPED_TRACE(std::string(training ? "training" : "inference") + ", gathering up to " + std::to_string(limit));
       std::vector<Arrays> shares(3);
+      on_one_gpu(3, limit, [&](const Group& group, Queue&) { batch.expect_calls(group); });
       on_one_gpu(3, limit, [&](const Group& group, Queue&) {
-        batch.expect_calls(group);
         shares[static_cast<std::size_t>(group->rank())] = samples.expect_calls(group);
       });
       samples.expect_sums(shares);

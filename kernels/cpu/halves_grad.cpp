@@ -1,0 +1,181 @@
+// The halves of a backward call on the CPU, as those of forward ones (halves.cpp).
+#include <algorithm>
+
+#include "kernels/arrays.hpp"
+#include "kernels/cpu/coefficients.hpp"
+#include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/slabs.hpp"
+
+namespace allnorm::cpu {
+
+namespace {
+
+/// Of every fine group: sum of g, of g * (x - center), and of what a level takes of dy.
+struct FineSums {
+  double *g = nullptr, *gx = nullptr, *level = nullptr;  // (F); level null where there is none
+
+  static Values room(const BackwardArgs& args) {
+    return Values(index((args.level.given() ? 3 : 2) * args.fine.groups()));
+  }
+  FineSums(const BackwardArgs& args, Values& room) : g(room.data()), gx(g + args.fine.groups()) {
+    if (args.level.given()) level = gx + args.fine.groups();
+  }
+  FineSums from(std::int64_t first) const {
+    FineSums part = *this;
+    part.g += first, part.gx += first;
+    if (level != nullptr) part.level += first;
+    return part;
+  }
+};
+
+/// The sums of fine groups, and s1 and s2 of the groups that they are of.
+void sum_gradient(const BackwardArgs& args, const FineView& fine, const FineSums& sums, Queue& queue) {
+  const std::int64_t groups = args.norm.groups();
+  double *s1 = args.sums, *s2 = args.sums + groups;
+  moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center, fine.gate(args), sums.g, sums.gx, along_of(args),
+                sums.level},
+               queue);
+  std::fill_n(args.sums, 2 * groups, 0.0);
+  for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
+    const std::int64_t g = args.to_norm(f);
+    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_of(args, f), sums.g[f], sums.gx[f]);
+    s1[g] += terms.s1;
+    s2[g] += terms.s2;
+  }
+  for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
+}
+
+/// Gradients of what is folded into fine groups, from their sums.
+void sum_parameters(const BackwardArgs& args, const FineSums& sums) {
+  if (args.along) return;
+  const std::int64_t size = args.affine.groups();
+  Values dweight(index(size)), dbias(dweight.size());
+  Values dlevel(args.level.given() ? dweight.size() : 0), deps(args.learned_eps.given() ? dweight.size() : 0);
+  for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
+    const std::int64_t g = args.to_norm(f);
+    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_of(args, f), sums.g[f], sums.gx[f]);
+    const std::size_t p = index(args.to_affine(f));
+    dweight[p] += terms.dgamma;
+    dbias[p] += terms.dbeta;
+    if (args.level.given()) dlevel[p] += sums.level[f];
+    if (args.learned_eps.given()) deps[p] += steps::eps_grad(args, g, terms.s2);
+  }
+  for (std::int64_t p = 0; p < size; ++p) {
+    if (args.wants_weight) args.dweight.set(p, dweight[index(p)]), args.dbias.set(p, dbias[index(p)]);
+    if (args.level.given()) args.dlevel.set(p, dlevel[index(p)]);
+    if (args.learned_eps.given()) args.deps.set(p, deps[index(p)]);
+  }
+}
+
+AffineGradArgs along_gradient(const BackwardArgs& args, const FineView& fine) {
+  return {args.x, args.dy, args.dtype, args.norm, fine.center, fine.gate(args), along_of(args)};
+}
+
+/// Gradients of gamma and beta along, from `parts` sums of both, (parts, 2, affine groups); the first takes the others.
+void join_along(const BackwardArgs& args, Values& sums, std::int64_t parts) {
+  const std::int64_t size = args.affine.groups();
+  for (std::int64_t part = 1; part < parts; ++part)
+    for (std::int64_t p = 0; p < 2 * size; ++p) sums[index(p)] += sums[index(part * 2 * size + p)];
+  for (std::int64_t p = 0; p < size; ++p) {
+    args.dweight.set(p, sums[index(p)]);
+    args.dbias.set(p, sums[index(size + p)]);
+  }
+}
+
+void sum_along(const BackwardArgs& args, const FineView& fine, Queue& queue) {
+  AffineGradArgs affine = along_gradient(args, fine);
+  if (affine_grad_values(affine, args.dweight, args.dbias, args.norm.elements(), queue)) return;
+  Values sums(index(2 * args.affine.groups()));
+  affine.dweight = sums.data();
+  affine.dbias = sums.data() + args.affine.groups();
+  affine_grad(affine, queue);
+  join_along(args, sums, 1);
+}
+
+/// The coefficients of dx of every fine group, in `room`.
+GradArrays grad_coefficients(const BackwardArgs& args, const Gathered& gathered, Values& room) {
+  const std::int64_t size = args.fine.groups();
+  room.resize(index(4 * size));
+  const GradArrays k{room.data(), room.data() + size, room.data() + 2 * size, room.data() + 3 * size};
+  for (std::int64_t f = 0; f < size; ++f) {
+    const std::int64_t g = args.to_norm(f);
+    k.set(f, steps::grad_of(args, gathered, args.frame.get(g), steps::gamma_of(args, f), g));
+  }
+  return k;
+}
+
+/// `whole`: values of the call that `args` is, or is a part of.
+void map_gradient(const BackwardArgs& args, const FineView& fine, const GradArrays& k, std::int64_t whole,
+                  Queue& queue) {
+  apply_grad_part({args.x, args.dy, args.dx, args.dresidual, args.dtype, args.fine, fine.center, fine.gate(args),
+                   k.gain, k.slope, k.offset, k.power, along_of(args)},
+                  whole, queue);
+}
+
+/// dx, and in the same pass the gradients of gammas that every value has its own of.
+void map_by_slabs(const BackwardArgs& call, const FineView& fine, const GradArrays& k, Queue& queue) {
+  const std::int64_t whole = call.norm.elements();
+  const auto run = [&](const BackwardArgs& slab, std::int64_t, Queue& own) {
+    const std::int64_t first = slab.to_affine.first;
+    const FineView of_slab = fine.from(first);
+    affine_grad_values(along_gradient(slab, of_slab), slab.dweight, slab.dbias, whole, own);
+    map_gradient(slab, of_slab, {k.gain + first, k.slope + first, k.offset + first, k.power + first}, whole, own);
+  };
+  const Slabs slabs = slabs_of_maps(call, queue);
+  if (!slabs.cuts()) return run(call, 0, queue);
+  slabs.for_each(call, queue, run);
+}
+
+void backward_by_slabs(const BackwardArgs& call, Queue& queue) {
+  const Slabs slabs = slabs_of(call, queue);
+  Values room = FineSums::room(call);
+  const FineSums sums(call, room);
+  const std::int64_t columns = sums_along(call) ? call.affine.groups() : 0;
+  Values along(index(slabs.tasks() * 2 * columns));  // (tasks, 2, columns)
+  with_read_parameters(call, [&](const BackwardArgs& args) {
+    slabs.for_each(args, queue, [&](const BackwardArgs& slab, std::int64_t task, Queue& one) {
+      const FineCoefficients fine(slab);
+      sum_gradient(slab, fine, sums.from(slab.to_affine.first), one);
+      if (columns > 0)
+        affine_grad_rows(along_gradient(slab, fine), along.data() + task * 2 * columns);
+      else if (args.along && args.wants_weight)
+        affine_grad_values(along_gradient(slab, fine), slab.dweight, slab.dbias, slabs.whole, one);
+      Values of_slab;
+      map_gradient(slab, fine, grad_coefficients(slab, {nullptr, 0, 0, slab.sums}, of_slab), slabs.whole, one);
+    });
+  });
+  if (columns > 0) join_along(call, along, slabs.tasks());
+  sum_parameters(call, sums);
+}
+
+}  // namespace
+
+void backward_local(BackwardArgs& args, Queue& queue) {
+  if (!args.rules.takes_moments() && !args.wants_weight) return;
+  if (slabs_of(args, queue).cuts()) {
+    args.route = Route::groups;
+    return;
+  }
+  const FineCoefficients fine(args);
+  Values room = FineSums::room(args);
+  const FineSums sums(args, room);
+  sum_gradient(args, fine, sums, queue);
+  sum_parameters(args, sums);
+  if (args.along && args.wants_weight && !maps_with_gradient(args)) sum_along(args, fine, queue);
+  if (args.record == nullptr) return;
+  RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * args.norm.groups())};
+  head.header.set(Field::call, static_cast<std::uint64_t>(args.frame.scalars->call));
+  *reinterpret_cast<RecordHead*>(args.record) = head;
+}
+
+void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
+  if (args.route == Route::groups) return backward_by_slabs(args, queue);
+  if (args.dx == nullptr && args.dresidual == nullptr) return;
+  const FineCoefficients fine(args);
+  Values room;
+  const GradArrays k = grad_coefficients(args, gathered, room);
+  if (maps_with_gradient(args)) return map_by_slabs(args, fine, k, queue);
+  map_gradient(args, fine, k, args.norm.elements(), queue);
+}
+
+}  // namespace allnorm::cpu
