@@ -462,7 +462,7 @@ constexpr Attribute neighbours_attributes[] = {
     attributes::real<0, &O::alpha>("alpha",
                                    "multiplies the squares of the window: their sum over n, with alexnet their sum"),
     attributes::real<0, &O::beta>("beta", "values are divided by (k + alpha * squares)^beta"),
-    attributes::real<1, &O::k>("k", "added to the squares"),
+    attributes::real<0, &O::k>("k", "added to the squares; with 0 a window of zeros gives nan"),
     attributes::choice<Words{"pytorch", "onnx", "caffe", "alexnet"}, &O::convention>(
         "convention",
         "pytorch: n/2 channels behind and (n-1)/2 ahead; onnx: the reverse; caffe: odd n; alexnet: n/2 on both sides, "

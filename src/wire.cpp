@@ -220,8 +220,10 @@ class Exchange : public Pending::Impl {
     }
     Links& links = *group_->links;
     links.whereabouts.answer(links, own_.header, waited(), [this] { return waits_for(); });
-    if (looks_ % 256 == 0) expect_nobody_left();
-    if (done_) return;
+    if (!done_ && looks_ % 256 == 0) {
+      expect_nobody_left();
+      if (done_) return;  // otherwise others have not taken what this rank has sent
+    }
     if (left > (warned_ ? ask_when_left_ : std::max(ask_when_left_, warn_when_left_))) return;
     const std::vector<int> ranks = waits_for();
     if (!inquiry_) inquiry_ = std::make_unique<Inquiry>(links, asked_too());

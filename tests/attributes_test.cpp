@@ -22,8 +22,9 @@ Header header_of(const Layer& layer) {
 
 // The layer with another value of the attribute.
 Layer with_another(const Layer& layer, const Attribute& attribute) {
-  for (const char* value : {"true", "false", "0.5", "2", "3", "relu", "var", "drop", "window", "count", "every",
-                            "outside", "world", "2,3", "instance_norm", "half", "space", "onnx", "max"}) {
+  for (const char* value : {"true",          "false",  "0.5",   "2",     "3",       "relu",  "var",
+                            "drop",          "window", "count", "every", "outside", "world", "2,3",
+                            "instance_norm", "half",   "space", "onnx",  "max",     "fail"}) {
     Layer other = layer;
     const bool fits = error_of([&] { other.set(attribute.name, value); }).empty();
     if (fits && attribute.get(other.options) != attribute.get(layer.options)) return other;

@@ -5,6 +5,7 @@
 #include <deque>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend.hpp"
@@ -174,12 +175,14 @@ TEST(LocalResponseNorm, LargeValuesReachNoFurtherThanTheirWindow) {
 TEST(LocalResponseNorm, WhatIsNotANumberReachesNoFurtherThanItsWindow) {
   for (const DType dtype : {DType::f64, DType::f32})
     for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
-      for (const Order order : {Order::channels_first, Order::channels_last}) {
+      for (const auto& [order, beta] : {std::pair{Order::channels_first, 0.75}, std::pair{Order::channels_last, 0.75},
+                                        std::pair{Order::channels_first, 1.3}}) {
+        const Options o{5, "pytorch", 0.3, beta};
         Random random(7);
         Arrays given = tensors(random, {1, 12, 20}, dtype);
-        Arrays clean = Subject(layer_of({}), 12, dtype, order)(given);
+        Arrays clean = Subject(layer_of(o), 12, dtype, order)(given);
         given["input"].v[5 * 20 + 4] = value;
-        Arrays got = Subject(layer_of({}), 12, dtype, order)(given);
+        Arrays got = Subject(layer_of(o), 12, dtype, order)(given);
         for (std::size_t i = 0; i < got["output"].v.size(); ++i) {
           const std::size_t c = i / 20, away = c < 5 ? 5 - c : c - 5;
           const bool same_place = i % 20 == 4;
@@ -250,8 +253,8 @@ TEST(LocalResponseNorm, RefusesWhatDoesNotFit) {
             "invalid argument: attribute size is 4, must be odd where convention is caffe");
   EXPECT_EQ(told("local_response_norm:size=0"),
             "invalid argument: attribute size is '0', must be an integer of at least 1");
-  EXPECT_EQ(told("local_response_norm:k=0.5"),
-            "invalid argument: attribute k is '0.5', must be a number of at least 1");
+  EXPECT_EQ(told("local_response_norm:k=-0.5"),
+            "invalid argument: attribute k is '-0.5', must be a number of at least 0");
   EXPECT_EQ(told("local_response_norm:alpha=-1"),
             "invalid argument: attribute alpha is '-1', must be a number of at least 0");
   EXPECT_EQ(told("local_response_norm:convention=tf"),

@@ -7,8 +7,10 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/neighbours.cpp"
 #include <hwy/foreach_target.h>
 
-#include <limits>
+#include <hwy/contrib/math/math-inl.h>
+
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu/grid.hpp"
@@ -169,7 +171,7 @@ class Windows {
   HWY_INLINE Vec<Tag> power(std::int64_t i) const {
     return hn::MulAdd(hn::Set(d, static_cast<C>(w_.a)), sum_of(squares_.data() + i), hn::Set(d, static_cast<C>(w_.k)));
   }
-  /// As formulas::raised, lane by lane where that takes a power.
+  /// As formulas::raised; a power of a double lane by lane.
   HWY_INLINE Vec<Tag> raised(Vec<Tag> p) const {
     if (formulas::is_of_roots(w_.beta)) {
       const auto root = hn::Sqrt(p);
@@ -177,8 +179,22 @@ class Windows {
     }
     C values[hn::MaxLanes(Tag())];
     hn::StoreU(p, d, values);
-    for (std::int64_t i = 0; i < lanes(d); ++i) values[i] = formulas::raised(values[i], w_.beta);
+    if constexpr (std::is_same_v<C, double>) {
+      for (double& value : std::span(values, static_cast<std::size_t>(lanes(d))))
+        value = formulas::raised(value, w_.beta);
+    } else {
+      for (std::int64_t i = 0; i < lanes(d); i += lanes(DoubleTag())) power_in_double(values + i);
+    }
     return hn::LoadU(d, values);
+  }
+  /// So many values as a vector of doubles has, whose logarithm and exponential are exact to what f32 has of digits. A
+  /// NaN, of which these make something, stays one.
+  HWY_NOINLINE void power_in_double(C* values) const {
+    const DoubleTag dd;
+    const SumTag<C> some;
+    const auto p = hn::LoadU(some, values);
+    const auto power = hn::Exp(dd, hn::Mul(hn::Set(dd, w_.beta), hn::Log(dd, to_double(p))));
+    hn::StoreU(hn::IfThenElse(hn::IsNaN(p), p, hn::DemoteTo(some, power)), some, values);
   }
 
   const Neighbours w_;

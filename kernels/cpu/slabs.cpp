@@ -9,6 +9,7 @@ namespace allnorm::cpu {
 namespace {
 
 constexpr std::int64_t slab_bytes = 512 << 10;  // read of a slab: with what is written, most of a core's second cache
+constexpr std::int64_t most_bytes = 2 * slab_bytes;  // where one index of the outermost extent is longer
 
 /// A canonical partition along its outermost extent above 1.
 struct Outermost {
@@ -52,7 +53,7 @@ Slabs cut(const LayerCall& call, std::int64_t bytes_per_value, const Queue& queu
   std::int64_t most = slab_bytes / bytes_per_value;
   if (queue.threads() > 1) most = min_of(most, max_of(task_values, whole / (4 * queue.threads())));
   const std::int64_t slab = max_of(1, most / step) * step;
-  if (slab >= whole) return {};
+  if (slab >= whole || slab * bytes_per_value > most_bytes) return {};
   return {whole, slab, slab};
 }
 
@@ -110,8 +111,10 @@ Slabs slabs_of(const ForwardArgs& args, const Queue& queue) {
   // The steps of layers with a state of their own per channel read it by the call's groups.
   if (!is_local(args) || args.source != FrameSource::call || (args.rules.persists && !args.rules.pools)) return {};
   if (args.rules.nonfinite == NonFinite::fail) return {};  // y is not written before all groups are known
-  const std::int64_t tensors = args.residual == nullptr ? 1 : 2;
-  return cut(args, tensors * static_cast<std::int64_t>(size_of(args.dtype)), queue);
+  const std::int64_t tensors = args.residual == nullptr ? 1 : 2, size = static_cast<std::int64_t>(size_of(args.dtype));
+  // A map of a large tensor waits for its streamed results, and reads x in the meantime at no cost.
+  if (args.norm.elements() * size >= stream_bytes) return {};
+  return cut(args, tensors * size, queue);
 }
 
 Slabs slabs_of(const BackwardArgs& args, const Queue& queue) {

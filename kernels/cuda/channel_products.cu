@@ -1,7 +1,8 @@
 // Sums of products of two channels of a group: a covariance, or what a gradient has of one.
 //
 // A product of matrices, (channels x positions) by (positions x channels), tile by tile of one group's pairs, over
-// parts of the positions that a second kernel adds in their order. Up to eight products are added in the compute type.
+// parts of the positions that a second kernel adds in their order. Differences are rounded to the compute type,
+// products and sums are double: the square of an f32 need not be one.
 #include <algorithm>
 #include <type_traits>
 
@@ -15,9 +16,8 @@ namespace allnorm::cuda {
 namespace {
 
 constexpr int product_threads = 64, product_side = 8, own_pairs = 2;  // 8 x 8 threads with 2 x 2 sums cover the tile
-constexpr int products_per_sum = 8;
 constexpr std::int64_t least_positions = 512;  // of a part: below, adding the parts costs more than they bring
-static_assert(product_side * own_pairs == tile_channels && tile_positions % products_per_sum == 0);
+static_assert(product_side * own_pairs == tile_channels);
 
 struct ProductGrid {
   std::int64_t tiles = 0, all_tiles = 0, parts = 1,
@@ -74,15 +74,11 @@ __global__ void __launch_bounds__(product_threads)
     else
       load_tile<product_threads>(static_cast<const T*>(a.dy), g, group_channel, first_row, p, end, tiles.left, plain);
     __syncthreads();
-    for (int q = 0; q < tile_positions; q += products_per_sum) {
-      C some[own_pairs][own_pairs] = {};
-      for (int k = q; k < q + products_per_sum; ++k)
-        for (int i = 0; i < own_pairs; ++i)
-          for (int j = 0; j < own_pairs; ++j)
-            some[i][j] = fma(tiles.left[row + i][k], tiles.right[column + j][k], some[i][j]);
+    for (int k = 0; k < tile_positions; ++k)
       for (int i = 0; i < own_pairs; ++i)
-        for (int j = 0; j < own_pairs; ++j) all[i][j] += static_cast<double>(some[i][j]);
-    }
+        for (int j = 0; j < own_pairs; ++j)
+          all[i][j] = fma(static_cast<double>(tiles.left[row + i][k]), static_cast<double>(tiles.right[column + j][k]),
+                          all[i][j]);
     if (!symmetric && first_column == 0 && thread < tile_channels)
       for (int k = 0; k < tile_positions; ++k) sum += static_cast<double>(tiles.left[thread][k]);
     __syncthreads();

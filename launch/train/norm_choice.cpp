@@ -139,7 +139,8 @@ Layers layers_of(const NormChoice& choice, std::int64_t batch, std::int64_t call
     if (!choice.sets(attribute)) value = ours;
   };
   if (layer.row->statistics.has(Axis::group)) unless_given("groups", options.groups, 4);
-  unless_given("group_size", options.group_size, 8);  // of layers that whiten: divides the channels of all blocks
+  if (layer.row->attribute("group_size") != nullptr)
+    unless_given("group_size", options.group_size, 8);  // divides the channels of all blocks
   if (layer.has_state()) {
     unless_given("eps", options.eps, 1e-5);
     unless_given("momentum", options.momentum, 0.02);

@@ -57,7 +57,7 @@ TEST(Graphs, ReplaysOfOperationsEqualCalls) {
   for (const Row& row : catalogue())
     for (const bool track : {false, true}) {
       if (track ? row.attribute("track") == nullptr : row.operation == OperationKind::norm) continue;
-      if (row.operation == OperationKind::whitening) continue;   // its calls wait on the host
+      if (row.operation == OperationKind::whitening) continue;  // its calls wait on the host
       SCOPED_TRACE(row.name);
       Layer layer(row);
       if (track) layer.set("track", "true");

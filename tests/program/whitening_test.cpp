@@ -106,7 +106,7 @@ TEST_P(WhiteningProgram, SaysWhatIsWrong) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, WhiteningProgram, testing::Values("decorrelated_batch_norm", "iterative_norm"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& one) { return std::string(one.param); });
 
 }  // namespace
 }  // namespace allnorm::test

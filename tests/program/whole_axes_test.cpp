@@ -59,7 +59,7 @@ TEST(LocalResponseNorm, SaysWhatIsWrong) {
             "neighbours\n");
   EXPECT_EQ(told("--input x.npy --set convention=caffe --set size=2", 2),
             "allnorm: attribute size is 2, must be odd where convention is caffe\n");
-  for (const char* set : {"size=0", "size=2.5", "alpha=-1", "beta=nan", "k=0.9", "convention=tf", "eps=1"})
+  for (const char* set : {"size=0", "size=2.5", "alpha=-1", "beta=nan", "k=-0.9", "convention=tf", "eps=1"})
     told("--input x.npy --set " + std::string(set), 2);
   told("--input x.npy --weight x.npy", 2);
   told("--input row.npy", 3);
