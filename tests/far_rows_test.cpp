@@ -82,7 +82,7 @@ double bound_of(const Distance& distance, bool statistic) {
 // Moved by one constant, its running mean too, a layer that centres its input gives the same; but for the means.
 void expect_same_far(const Layer& layer, const Distance& distance, Order order) {
   const Row& row = *layer.row;
-  Subject near(layer, shape[1], distance.dtype, order), far(layer, shape[1], distance.dtype, order);
+  Subject near(layer, shape[1], distance.dtype, order, self()), far(layer, shape[1], distance.dtype, order, self());
   set_running_mean(far, distance.mean);
   const auto count = static_cast<std::size_t>(reference::elements(shape));
   Random random(17);
