@@ -119,6 +119,8 @@ void write_derivatives(const DerivativesArgs& args, const Turn& turn, Queue& que
 
 }  // namespace
 
+/// With `given` the last of a call: the state advances here, after all that can fail. On a GPU nothing fails there, and
+/// the second half advances it.
 void derivatives(const DerivativesArgs& args, Queue& queue) {
   const Turn turn = *args.state.last;
   write_derivatives(args, turn, queue);
