@@ -12,15 +12,8 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
+using namespace operation_cases;
 using harness::error_of;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
 
 struct Options {
   bool centred = false;
@@ -113,9 +106,9 @@ Arrays tensors(Random& random, std::int64_t N, std::int64_t K, std::int64_t M, D
   for (double& value : x.v) value *= scale;
   for (double& value : w.v) value *= scale_w;
   // the vectors are rounded to what they are computed in, so that the loops have the same
-  return {{"input", operation_cases::rounded(x, dtype)},
-          {"weight", operation_cases::rounded(w, dtype == DType::f64 ? dtype : DType::f32)},
-          {"grad_output", operation_cases::rounded(cases::normal(random, {N, M}), dtype)}};
+  return {{"input", rounded(x, dtype)},
+          {"weight", rounded(w, dtype == DType::f64 ? dtype : DType::f32)},
+          {"grad_output", rounded(cases::normal(random, {N, M}), dtype)}};
 }
 
 void expect_loops(const Options& o, const Arrays& given, DType dtype, DType parameters) {
@@ -124,8 +117,8 @@ void expect_loops(const Options& o, const Arrays& given, DType dtype, DType para
   subject.parameters = parameters;
   Arrays got = subject(given);
   EXPECT_EQ(got["output"].shape, given.at("grad_output").shape);
-  const double map = operation_cases::tolerance_of(dtype);
-  const double of_weight = operation_cases::tolerance_of(dtype == DType::f64 ? dtype : DType::f32);
+  const double map = tolerance_of(dtype);
+  const double of_weight = tolerance_of(dtype == DType::f64 ? dtype : DType::f32);
   expect_near("output", got["output"].v, want.y, map, 1);
   expect_near("grad_input", got["grad_input"].v, want.dx, map, want.largest);
   expect_near("grad_weight", got["grad_weight"].v, want.dw, of_weight, want.largest_w);

@@ -14,15 +14,8 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
+using namespace operation_cases;
 using harness::error_of;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
 
 struct Options {
   std::int64_t n = 5;
@@ -77,8 +70,7 @@ Expected loops(const Options& o, const Array& x, const Doubles& dy) {
 Arrays tensors(Random& random, const Extents& shape, DType dtype, double scale = 1) {
   Array x = cases::normal(random, shape, 0.3, 1.5);
   for (double& value : x.v) value *= scale;
-  return {{"input", operation_cases::rounded(x, dtype)},
-          {"grad_output", operation_cases::rounded(cases::normal(random, shape), dtype)}};
+  return {{"input", rounded(x, dtype)}, {"grad_output", rounded(cases::normal(random, shape), dtype)}};
 }
 
 void expect_loops(const Options& o, const Extents& shape, DType dtype, Order order) {
@@ -89,8 +81,8 @@ void expect_loops(const Options& o, const Extents& shape, DType dtype, Order ord
   const Arrays given = tensors(random, shape, dtype);
   const Expected want = loops(o, given.at("input"), given.at("grad_output").v);
   Arrays got = Subject(layer_of(o), shape[1], dtype, order)(given);
-  expect_near("output", got["output"].v, want.y, operation_cases::tolerance_of(dtype));
-  expect_near("grad_input", got["grad_input"].v, want.dx, operation_cases::tolerance_of(dtype));
+  expect_near("output", got["output"].v, want.y, tolerance_of(dtype));
+  expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype));
 }
 
 TEST(LocalResponseNorm, EqualsPlainLoops) {
@@ -144,11 +136,11 @@ TEST(LocalResponseNorm, OfAllScales) {
         // what comes back is about P^-0.75 of this: a normal number of the type
         const double upstream = scale > 1e20 ? scale : 1;
         for (double& value : given["grad_output"].v) value *= upstream;
-        given["grad_output"] = operation_cases::rounded(given["grad_output"], dtype);
+        given["grad_output"] = rounded(given["grad_output"], dtype);
         const Expected want = loops({}, given["input"], given["grad_output"].v);
         Arrays got = Subject(layer_of({}), 9, dtype, order)(given);
-        expect_near("output", got["output"].v, want.y, operation_cases::tolerance_of(dtype));
-        expect_near("grad_input", got["grad_input"].v, want.dx, operation_cases::tolerance_of(dtype));
+        expect_near("output", got["output"].v, want.y, tolerance_of(dtype));
+        expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype));
       }
     }
 }

@@ -15,20 +15,12 @@
 
 namespace {
 
-using namespace allnorm;
-using cases::Extents;
-using cases::Random;
+using namespace operation_cases;
 using harness::error_of;
-using operation_cases::Arrays;
-using operation_cases::expect_near;
-using operation_cases::Subject;
-using reference::Array;
-using reference::Doubles;
 using reference::Ranks;
 using reference::Whitening;
 using reference::WhiteningOptions;
 
-constexpr DType types[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
 constexpr std::int64_t newton_steps = 5;
 
 Layer layer_of(const WhiteningOptions& o, const std::string& more = "") {
@@ -49,7 +41,7 @@ Array correlated(Random& random, const Extents& shape, DType dtype = DType::f64,
   for (std::size_t i = 0; i < x.v.size(); ++i)
     if (S > 0 && i / S % C > 0) x.v[i] += 0.4 * x.v[i - S];
   for (double& v : x.v) v = scale * (v + mean);
-  return operation_cases::rounded(x, dtype);
+  return rounded(x, dtype);
 }
 
 struct State2 {
@@ -68,7 +60,7 @@ double unit_of_covariances(DType dtype, const Whitening& of) {
 // What one call of a rank made. `far`: relative to what statistics are right to.
 void expect_equal(Arrays& got, const Whitening& want, std::size_t rank, DType dtype, double far = 0) {
   const double statistics = (unit_of_covariances(dtype, want) + far) * want.condition,
-               map = operation_cases::tolerance_of(dtype) + statistics;
+               map = tolerance_of(dtype) + statistics;
   expect_near("output", got["output"].v, want.y[rank].v, map, want.y_terms);
   expect_near("grad_input", got["grad_input"].v, want.dx[rank].v, map, want.dx_terms);
 }
@@ -89,8 +81,7 @@ void expect_calls(const WhiteningOptions& given, const Extents& shape, DType dty
   for (int step = 0; step < 4; ++step) {
     o.training = step < 3;
     subject.operation->set_training(o.training);
-    const Array x = correlated(random, shape, dtype),
-                dy = operation_cases::rounded(cases::normal(random, shape), dtype);
+    const Array x = correlated(random, shape, dtype), dy = rounded(cases::normal(random, shape), dtype);
     Whitening want = reference::whiten({x}, {dy}, o, state.mean, state.whitening);
     want.condition = condition = std::max(condition, want.condition);  // the running ones are of all calls
     Arrays got = subject({{"input", x}, {"grad_output", dy}});
@@ -192,7 +183,7 @@ void expect_ranks(const WhiteningOptions& o, const std::vector<Extents>& shapes,
   Ranks x, dy;
   for (const Extents& shape : shapes) {
     x.push_back(correlated(random, shape, dtype, place.ratio + 0.5, place.scale));
-    dy.push_back(operation_cases::rounded(cases::normal(random, shape), dtype));
+    dy.push_back(rounded(cases::normal(random, shape), dtype));
   }
   const std::int64_t C = shapes[0][1];
   const State2 before = fresh(C, o);

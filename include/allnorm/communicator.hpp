@@ -23,7 +23,7 @@ struct Patience {
   double timeout = 120;  ///< seconds until a missing rank is an Error{timeout}; below 1 up to 0.5 more, to ask who
   double first_timeout = 600;  ///< the same for the first exchange of a communicator: ranks start at different times
   int gather_limit = 32;  ///< up to this many ranks messages are gathered and merged in rank order; beyond, along a
-                          ///< fixed binary tree
+                          ///< fixed binomial tree
   std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
   std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
   /// Told once in an exchange, after 30 s or half of its deadline; and right before it throws timeout. By the thread

@@ -67,6 +67,16 @@ TEST_F(NonFiniteOption, GivesWayToALayersOwnAttribute) {
   EXPECT_EQ(run("sync_batch_norm --nonfinite fail --set nonfinite=propagate").code, 0);
 }
 
+TEST_F(NonFiniteOption, IsRefusedWhereAnUpdateCannotBeSkipped) {
+  for (const char* layer : {"switchable_norm", "iterative_norm --set group_size=1"}) {
+    const Outcome outcome = run(std::string(layer) + " --nonfinite skip_update");
+    EXPECT_EQ(outcome.code, 6) << outcome.err;
+    EXPECT_NE(outcome.err.find("--nonfinite is skip_update, must be propagate or fail: "), std::string::npos)
+        << outcome.err;
+    EXPECT_FALSE(place.exists("o"));
+  }
+}
+
 TEST_F(NonFiniteOption, HasThreeWords) {
   const Outcome outcome = run("sync_batch_norm --nonfinite ignore");
   EXPECT_EQ(outcome.code, 2);
