@@ -74,8 +74,9 @@ const ModulatedOperation::SavedModulated& ModulatedOperation::own(const SavedCal
 
 std::unique_ptr<SavedCall> ModulatedOperation::run_forward(const InputSlots& inputs, const OutputSlots& outputs,
                                                            Queue& queue) {
-  auto saved = std::make_unique<SavedModulated>();
+  std::unique_ptr<SavedModulated> saved;
   const InputSlots slots = tell_others(exchanges(false), group(), [&] {
+    saved = std::make_unique<SavedModulated>();
     saved->modulation = checked(inputs, queue);
     return of_norm(inputs, *saved->modulation);
   });
@@ -99,14 +100,18 @@ void ModulatedOperation::run_infer(const InputSlots& inputs, const OutputSlots& 
 
 void ModulatedOperation::run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                                       Queue& queue) {
-  const auto made =
-      tell_others(saved.training(), group(), [&] { return gradients_of(*own(saved).modulation, gradients, queue); });
-  norm_->backward(*own(saved).norm, {{"grad_output", inputs["grad_output"]}},
-                  {{"grad_input", gradients["grad_input"]},
-                   {"grad_residual", gradients["grad_residual"]},
-                   {"grad_weight", made->weight},
-                   {"grad_bias", made->bias}},
-                  queue);
+  InputSlots upstream;
+  OutputSlots of_norm;
+  const auto made = tell_others(saved.training(), group(), [&] {
+    auto own_gradients = gradients_of(*own(saved).modulation, gradients, queue);
+    upstream = {{"grad_output", inputs["grad_output"]}};
+    of_norm = {{"grad_input", gradients["grad_input"]},
+               {"grad_residual", gradients["grad_residual"]},
+               {"grad_weight", own_gradients->weight},
+               {"grad_bias", own_gradients->bias}};
+    return own_gradients;
+  });
+  norm_->backward(*own(saved).norm, upstream, of_norm, queue);
   made->finish(queue);
 }
 
