@@ -7,6 +7,7 @@
 
 #include "kernels/adaptive.hpp"
 #include "kernels/cosine.hpp"
+#include "kernels/kept_state.hpp"
 #include "kernels/lengths.hpp"
 #include "kernels/mixture.hpp"
 #include "kernels/record_steps.hpp"
@@ -25,6 +26,7 @@ struct GroupSteps {
                steps::SwitchedTerms, steps::SwitchedShares, steps::SwitchedLogits, steps::SwitchedInput,   //
                steps::HashChannels, steps::OpenForward, steps::OpenBackward,                               //
                steps::CompareHeads, steps::JudgeHeads, steps::SumRanks, steps::Advance,                    //
+               steps::TakeState, steps::GiveState,                                                         //
                steps::WriteGradient, steps::Convert,                                                       //
                steps::Narrow<f16>, steps::Narrow<bf16>>
       of;

@@ -8,38 +8,35 @@ constexpr std::int64_t hash_size = 2;  // doubles for the hash of the weights, a
 
 }  // namespace
 
-CrossIteration::CrossIteration(const ForwardInputs& in, const Convolution& convolution, LayerMemory& memory,
-                               ForwardArgs& args, Queue& queue) {
-  const Rules& rules = memory.rules();
-  if (!rules.compensates()) return;
-  source_ = derivative_source(in, convolution, queue);
-  memory.expect_shape(source_->shape);
-  memory.make_window(source_->shape, source_->wide, queue);
-  source_->args.rules = rules;
-  source_->args.state = args.state = memory.view();
-  source_->args.given = args.derives = true;
-  // A captured graph is the same for every call; where the host can see the counters, messages grow with the window.
-  args.entries = rules.window - 1;
-  if (queue.device().kind == DeviceKind::cpu) {
-    const Counters now = memory.counters(queue);
-    args.entries = now.batches < rules.burn_in ? 0 : now.entries;
-  }
+CrossIteration::CrossIteration(const ForwardInputs& in, const Convolution& convolution, const Rules& rules,
+                               const Queue& queue) {
+  if (rules.compensates()) source_ = derivative_source(in, convolution, queue);
 }
 
-std::int64_t CrossIteration::scratch() const noexcept {
-  if (!source_) return 0;
-  const WeightShape& shape = source_->shape;
+void CrossIteration::join(ForwardArgs& args, std::int64_t entries) {
+  if (!source_) return;
+  source_->args.rules = args.rules;
+  source_->args.state = args.state;
+  source_->args.given = args.derives = true;
+  args.entries = entries;
+}
+
+std::int64_t CrossIteration::scratch(const WeightShape& shape) noexcept {
   return hash_size + (shape.mean_rows + shape.channels) * shape.fan_in;
 }
 
-void CrossIteration::before(ForwardArgs& args, double* scratch, double* payload, Queue& queue) {
+void CrossIteration::lay_out(ForwardArgs& args, double* scratch) {
   if (!source_) return;
   DerivativesArgs& derivatives = source_->args;
-  auto* weights = reinterpret_cast<std::uint64_t*>(scratch);
+  args.weights = reinterpret_cast<std::uint64_t*>(scratch);
   derivatives.patch_sum = scratch + hash_size;
   derivatives.product = derivatives.patch_sum + source_->shape.mean_rows * source_->shape.fan_in;
-  args.weights = weights;
-  queue.ops().products({args.rules, args.state, derivatives.theta, args.entries, payload, weights}, queue);
+}
+
+void CrossIteration::before(const ForwardArgs& args, double* payload, Queue& queue) const {
+  if (!source_) return;
+  auto* const weights = const_cast<std::uint64_t*>(args.weights);
+  queue.ops().products({args.rules, args.state, source_->args.theta, args.entries, payload, weights}, queue);
   expect(queue.device().kind != DeviceKind::cpu || weights[1] == 0, Code::invalid_argument,
          "conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
 }

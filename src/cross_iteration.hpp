@@ -12,16 +12,21 @@ namespace allnorm {
 class CrossIteration {
  public:
   CrossIteration() = default;
-  /// Checks what `in` says of the convolution before the layer, and makes `memory` ready for its derivatives. Sets
-  /// state, entries and derives of `args`. Throws as derivative_source, and invalid_argument for weights of another
-  /// shape than in the window.
-  CrossIteration(const ForwardInputs& in, const Convolution& convolution, LayerMemory& memory, ForwardArgs& args,
-                 Queue& queue);
+  /// Checks what `in` says of the convolution before the layer; throws as derivative_source.
+  CrossIteration(const ForwardInputs& in, const Convolution& convolution, const Rules& rules, const Queue& queue);
 
-  std::int64_t scratch() const noexcept;  ///< doubles that before() and after() share
+  /// What the window must have room for; null without compensation.
+  const DerivativeSource* source() const noexcept { return source_ ? &*source_ : nullptr; }
+  /// Takes part in the call of `args`, whose window has that room: its message has products of `entries` of it.
+  void join(ForwardArgs& args, std::int64_t entries);
+
+  /// Doubles that lay_out() takes, for weights of that shape.
+  static std::int64_t scratch(const WeightShape& shape) noexcept;
+  std::int64_t scratch() const noexcept { return source_ ? scratch(source_->shape) : 0; }
+  void lay_out(ForwardArgs& args, double* scratch);
   /// Before the first half: products of the window's derivatives with the change of the weights, into the message's
   /// payload. Throws invalid_argument where the host sees that weights have changed within a batch.
-  void before(ForwardArgs& args, double* scratch, double* payload, Queue& queue);
+  void before(const ForwardArgs& args, double* payload, Queue& queue) const;
   /// Behind the second half: this call's derivatives, into the window's open slot.
   void after(Queue& queue) const;
 

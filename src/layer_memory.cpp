@@ -23,7 +23,7 @@ T value_of(const Buffer<T>& buffer, std::size_t i, Queue& queue) {
 
 }  // namespace
 
-LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue)
+LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue, bool keeps)
     : r_max_ramp_(to_device(layer.options.r_max_ramp, queue)),
       d_max_ramp_(to_device(layer.options.d_max_ramp, queue)),
       counters_(2, queue),
@@ -51,6 +51,7 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   // More than all arrays need, so that no size below overflows.
   expect_fits("channels", channels, {2 * LayerState::fields_with_history, sizeof(double)});
   expect_fits("attribute window", o.window, {7, std::max<std::int64_t>(1, channels), sizeof(double)});
+  if (!keeps) return;
   const bool history = o.minibatches > 1 || o.window > 1;
   view_.channels = channels;
   view_.fields = history ? LayerState::fields_with_history : LayerState::fields_without_history;
@@ -73,17 +74,18 @@ LayerMemory::LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue
   ring.past = ring.center + channels;
 }
 
-void LayerMemory::expect_shape(const WeightShape& shape) const {
-  const Ring& ring = view_.ring;
+void expect_shape(const LayerState& state, const WeightShape& shape) {
+  const Ring& ring = state.ring;
   expect(ring.fan_in == 0 || (ring.fan_in == shape.fan_in && ring.mean_rows == shape.mean_rows), Code::invalid_argument,
          [&] {
            return "conv_weight has " + std::to_string(shape.channels) + " x " + std::to_string(shape.fan_in) +
-                  " weights (channels x fan-in), must have " + std::to_string(view_.channels) + " x " +
+                  " weights (channels x fan-in), must have " + std::to_string(state.channels) + " x " +
                   std::to_string(ring.fan_in) + " as in the window's earlier calls";
          });
 }
 
 void LayerMemory::make_window(const WeightShape& shape, bool wide, Queue& queue) {
+  expect_shape(view_, shape);
   Ring& ring = view_.ring;
   if (ring.fan_in != 0 || shape.fan_in == 0) return;
   for (const std::int64_t rows : {shape.mean_rows, 2 * shape.channels})

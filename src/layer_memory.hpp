@@ -22,18 +22,19 @@ struct WeightShape {
   friend bool operator==(const WeightShape&, const WeightShape&) = default;
 };
 
+/// Throws invalid_argument when the weights' shape is not that of the window's earlier calls.
+void expect_shape(const LayerState& state, const WeightShape& shape);
+
 class LayerMemory {
  public:
-  /// Running mean 0, spread 1, no history.
-  LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue);
+  /// Running mean 0, spread 1, no history. Without `keeps` only the rules: the state is kept elsewhere.
+  LayerMemory(const Layer& layer, std::int64_t channels, Queue& queue, bool keeps = true);
 
   const Rules& rules() const noexcept { return rules_; }
   const LayerState& view() const noexcept { return view_; }
   bool persists() const noexcept { return rules_.persists; }
 
-  /// Throws invalid_argument when the weights' shape is not that of earlier calls.
-  void expect_shape(const WeightShape& shape) const;
-  /// Makes the window's arrays of derivatives, once; `wide`: f64.
+  /// Makes the window's arrays of derivatives, once; `wide`: f64. Throws as expect_shape.
   void make_window(const WeightShape& shape, bool wide, Queue& queue);
 
   /// Before a call: makes the memory where kernels tell the host what they meet.

@@ -22,9 +22,11 @@ void NormImpl::backward(const Saved& saved, BackwardInputs inputs, const Backwar
       zeros = Buffer<std::byte>(index(inputs.output.elements()) * size_of(inputs.output.dtype), queue);
       inputs.output.data = zeros.data();
     }
-    check(saved, inputs, outputs, queue);
-    describe(saved, inputs, outputs, args);
-    work = work_for(args, exchanges, queue);
+    check(saved.inputs_, inputs, outputs, queue);
+    // Backward reads frame and mask.
+    describe(saved.inputs_, inputs, outputs,
+             {{}, const_cast<double*>(saved.memory_.data()), const_cast<std::uint8_t*>(saved.mask_.data())}, args);
+    work = work_for(args, exchanges, nullptr, queue);
     queue.ops().backward_local(args, queue);
   });
   queue.ops().backward_finish(args, gather(work, exchanges, queue), queue);

@@ -27,7 +27,7 @@ std::shared_ptr<Communicator> group_for(const Layer& layer, std::shared_ptr<Comm
 }  // namespace
 
 NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
-                   std::string name)
+                   std::string name, bool keeps_state)
     : layer_((layer.check(), layer)),
       channels_((expect(channels >= 0, Code::invalid_argument,
                         [&] { return "channels is " + std::to_string(channels) + ", must be at least 0"; }),
@@ -35,7 +35,7 @@ NormImpl::NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Co
       group_(group_for(layer, std::move(group))),
       name_(name.empty() ? std::string(layer.row->name) : std::move(name)),
       device_(queue.device()),
-      memory_(layer, channels, queue) {
+      memory_(layer, channels, queue, keeps_state) {
   expect(layer.row->operation == OperationKind::norm, Code::invalid_argument, [&] {
     return std::string(layer.row->name) + " is no layer with mean and variance, must be made with make_operation()";
   });
@@ -66,9 +66,9 @@ Plan NormImpl::check(const ForwardInputs& in, const ConstTensorView& output, con
   return plan;
 }
 
-void NormImpl::check(const Saved& saved, const BackwardInputs& in, const BackwardOutputs& out,
+void NormImpl::check(const ForwardInputs& inputs, const BackwardInputs& in, const BackwardOutputs& out,
                      const Queue& queue) const {
-  const ConstTensorView& x = saved.inputs_.input;
+  const ConstTensorView& x = inputs.input;
   expect_like(in.output, x, queue, "grad_output");
   for (const auto& [name, view] : backward_slots) {
     if (!(in.*view).given()) continue;
@@ -86,9 +86,9 @@ void NormImpl::check(const Saved& saved, const BackwardInputs& in, const Backwar
     expect(!gradient.given() || tensor.given(), Code::invalid_argument,
            [&] { return "grad_" + name + " is asked for, must not be where forward had no " + name; });
   };
-  expect_forward_had(out.residual, saved.inputs_.residual, "residual");
-  expect_forward_had(out.tau, saved.inputs_.tau, "tau");
-  expect_forward_had(out.eps_learned, saved.inputs_.eps_learned, "eps_learned");
+  expect_forward_had(out.residual, inputs.residual, "residual");
+  expect_forward_had(out.tau, inputs.tau, "tau");
+  expect_forward_had(out.eps_learned, inputs.eps_learned, "eps_learned");
 }
 
 }  // namespace allnorm

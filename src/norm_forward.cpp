@@ -2,7 +2,6 @@
 // exchange between them.
 #include <utility>
 
-#include "src/cross_iteration.hpp"
 #include "src/failures.hpp"
 #include "src/norm_impl.hpp"
 
@@ -14,33 +13,68 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
   group_->check();
   expect_finite();
   Saved saved;
-  saved.training_ = true;
-  ForwardArgs args;
-  Work work;
-  CrossIteration past;
+  ForwardCall call;
   tell_others(true, *group_, [&] {  // everything that can be wrong on this rank alone
     memory_.listen(queue);
-    describe(inputs, output, check(inputs, output, queue), saved, args, queue);
-    past = CrossIteration(inputs, layer_.options.convolution, memory_, args, queue);
-    work = work_for(args, past.scratch(), queue);
-    past.before(args, args.m2 + args.norm.groups(), steps::payload_of(work.record.data), queue);
-    queue.ops().forward_local(args, queue);
+    const Plan plan = check(inputs, output, queue);
+    saved = saved_for(inputs, plan.norm.groups(), queue);
+    call.past = CrossIteration(inputs, layer_.options.convolution, memory_.rules(), queue);
+    if (const auto* source = call.past.source()) memory_.make_window(source->shape, source->wide, queue);
+    open(call, inputs, output, plan, memory_of(saved), call.past.source() != nullptr ? entries_told(queue) : 0, nullptr,
+         queue);
+    first_half(call, queue);
   });
-  queue.ops().forward_finish(args, gather(work, args.record != nullptr, queue), queue);
-  past.after(queue);
+  saved.training_ = true;
+  second_half(call, gather(call.work, call.args.record != nullptr, queue), queue);
   if (queue.device().kind == DeviceKind::cpu) {
-    expect_counted();
+    expect_counted(*memory_.view().last);
     expect_finite();
   }
+  return saved;
+}
+
+// A captured graph is the same for every call; where the host can see the counters, messages grow with the window.
+std::int64_t NormImpl::entries_told(Queue& queue) const {
+  const Rules& rules = memory_.rules();
+  if (queue.device().kind != DeviceKind::cpu) return rules.window - 1;
+  const Counters now = memory_.counters(queue);
+  return now.batches < rules.burn_in ? 0 : now.entries;
+}
+
+void NormImpl::open(ForwardCall& call, const ForwardInputs& inputs, const TensorView& output, const Plan& plan,
+                    const CallMemory& memory, std::int64_t entries, const Place* place, Queue& queue) const {
+  describe(inputs, output, plan, memory, call.args);
+  call.past.join(call.args, entries);
+  call.work = work_for(call.args, call.past.scratch(), place, queue);
+  call.past.lay_out(call.args, call.args.m2 + plan.norm.groups());
+}
+
+void NormImpl::first_half(ForwardCall& call, Queue& queue) const {
+  call.past.before(call.args, steps::payload_of(call.work.record.data), queue);
+  queue.ops().forward_local(call.args, queue);
+}
+
+void NormImpl::second_half(const ForwardCall& call, const Gathered& gathered, Queue& queue) const {
+  queue.ops().forward_finish(call.args, gathered, queue);
+  call.past.after(queue);
+}
+
+Saved NormImpl::saved_for(const ForwardInputs& inputs, std::int64_t groups, Queue& queue) const {
+  Saved saved;
+  saved.inputs_ = inputs;
+  saved.memory_ = Buffer<double>(index(frame_size(groups)), queue, Fill::none);
+  saved.frame_ = frame_in(saved.memory_.data(), groups);
+  if (has_mask(inputs)) saved.mask_ = Buffer<std::uint8_t>(index((inputs.input.elements() + 7) / 8), queue, Fill::none);
   return saved;
 }
 
 // A call that takes its frame from elsewhere: no exchange, no change of state.
 Saved NormImpl::map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
                     Queue& queue) const {
-  Saved saved;
+  const Plan plan = check(inputs, output, queue);
+  Saved saved = saved_for(inputs, plan.norm.groups(), queue);
   ForwardArgs args;
-  describe(inputs, output, check(inputs, output, queue), saved, args, queue);
+  describe(inputs, output, plan, memory_of(saved), args);
   args.source = source;
   if (earlier != nullptr) {
     saved.training_ = earlier->training_;

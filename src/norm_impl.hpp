@@ -11,6 +11,7 @@
 
 #include "allnorm/norm.hpp"
 #include "kernels/ops.hpp"
+#include "src/cross_iteration.hpp"
 #include "src/layer_memory.hpp"
 #include "src/plan.hpp"
 
@@ -75,8 +76,9 @@ bool expect_mark(const State& state, const Row& row);
 
 class NormImpl {
  public:
+  /// Without `keeps_state` its calls are given one (CallMemory).
   NormImpl(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
-           std::string name);
+           std::string name, bool keeps_state = true);
 
   Saved forward(const ForwardInputs& inputs, TensorView output, Queue& queue);
   Saved replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue);
@@ -87,11 +89,14 @@ class NormImpl {
   void load(const State& state, Queue& queue, const LoadOptions& options);
   std::pair<double, double> renorm_bounds(Queue& queue) const;
   // norm_values.cpp
-  NonFiniteCalls nonfinite() const;
+  NonFiniteCalls nonfinite() const { return nonfinite(memory_.met()); }
+  NonFiniteCalls nonfinite(const HitsMet& met) const;
   /// Throws non_finite, once for a call, where the layer is to fail then.
   void expect_finite();
-  /// Throws invalid_input where the last call, on a CPU, had more values than can be counted.
-  void expect_counted() const;
+  /// Throws it where there was one.
+  void expect_finite(const HitsMet& met) const;
+  /// Throws invalid_input where a call, on a CPU, had more values than can be counted.
+  void expect_counted(const Turn& call) const;
 
   bool has_running() const noexcept { return memory_.persists(); }
 
@@ -101,9 +106,15 @@ class NormImpl {
     double* scratch = nullptr;
     Record record{};  // this rank's, and room for the group's
   };
+  /// Memory of the caller's in place of Work's own.
+  struct Place {
+    std::byte* scratch = nullptr;
+    std::byte* record = nullptr;
+  };
   // Of an exchange (norm_call.cpp), also for operations that keep state and group in a layer of theirs.
   Header header(DType dtype, std::int64_t groups, Direction direction) const;
-  Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue) const;
+  Work make_work(std::int64_t scratch, std::int64_t count, Header& header, Queue& queue,
+                 const Place* place = nullptr) const;
   /// The group's records, or what a rank that is alone has in its own.
   Gathered gather(const Work& work, bool exchanges, Queue& queue) const;
 
@@ -115,21 +126,57 @@ class NormImpl {
   LayerMemory memory_;
   std::int64_t failed_ = 0;  // calls that expect_finite() has told
 
- private:
+  /// What a call leaves for backward, and the state that it takes and changes, in memory of the queue's device.
+  struct CallMemory {
+    LayerState state{};
+    double* frame = nullptr;       // frame_size() doubles
+    std::uint8_t* mask = nullptr;  // where has_mask()
+  };
+  /// A call that takes moments, on its way through its halves.
+  struct ForwardCall {
+    ForwardArgs args{};
+    Work work{};
+    CrossIteration past{};
+  };
+
   // What can be wrong on this rank alone (norm_check.cpp).
   Plan check(const ForwardInputs& inputs, const ConstTensorView& output, const Queue& queue) const;
-  void check(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs,
+  void check(const ForwardInputs& inputs, const BackwardInputs& gradients, const BackwardOutputs& outputs,
              const Queue& queue) const;
 
   // From a call's tensors to what its halves take (norm_call.cpp).
   void describe(const ForwardInputs& inputs, const Plan& plan, LayerCall& call) const;
-  void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, Saved& saved,
-                ForwardArgs& args, Queue& queue) const;
-  void describe(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs,
-                BackwardArgs& args) const;
-  Work work_for(ForwardArgs& args, std::int64_t more, Queue& queue) const;
-  Work work_for(BackwardArgs& args, bool exchanges, Queue& queue) const;
+  void describe(const ForwardInputs& inputs, const TensorView& output, const Plan& plan, const CallMemory& memory,
+                ForwardArgs& args) const;
+  void describe(const ForwardInputs& inputs, const BackwardInputs& gradients, const BackwardOutputs& outputs,
+                const CallMemory& memory, BackwardArgs& args) const;
+  bool has_mask(const ForwardInputs& inputs) const noexcept {
+    return layer_.options.activation.kind != ActivationKind::identity && inputs.residual.given();
+  }
+  /// Doubles of a frame: its arrays one after the other (lay_out), then the scalars.
+  std::int64_t frame_size(std::int64_t groups) const noexcept;
+  /// Where they lie in `memory`.
+  Frame frame_in(const double* memory, std::int64_t groups) const noexcept;
+  steps::FrameView lay_out(double* memory, std::int64_t groups) const noexcept;
+  /// `place`: memory of the caller's; otherwise the work has its own.
+  Work work_for(ForwardArgs& args, std::int64_t more, const Place* place, Queue& queue) const;
+  Work work_for(BackwardArgs& args, bool exchanges, const Place* place, Queue& queue) const;
 
+  // The halves of a call (norm_forward.cpp, norm_backward.cpp).
+  /// Everything of a call but its kernels. The window in `memory` has the derivatives' arrays; a message has products
+  /// of `entries` of it.
+  void open(ForwardCall& call, const ForwardInputs& inputs, const TensorView& output, const Plan& plan,
+            const CallMemory& memory, std::int64_t entries, const Place* place, Queue& queue) const;
+  void first_half(ForwardCall& call, Queue& queue) const;
+  void second_half(const ForwardCall& call, const Gathered& gathered, Queue& queue) const;
+
+ private:
+  /// Memory for what a call leaves.
+  Saved saved_for(const ForwardInputs& inputs, std::int64_t groups, Queue& queue) const;
+  CallMemory memory_of(Saved& saved) const noexcept {
+    return {memory_.view(), saved.memory_.data(), saved.mask_.data()};
+  }
+  std::int64_t entries_told(Queue& queue) const;
   Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
             Queue& queue) const;
 };

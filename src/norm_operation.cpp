@@ -1,4 +1,5 @@
 // The operation of rows that normalize with a mean and a variance: a Norm behind slots.
+#include "allnorm/halves.hpp"
 #include "allnorm/norm.hpp"
 #include "src/norm_impl.hpp"
 #include "src/operations.hpp"
@@ -25,22 +26,6 @@ const Saved& own(const SavedCall& call) {
   const auto* found = dynamic_cast<const SavedNorm*>(&call);
   expect(found != nullptr, Code::invalid_argument, "the saved call is another operation's, must be of one like this");
   return found->saved;
-}
-
-ForwardInputs typed(const InputSlots& inputs) {
-  ForwardInputs made;
-  made.input = inputs["input"];
-  for (const InputSlot& slot : input_slots)
-    if (const ConstTensorView view = inputs[slot.name]; view.given()) made.*slot.view = view;
-  return made;
-}
-
-BackwardOutputs typed(const OutputSlots& gradients) {
-  BackwardOutputs made;
-  made.input = gradients["grad_input"];
-  for (const GradientSlot& slot : gradient_slots)
-    if (const TensorView view = gradients[slot.name]; view.given()) made.*slot.view = view;
-  return made;
 }
 
 class NormOperation final : public Operation {
@@ -76,29 +61,49 @@ class NormOperation final : public Operation {
  private:
   std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
     auto made = tell_others(exchanges(false), group(), [] { return std::make_unique<SavedNorm>(); });
-    made->saved = norm_.forward(typed(inputs), outputs["output"], queue);
+    made->saved = norm_.forward(forward_inputs(inputs), outputs["output"], queue);
     return made;
   }
   std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                         Queue& queue) override {
     auto made = std::make_unique<SavedNorm>();
-    made->saved = norm_.replay(own(earlier), typed(inputs), outputs["output"], queue);
+    made->saved = norm_.replay(own(earlier), forward_inputs(inputs), outputs["output"], queue);
     return made;
   }
   void run_backward(const SavedCall& saved, const InputSlots& inputs, const OutputSlots& gradients,
                     Queue& queue) override {
-    BackwardInputs made{.output = inputs["grad_output"]};
-    for (const BackwardSlot& slot : backward_slots) made.*slot.view = inputs[slot.name];
-    norm_.backward(own(saved), made, typed(gradients), queue);
+    norm_.backward(own(saved), backward_inputs(inputs), backward_outputs(gradients), queue);
   }
   void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
-    norm_.infer(typed(inputs), outputs["output"], queue);
+    norm_.infer(forward_inputs(inputs), outputs["output"], queue);
   }
 
   Norm norm_;
 };
 
 }  // namespace
+
+ForwardInputs forward_inputs(const InputSlots& slots) {
+  ForwardInputs made;
+  made.input = slots["input"];
+  for (const InputSlot& slot : input_slots)
+    if (const ConstTensorView view = slots[slot.name]; view.given()) made.*slot.view = view;
+  return made;
+}
+
+BackwardInputs backward_inputs(const InputSlots& slots) {
+  BackwardInputs made{.output = slots["grad_output"]};
+  for (const BackwardSlot& slot : backward_slots) made.*slot.view = slots[slot.name];
+  return made;
+}
+
+BackwardOutputs backward_outputs(const OutputSlots& slots) {
+  BackwardOutputs made;
+  made.input = slots["grad_input"];
+  for (const GradientSlot& slot : gradient_slots)
+    if (const TensorView view = slots[slot.name]; view.given()) made.*slot.view = view;
+  return made;
+}
 
 std::unique_ptr<Operation> make_norm_operation(const Layer& layer, std::int64_t channels,
                                                std::shared_ptr<Communicator> group, Queue& queue, std::string name) {

@@ -22,8 +22,7 @@ std::string names_of(std::uint64_t ranks, const Communicator& group) {
 
 }  // namespace
 
-NonFiniteCalls NormImpl::nonfinite() const {
-  const HitsMet met = memory_.met();
+NonFiniteCalls NormImpl::nonfinite(const HitsMet& met) const {
   if (met.calls == 0) return {};
   const Header call(name_, Direction::forward, static_cast<std::uint64_t>(met.call));
   const char* const what = layer_.statistics() == Axes{Axis::channel} ? "channel " : "group ";
@@ -35,15 +34,18 @@ NonFiniteCalls NormImpl::nonfinite() const {
 
 void NormImpl::expect_finite() {
   if (layer_.options.nonfinite != NonFinite::fail || memory_.met().calls == failed_) return;
-  const NonFiniteCalls met = nonfinite();
+  const HitsMet met = memory_.met();
   failed_ = met.calls;
-  fail(Code::non_finite, met.last + ", must be finite everywhere");
+  expect_finite(met);
 }
 
-void NormImpl::expect_counted() const {
-  const Turn& last = *memory_.view().last;
-  expect(last.count <= formulas::most_values, Code::invalid_input,
-         [&] { return too_many_values(Header(name_, Direction::forward, static_cast<std::uint64_t>(last.call))); });
+void NormImpl::expect_finite(const HitsMet& met) const {
+  if (met.calls > 0) fail(Code::non_finite, nonfinite(met).last + ", must be finite everywhere");
+}
+
+void NormImpl::expect_counted(const Turn& call) const {
+  expect(call.count <= formulas::most_values, Code::invalid_input,
+         [&] { return too_many_values(Header(name_, Direction::forward, static_cast<std::uint64_t>(call.call))); });
 }
 
 }  // namespace allnorm

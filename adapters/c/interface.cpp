@@ -11,6 +11,7 @@
 
 #include "allnorm/communicator.hpp"
 #include "allnorm/error.hpp"
+#include "allnorm/halves.hpp"
 #include "allnorm/operation.hpp"
 
 struct allnorm_queue {
@@ -27,6 +28,9 @@ struct allnorm_call {
 };
 struct allnorm_state {
   allnorm::State state;
+};
+struct allnorm_halves {
+  allnorm::Halves halves;
 };
 
 namespace {
@@ -61,7 +65,7 @@ allnorm_status guarded(const Work& work) noexcept {
   }
 }
 static_assert(ALLNORM_INVALID_ARGUMENT == 1 + static_cast<int>(Code::invalid_argument) &&
-              ALLNORM_ABORTED == 1 + static_cast<int>(Code::aborted));
+              ALLNORM_NON_FINITE == 1 + static_cast<int>(Code::non_finite));
 static_assert(ALLNORM_F64 == static_cast<int>(DType::f64) && ALLNORM_I64 == static_cast<int>(DType::i64));
 
 template <class T>
@@ -118,6 +122,27 @@ StateEntry entry_of(const allnorm_tensor& tensor, bool per_rank) {
   StateEntry entry{tensor.slot, type->first, view.shape, std::vector<std::byte>(bytes), per_rank};
   if (bytes > 0) std::memcpy(entry.data.data(), &given(static_cast<std::byte*>(tensor.data), tensor.slot), bytes);
   return entry;
+}
+
+State state_of(const allnorm_tensor* entries, const int32_t* per_rank, std::size_t count) {
+  State state;
+  for (std::size_t i = 0; i < count; ++i)
+    state.entries.push_back(entry_of((&given(entries, "entries"))[i], per_rank != nullptr && per_rank[i] != 0));
+  return state;
+}
+
+KeptState kept_by(const Halves& halves, const OutputSlots& slots, const allnorm_memory& memory) {
+  KeptState kept;
+  kept.running_mean = slots["running_mean"];
+  kept.running_spread = slots[halves.layer().keeps_std() ? "running_std" : "running_var"];
+  kept.tracked = slots["num_batches_tracked"];
+  kept.history = {static_cast<std::byte*>(memory.history), static_cast<std::size_t>(memory.history_bytes)};
+  return kept;
+}
+KeptFrame frame_of(const allnorm_memory& memory) { return {memory.frame, memory.mask}; }
+
+ConstTensorView view_of(const allnorm_tensor* optional) {
+  return optional != nullptr ? ConstTensorView(view_of(*optional)) : ConstTensorView{};
 }
 
 allnorm_slot slot_of(const TensorSpec& tensor) {
@@ -321,10 +346,180 @@ void allnorm_state_free(allnorm_state* state) { delete state; }
 allnorm_status allnorm_load(allnorm_operation* operation, const allnorm_tensor* entries, const int32_t* per_rank,
                             size_t count, int32_t drop_window, allnorm_queue* queue) {
   return guarded([&] {
-    State state;
-    for (std::size_t i = 0; i < count; ++i)
-      state.entries.push_back(entry_of((&given(entries, "entries"))[i], per_rank != nullptr && per_rank[i] != 0));
-    given(operation, "operation").operation->load(state, given(queue, "queue").queue, {drop_window != 0});
+    given(operation, "operation")
+        .operation->load(state_of(entries, per_rank, count), given(queue, "queue").queue, {drop_window != 0});
+  });
+}
+
+allnorm_status allnorm_halves_make(const char* layer, int64_t channels, int32_t rank, int32_t ranks, const char* name,
+                                   allnorm_queue* queue, allnorm_halves** made) {
+  return guarded([&] {
+    given(made, "made") = new allnorm_halves{Halves(parse_layer(&given(layer, "layer")), channels, rank, ranks,
+                                                    given(queue, "queue").queue, name != nullptr ? name : "")};
+  });
+}
+void allnorm_halves_free(allnorm_halves* halves) { delete halves; }
+
+allnorm_status allnorm_halves_sizes_of(const allnorm_halves* made, allnorm_halves_sizes* sizes) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    const auto linear = [](const auto& of_groups) {
+      const auto fixed = static_cast<std::int64_t>(of_groups(0));
+      return allnorm_length{fixed, static_cast<std::int64_t>(of_groups(1)) - fixed};
+    };
+    allnorm_halves_sizes& to = given(sizes, "sizes");
+    to.exchanges = halves.exchanges() ? 1 : 0;
+    to.of_channels = halves.layer().statistics() == Axes{Axis::channel} ? 1 : 0;
+    to.keeps_running = halves.layer().has_state() ? 1 : 0;
+    to.gates = halves.layer().options.activation.kind != ActivationKind::identity ? 1 : 0;
+    to.head = static_cast<std::int64_t>(Halves::head_bytes);
+    to.forward_record = linear([&](std::int64_t g) { return halves.record_bytes(Direction::forward, g); });
+    to.backward_record = linear([&](std::int64_t g) { return halves.record_bytes(Direction::backward, g); });
+    to.frame = linear([&](std::int64_t g) { return halves.frame_size(g); });
+    const bool renorm = halves.layer().options.renorm, has_std = halves.layer().row->output("std") != nullptr;
+    to.r = renorm ? 4 : -1;
+    to.d = renorm ? 5 : -1;
+    to.std = has_std ? (renorm ? 6 : 4) : -1;
+  });
+}
+allnorm_status allnorm_halves_groups(const allnorm_halves* halves, const int64_t* input_shape, int32_t input_rank,
+                                     int64_t* groups) {
+  return guarded([&] {
+    ConstTensorView input;
+    input.shape = shape_of(input_shape, input_rank, "the input");
+    given(groups, "groups") = given(halves, "halves").halves.groups(input);
+  });
+}
+allnorm_status allnorm_halves_work(const allnorm_halves* halves, const allnorm_tensor* inputs, size_t input_count,
+                                   int64_t* bytes) {
+  return guarded([&] {
+    const ForwardInputs typed = forward_inputs(slots_of<InputSlots>(inputs, input_count));
+    given(bytes, "bytes") = static_cast<std::int64_t>(given(halves, "halves").halves.work_bytes(typed));
+  });
+}
+
+allnorm_status allnorm_halves_history(const allnorm_halves* halves, const allnorm_tensor* conv_weight, int32_t wide,
+                                      int64_t* bytes) {
+  return guarded([&] {
+    given(bytes, "bytes") =
+        static_cast<std::int64_t>(given(halves, "halves").halves.history_bytes(view_of(conv_weight), wide != 0));
+  });
+}
+allnorm_status allnorm_halves_start(const allnorm_halves* halves, const allnorm_tensor* conv_weight, int32_t wide,
+                                    void* history, int64_t bytes, allnorm_queue* queue) {
+  return guarded([&] {
+    given(halves, "halves")
+        .halves.start_history({static_cast<std::byte*>(history), static_cast<std::size_t>(bytes)},
+                              given(queue, "queue").queue, view_of(conv_weight), wide != 0);
+  });
+}
+allnorm_status allnorm_halves_has_entries(const allnorm_halves* halves, const void* history, int64_t bytes,
+                                          int32_t* has) {
+  return guarded([&] {
+    const std::span memory(static_cast<const std::byte*>(history), static_cast<std::size_t>(bytes));
+    given(has, "has") = given(halves, "halves").halves.has_entries(memory) ? 1 : 0;
+  });
+}
+
+allnorm_status allnorm_halves_forward_local(const allnorm_halves* made, const allnorm_tensor* inputs,
+                                            size_t input_count, const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    const allnorm_memory& own = given(memory, "memory");
+    halves.forward_local(forward_inputs(slots_of<InputSlots>(inputs, input_count)),
+                         kept_by(halves, slots_of<OutputSlots>(inputs, input_count), own),
+                         static_cast<std::byte*>(own.work), static_cast<std::byte*>(own.record),
+                         given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_forward_finish(const allnorm_halves* made, const allnorm_tensor* inputs,
+                                             size_t input_count, const allnorm_tensor* output,
+                                             const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    const allnorm_memory& own = given(memory, "memory");
+    halves.forward_finish(forward_inputs(slots_of<InputSlots>(inputs, input_count)), view_of(given(output, "output")),
+                          kept_by(halves, slots_of<OutputSlots>(inputs, input_count), own), frame_of(own),
+                          static_cast<std::byte*>(own.work), static_cast<const std::byte*>(own.records),
+                          given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_replay(const allnorm_halves* halves, const allnorm_tensor* inputs, size_t input_count,
+                                     const allnorm_tensor* output, const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    given(halves, "halves")
+        .halves.replay(forward_inputs(slots_of<InputSlots>(inputs, input_count)), view_of(given(output, "output")),
+                       frame_of(given(memory, "memory")), given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_backward_local(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                             size_t input_count, const allnorm_tensor* gradients, size_t gradient_count,
+                                             const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    const InputSlots slots = slots_of<InputSlots>(inputs, input_count);
+    const allnorm_memory& own = given(memory, "memory");
+    given(halves, "halves")
+        .halves.backward_local(forward_inputs(slots), backward_inputs(slots),
+                               backward_outputs(slots_of<OutputSlots>(gradients, gradient_count)), frame_of(own),
+                               static_cast<std::byte*>(own.work), static_cast<std::byte*>(own.record),
+                               given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_backward_finish(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                              size_t input_count, const allnorm_tensor* gradients,
+                                              size_t gradient_count, const allnorm_memory* memory,
+                                              allnorm_queue* queue) {
+  return guarded([&] {
+    const InputSlots slots = slots_of<InputSlots>(inputs, input_count);
+    const allnorm_memory& own = given(memory, "memory");
+    given(halves, "halves")
+        .halves.backward_finish(forward_inputs(slots), backward_inputs(slots),
+                                backward_outputs(slots_of<OutputSlots>(gradients, gradient_count)), frame_of(own),
+                                static_cast<std::byte*>(own.work), static_cast<const std::byte*>(own.records),
+                                given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_begin_batch(const allnorm_halves* made, const allnorm_tensor* state, size_t state_count,
+                                          const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    const allnorm_memory& own = given(memory, "memory");
+    halves.begin_batch(kept_by(halves, slots_of<OutputSlots>(state, state_count), own), given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_decline(const allnorm_halves* halves, int32_t direction, const char* reason,
+                                      const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    auto* const record = static_cast<std::byte*>(given(memory, "memory").record);
+    given(halves, "halves")
+        .halves.decline(direction == 0 ? Direction::forward : Direction::backward, &given(reason, "reason"),
+                        &given(record, "record"), given(queue, "queue").queue);
+  });
+}
+allnorm_status allnorm_halves_check_heads(const allnorm_halves* halves, const void* heads, int64_t stride) {
+  return guarded([&] {
+    given(halves, "halves")
+        .halves.expect_agreement(&given(static_cast<const std::byte*>(heads), "heads"),
+                                 static_cast<std::size_t>(stride));
+  });
+}
+
+allnorm_status allnorm_halves_save(const allnorm_halves* made, const allnorm_tensor* state, size_t state_count,
+                                   const allnorm_memory* memory, allnorm_queue* queue, allnorm_state** saved) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    const KeptState kept = kept_by(halves, slots_of<OutputSlots>(state, state_count), given(memory, "memory"));
+    given(saved, "made") = new allnorm_state{halves.save(kept, given(queue, "queue").queue)};
+  });
+}
+allnorm_status allnorm_halves_load(const allnorm_halves* made, const allnorm_tensor* entries, const int32_t* per_rank,
+                                   size_t count, int32_t drop_window, const allnorm_tensor* state, size_t state_count,
+                                   const allnorm_memory* memory, allnorm_queue* queue) {
+  return guarded([&] {
+    const Halves& halves = given(made, "halves").halves;
+    halves.load(state_of(entries, per_rank, count),
+                kept_by(halves, slots_of<OutputSlots>(state, state_count), given(memory, "memory")),
+                given(queue, "queue").queue, {drop_window != 0});
   });
 }
 

@@ -27,7 +27,8 @@ enum {
   ALLNORM_TRANSPORT,        /* the exchange between ranks failed */
   ALLNORM_MISMATCH,         /* the ranks of a group disagree with each other */
   ALLNORM_TIMEOUT,          /* a rank is missing or late */
-  ALLNORM_ABORTED           /* another rank failed first */
+  ALLNORM_ABORTED,          /* another rank failed first */
+  ALLNORM_NON_FINITE        /* a call's input is not finite, and the layer is to fail then */
 };
 
 typedef int32_t allnorm_dtype;
@@ -139,6 +140,106 @@ ALLNORM_API void allnorm_state_free(allnorm_state* state);
 ALLNORM_API allnorm_status allnorm_load(allnorm_operation* operation, const allnorm_tensor* entries,
                                         const int32_t* per_rank, size_t count, int32_t drop_window,
                                         allnorm_queue* queue);
+
+/* ---- halves: calls whose exchange between ranks and whose memory are the caller's (C++: allnorm/halves.hpp) ----
+ *
+ *     forward_local -> the caller gathers the ranks' records, in rank order -> forward_finish        backward likewise
+ *
+ * Between the halves stands a rank's record alone, whose length does not change from call to call. It begins with a head
+ * of `head` bytes. First halves of several ranks do not fail: what is wrong on a rank is told in its record, and the
+ * second half fails with it on every rank. Where nothing is exchanged (one rank, inference) first halves do nothing and
+ * records may be NULL. */
+typedef struct allnorm_halves allnorm_halves; /* a layer made ready, of a row with mean and variance; any number of threads
+                                                 may use it at a time, each with a queue of its own */
+
+/* `queue`: of the device that calls will be on. */
+ALLNORM_API allnorm_status allnorm_halves_make(const char* layer, int64_t channels, int32_t rank, int32_t ranks,
+                                               const char* name, allnorm_queue* queue, allnorm_halves** made);
+ALLNORM_API void allnorm_halves_free(allnorm_halves* halves);
+
+/* fixed + each * G, with G the number of groups of the statistics: channels for batch_norm, (N, G) for group_norm ... */
+typedef struct allnorm_length {
+  int64_t fixed, each;
+} allnorm_length;
+typedef struct allnorm_halves_sizes {
+  int64_t exchanges;                            /* 1: there is something to exchange */
+  int64_t of_channels;                          /* 1: G is the number of channels */
+  int64_t keeps_running;                        /* 1: there are running statistics of channels */
+  int64_t gates;                                /* 1: with a residual there is a mask */
+  int64_t head;                                 /* bytes */
+  allnorm_length forward_record, backward_record; /* bytes, a multiple of 8 */
+  allnorm_length frame;                         /* doubles: arrays of G, then the count of values and the call's number */
+  int64_t r, d, std;                            /* which arrays of the frame, after 0 mean, 1 var, 2 rstd, 3 share; or -1 */
+} allnorm_halves_sizes;
+ALLNORM_API allnorm_status allnorm_halves_sizes_of(const allnorm_halves* halves, allnorm_halves_sizes* sizes);
+ALLNORM_API allnorm_status allnorm_halves_groups(const allnorm_halves* halves, const int64_t* input_shape,
+                                                 int32_t input_rank, int64_t* groups);
+/* Bytes of `work` that calls with such inputs need. */
+ALLNORM_API allnorm_status allnorm_halves_work(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                               size_t input_count, int64_t* bytes);
+
+/* A layer with a window or mini-batches keeps a history: plain bytes, whose copy is a copy of it. Its bytes are 0 for other
+ * layers. `conv_weight` (its shape is looked at) is given for a window that compensates, NULL otherwise; `wide`: the
+ * derivatives are kept in f64, as where input or weight are. */
+ALLNORM_API allnorm_status allnorm_halves_history(const allnorm_halves* halves, const allnorm_tensor* conv_weight,
+                                                  int32_t wide, int64_t* bytes);
+ALLNORM_API allnorm_status allnorm_halves_start(const allnorm_halves* halves, const allnorm_tensor* conv_weight,
+                                                int32_t wide, void* history, int64_t bytes, allnorm_queue* queue);
+/* Of a history in the host's memory: 1 where its window has entries or a batch is open. */
+ALLNORM_API allnorm_status allnorm_halves_has_entries(const allnorm_halves* halves, const void* history, int64_t bytes,
+                                                      int32_t* has);
+
+/* The memory of a call, on the queue's device and aligned to 8; what a function does not need may be NULL. */
+typedef struct allnorm_memory {
+  void* work;    /* contents are lost */
+  double* frame; /* written by forward_finish, read by replay and backward */
+  uint8_t* mask; /* with an activation and a residual: a bit for each value; likewise */
+  void* record;  /* written by first halves */
+  const void* records; /* read by second halves: those of all ranks, one after the other */
+  void* history;       /* changed by forward_finish and begin_batch, as are the running statistics */
+  int64_t history_bytes;
+} allnorm_memory;
+
+/* `inputs`: "input", what else the row lists for forward, and the state that the caller keeps: "running_mean",
+ * "running_var" (or "running_std") and "num_batches_tracked", all or none of them. */
+ALLNORM_API allnorm_status allnorm_halves_forward_local(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                                        size_t input_count, const allnorm_memory* memory,
+                                                        allnorm_queue* queue);
+ALLNORM_API allnorm_status allnorm_halves_forward_finish(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                                         size_t input_count, const allnorm_tensor* output,
+                                                         const allnorm_memory* memory, allnorm_queue* queue);
+ALLNORM_API allnorm_status allnorm_halves_replay(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                                 size_t input_count, const allnorm_tensor* output,
+                                                 const allnorm_memory* memory, allnorm_queue* queue);
+/* `inputs`: those of forward (of a residual only whether it is there is looked at), "grad_output" and gradients by
+ * statistics; `gradients` what is asked for. The first half writes those of parameters, the second the others; where
+ * nothing is exchanged the second writes all. */
+ALLNORM_API allnorm_status allnorm_halves_backward_local(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                                         size_t input_count, const allnorm_tensor* gradients,
+                                                         size_t gradient_count, const allnorm_memory* memory,
+                                                         allnorm_queue* queue);
+ALLNORM_API allnorm_status allnorm_halves_backward_finish(const allnorm_halves* halves, const allnorm_tensor* inputs,
+                                                          size_t input_count, const allnorm_tensor* gradients,
+                                                          size_t gradient_count, const allnorm_memory* memory,
+                                                          allnorm_queue* queue);
+/* `state`: the running statistics. */
+ALLNORM_API allnorm_status allnorm_halves_begin_batch(const allnorm_halves* halves, const allnorm_tensor* state,
+                                                      size_t state_count, const allnorm_memory* memory,
+                                                      allnorm_queue* queue);
+/* In place of a first half that this rank cannot make: the record says why. `direction`: 0 forward, 1 backward. */
+ALLNORM_API allnorm_status allnorm_halves_decline(const allnorm_halves* halves, int32_t direction, const char* reason,
+                                                  const allnorm_memory* memory, allnorm_queue* queue);
+/* Fails with what the ranks' heads say: heads alone or of records, `stride` bytes apart in the host's memory. */
+ALLNORM_API allnorm_status allnorm_halves_check_heads(const allnorm_halves* halves, const void* heads, int64_t stride);
+
+/* As allnorm_save and allnorm_load, of what the caller keeps. */
+ALLNORM_API allnorm_status allnorm_halves_save(const allnorm_halves* halves, const allnorm_tensor* state,
+                                               size_t state_count, const allnorm_memory* memory, allnorm_queue* queue,
+                                               allnorm_state** made);
+ALLNORM_API allnorm_status allnorm_halves_load(const allnorm_halves* halves, const allnorm_tensor* entries,
+                                               const int32_t* per_rank, size_t count, int32_t drop_window,
+                                               const allnorm_tensor* state, size_t state_count,
+                                               const allnorm_memory* memory, allnorm_queue* queue);
 
 #ifdef __cplusplus
 }

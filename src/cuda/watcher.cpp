@@ -5,7 +5,7 @@
 #include <atomic>
 #include <chrono>
 
-#include "src/exchange.hpp"
+#include "src/heads.hpp"
 #include "src/runtime/cuda/errors.hpp"
 #include "src/transport/deadline.hpp"
 
@@ -116,24 +116,11 @@ void Reports::check(const std::vector<std::string>& names) {
   const RecordHead first = shared.first, other = shared.other;
   const std::int64_t label = shared.label, sample = shared.sample, rows = shared.rows;
   std::atomic_ref(shared.status).store(ExchangeReport::fine, std::memory_order_release);
-  if (status == ExchangeReport::weights_changed)
-    fail(Code::invalid_argument,
-         name + ": conv_weight has changed within a batch of mini-batches, must be the same until the batch ends");
   if (status == ExchangeReport::no_such_row)
     fail(Code::invalid_input,
          name + " had " + std::to_string(label) + " at " + std::to_string(sample) + " in an earlier call, must be " +
              (label < 0 ? std::string("at least 0") : "less than the " + std::to_string(rows) + " rows of its table"));
-  if (status == ExchangeReport::too_many) fail(Code::invalid_input, too_many_values(first.header));
-  if (status == ExchangeReport::declined) fail(Code::aborted, name + " failed: " + other.reason.data());
-  Header theirs = other.header;
-  std::string text = verdict(first.header, first_name, theirs, name);
-  if (text.empty()) {  // equal headers, other lengths
-    Header ours = first.header;
-    ours.set(Field::payload, first.count);
-    theirs.set(Field::payload, other.count);
-    text = verdict(ours, first_name, theirs, name);
-  }
-  fail(Code::mismatch, text);
+  fail_exchange(status, first, first_name, other, name);
 }
 
 }  // namespace allnorm::cuda

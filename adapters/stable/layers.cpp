@@ -1,0 +1,127 @@
+#include "layers.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_map>
+#include <utility>
+
+namespace allnorm_torch {
+
+namespace {
+
+allnorm_dtype dtype_of(const Tensor& tensor, const char* slot, const std::string& name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return ALLNORM_F64;
+    case ScalarType::Float:
+      return ALLNORM_F32;
+    case ScalarType::Half:
+      return ALLNORM_F16;
+    case ScalarType::BFloat16:
+      return ALLNORM_BF16;
+    case ScalarType::Long:
+      return ALLNORM_I64;
+    default:
+      refuse(std::string(slot) + " has another type, must be float64, float32, float16, bfloat16 or int64", name);
+  }
+}
+
+}  // namespace
+
+void refuse(const std::string& what, const std::string& name) {
+  throw std::runtime_error(what + " [allnorm: code=" + std::to_string(int{ALLNORM_INVALID_ARGUMENT}) +
+                           " layer=" + name + "]");
+}
+
+void expect_ok(allnorm_status status, const std::string& name) {
+  if (status != ALLNORM_OK)
+    throw std::runtime_error(std::string(allnorm_error()) + " [allnorm: code=" + std::to_string(status) +
+                             " layer=" + name + "]");
+}
+
+// An axis of one index has any stride.
+bool is_dense(const Tensor& tensor, bool channels_last) {
+  if (!channels_last || tensor.dim() < 2) return tensor.is_contiguous();
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  std::int64_t expected = 1;
+  const auto is_next = [&](std::size_t axis) {
+    const bool is = sizes[axis] == 1 || strides[axis] == expected;
+    expected *= sizes[axis];
+    return is;
+  };
+  bool dense = is_next(1);
+  for (std::size_t axis = sizes.size(); axis-- > 0;)
+    if (axis != 1) dense = is_next(axis) && dense;
+  return dense || tensor.numel() == 0;
+}
+
+void Slots::add(const char* slot, const Tensor& tensor, bool channels_last, bool writes) {
+  if (size_ == most) refuse("too many tensors are given", name_);
+  if (!is_dense(tensor, channels_last))
+    refuse(std::string(slot) + " is not dense, must be " + (channels_last ? "with its channels last" : "contiguous"),
+           name_);
+  void* const data = writes ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+  slots_[size_++] = {slot,
+                     data,
+                     tensor.sizes().data(),
+                     static_cast<std::int32_t>(tensor.dim()),
+                     dtype_of(tensor, slot, name_),
+                     channels_last ? 1 : 0,
+                     -1};
+}
+
+void Ready::look_at(const Tensor& input, const Slots& inputs) {
+  const auto extents = input.sizes();
+  if (work > 0 && std::equal(shape.begin(), shape.end(), extents.begin(), extents.end())) return;
+  expect_ok(allnorm_halves_groups(halves.get(), extents.data(), static_cast<std::int32_t>(extents.size()), &groups),
+            name);
+  expect_ok(allnorm_halves_work(halves.get(), inputs.data(), inputs.size(), &work), name);
+  shape.assign(extents.begin(), extents.end());
+}
+
+allnorm_queue* queue() {
+  struct Free {
+    void operator()(allnorm_queue* made) const noexcept { allnorm_queue_free(made); }
+  };
+  thread_local std::unique_ptr<allnorm_queue, Free> own;
+  thread_local std::uint32_t own_threads = 0;
+  if (const std::uint32_t threads = torch::stable::get_num_threads(); threads != own_threads) {
+    allnorm_queue* made = nullptr;
+    expect_ok(allnorm_queue_cpu(static_cast<std::int32_t>(threads), &made), "a queue");
+    own.reset(made);
+    own_threads = threads;
+  }
+  return own.get();
+}
+
+Ready& ready(const std::string& layer, const std::string& name, std::int64_t channels, std::int64_t rank,
+             std::int64_t ranks) {
+  constexpr std::size_t most = 4096;  // a program that makes new names for ever begins anew
+  thread_local std::unordered_map<std::string, Ready> layers;
+  std::string key = layer;
+  key.append(1, '\n').append(name);
+  for (const std::int64_t number : {channels, rank, ranks}) key.append(1, '\n').append(std::to_string(number));
+  auto found = layers.find(key);
+  if (found == layers.end()) {
+    if (layers.size() == most) layers.clear();
+    Ready made;
+    allnorm_halves* halves = nullptr;
+    expect_ok(allnorm_halves_make(layer.c_str(), channels, static_cast<std::int32_t>(rank),
+                                  static_cast<std::int32_t>(ranks), name.c_str(), queue(), &halves),
+              name);
+    made.halves.reset(halves);
+    expect_ok(allnorm_halves_sizes_of(halves, &made.sizes), name);
+    made.name = name;
+    found = layers.emplace(std::move(key), std::move(made)).first;
+  }
+  return found->second;
+}
+
+void* scratch(std::int64_t bytes) {
+  thread_local std::vector<double> memory;
+  const auto doubles = static_cast<std::size_t>((bytes + 7) / 8);
+  if (memory.size() < doubles) memory.resize(doubles);
+  return memory.data();
+}
+
+}  // namespace allnorm_torch
