@@ -1,7 +1,7 @@
-// What one exchange costs: forward and backward of sync_batch_norm on one value per channel and rank, so that a call is
-// hardly more than its exchange, over threads, and under mpirun over MPI. The same call of a lone rank stands beside
-// it. Uses nothing but the public headers: built from two trees, two versions can be run in turn. Prints a line per
-// number of ranks and channels, in µs.
+// What one exchange costs: 2 C + 1 doubles that are added, and forward and backward of sync_batch_norm on one value per
+// channel and rank, so that a call is hardly more than its exchange; over threads, and under mpirun over MPI, where
+// MPI_Allreduce of as many doubles stands beside it. So does the same call of a lone rank. Uses nothing but the public
+// headers: built from two trees, two versions can be run in turn. Prints a line per number of ranks and channels; µs.
 // usage: [mpirun -n K] bench_exchange [CALLS]
 #include <algorithm>
 #include <chrono>
@@ -24,7 +24,7 @@ using namespace allnorm;
 using Clock = std::chrono::steady_clock;
 
 struct Microseconds {
-  std::vector<double> forward, backward;  // (calls)
+  std::vector<double> forward{}, backward{}, exchange{}, allreduce{};  // (calls)
 };
 
 template <class F>
@@ -61,15 +61,32 @@ Microseconds measure(const std::shared_ptr<Communicator>& group, std::int64_t ch
     times.forward.push_back(forward);
     times.backward.push_back(backward);
   }
+  Message message{Header("exchange", Direction::gradients, 0), std::vector<double>(2 * x.size() + 1), 0, {}};
+  for (int call = -calls / 10; call < calls; ++call) {
+    const double exchange = microseconds([&] { message = group->exchange(std::move(message), queue); });
+    if (call >= 0) times.exchange.push_back(exchange);
+  }
+#if ALLNORM_HAVE_MPI
+  for (int call = -calls / 10; call < calls && group->transport() == "mpi"; ++call) {
+    const auto all = static_cast<int>(message.payload.size());
+    std::vector<double> sum(message.payload.size());
+    const double allreduce = microseconds(
+        [&] { MPI_Allreduce(message.payload.data(), sum.data(), all, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD); });
+    if (call >= 0) times.allreduce.push_back(allreduce);
+  }
+#endif
   return times;
 }
 
 void print(const Communicator& world, std::int64_t channels, const Microseconds& times, const Microseconds& alone) {
-  std::printf("%-9.*s %5d %8lld %12.2f %12.2f %12.2f %12.2f %12.2f %12.2f\n",
-              static_cast<int>(world.transport().size()), world.transport().data(), world.size(),
-              static_cast<long long>(channels), quantile(times.forward, 0.5), quantile(times.forward, 0.99),
-              quantile(times.backward, 0.5), quantile(times.backward, 0.99), quantile(alone.forward, 0.5),
-              quantile(alone.backward, 0.5));
+  std::printf("%-9.*s %5d %8lld", static_cast<int>(world.transport().size()), world.transport().data(), world.size(),
+              static_cast<long long>(channels));
+  for (const auto* all : {&times.exchange, &times.forward, &times.backward})
+    std::printf(" %12.2f %12.2f", quantile(*all, 0.5), quantile(*all, 0.99));
+  for (const auto* all : {&alone.forward, &alone.backward}) std::printf(" %12.2f", quantile(*all, 0.5));
+  if (!times.allreduce.empty())
+    std::printf(" %12.2f %12.2f", quantile(times.allreduce, 0.5), quantile(times.allreduce, 0.99));
+  std::printf("\n");
 }
 
 }  // namespace
@@ -88,8 +105,9 @@ int main(int argc, char** argv) {
 #endif
   const bool prints = !processes || processes->rank() == 0;
   if (prints)
-    std::printf("%-9s %5s %8s %12s %12s %12s %12s %12s %12s\n", "transport", "ranks", "channels", "forward", "p99",
-                "backward", "p99", "alone: fwd", "bwd");
+    std::printf("%-9s %5s %8s %12s %12s %12s %12s %12s %12s %12s %12s%s\n", "transport", "ranks", "channels",
+                "exchange", "p99", "forward", "p99", "backward", "p99", "alone: fwd", "bwd",
+                processes ? " MPI_Allreduce          p99" : "");
   for (const std::int64_t channels : {64, 256, 2048}) {
     const Microseconds alone = measure(self(), channels, calls);
     if (processes) {
@@ -97,7 +115,7 @@ int main(int argc, char** argv) {
       if (prints) print(*processes, channels, times, alone);
       continue;
     }
-    for (const int ranks : {2, 8}) {
+    for (const int ranks : {2, 4, 8}) {
       const auto worlds = threads(ranks);
       Microseconds times;
       std::vector<std::thread> peers;

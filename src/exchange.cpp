@@ -64,49 +64,51 @@ struct ThroughHost {
   std::uint64_t flags;  // of all ranks
 };
 
+// A record in memory of the host.
+struct OnHost {
+  RecordHead head;
+  std::span<double> payload;  // where the record has it, or what it passes from a GPU
+};
+
 // Of the payload's moments, which the header counts.
-bool are_moments_finite(const Header& header, const std::vector<double>& payload) {
+bool are_moments_finite(const Header& header, std::span<const double> payload) {
   const std::size_t means = header.get(Field::moments), all = means + means * header.get(Field::co_moments);
   return std::all_of(payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(std::min(1 + all, payload.size())),
                      [means](double value) { return means == 0 || std::isfinite(value); });
 }
 
-// The record as a message; from a CUDA queue it passes the host memory that stage(bytes) gives. What goes wrong here is
-// this rank's own: it declines the exchange.
+// The record where the host reads it; from a CUDA queue it passes the memory that stage(bytes) gives. What goes wrong
+// here is this rank's own: it declines the exchange.
 template <class Stage>
-Message message_of(Communicator& group, const Record& record, const Stage& stage, Queue& queue) {
-  return tell_others(true, group, [&]() -> Message {
-    const std::byte* own = record.data;
+OnHost on_host(Communicator& group, const Record& record, const Stage& stage, Queue& queue) {
+  return tell_others(true, group, [&]() -> OnHost {
+    std::byte* own = record.data;
     if (is_gpu(queue)) {
       expect_not_captured(group, queue);
-      std::byte* const staged = stage(bytes_of(record));
-      copy_to_host(staged, record.data, bytes_of(record), queue);
+      own = stage(bytes_of(record));
+      copy_to_host(own, record.data, bytes_of(record), queue);
       queue.wait();
-      own = staged;
     }
-    RecordHead head;
-    std::memcpy(&head, own, sizeof head);
-    expect_taken_part(head);
-    std::vector<double> payload(record.count);
-    if (record.count > 0) std::memcpy(payload.data(), own + sizeof head, record.count * sizeof(double));
-    if (!are_moments_finite(head.header, payload)) head.flags |= flag_nonfinite;
-    return {head.header, std::move(payload), head.flags, {}};
+    OnHost here{{}, {reinterpret_cast<double*>(own + sizeof(RecordHead)), record.count}};
+    std::memcpy(&here.head, own, sizeof here.head);
+    expect_taken_part(here.head);
+    if (!are_moments_finite(here.head.header, here.payload)) here.head.flags |= flag_nonfinite;
+    return here;
   });
 }
 
-// Exchanges the records as messages; the sum goes where the record's doubles were. `more_flags` are this rank's, beside
-// the record's own.
-template <class Stage>
+// Exchanges the records by exchange(header, flags, payload), which writes what they merge to where the payload was;
+// there it stays. `more_flags` are this rank's, beside the record's own.
+template <class Stage, class Exchange>
 ThroughHost gather_through_host(Communicator& group, const Record& record, const Stage& stage, std::uint64_t more_flags,
-                                Queue& queue) {
-  Message own = message_of(group, record, stage, queue);
-  own.flags |= more_flags;
-  const Message sum = group.exchange(std::move(own), queue);
+                                const Exchange& exchange, Queue& queue) {
+  const OnHost own = on_host(group, record, stage, queue);
+  const Message sum = exchange(own.head.header, own.head.flags | more_flags, own.payload);
   expect_same_weights(sum.flags);
-  expect(sum.header.get(Field::moments) == 0 || sum.payload[0] <= formulas::most_values, Code::invalid_input,
+  expect(sum.header.get(Field::moments) == 0 || own.payload[0] <= formulas::most_values, Code::invalid_input,
          [&] { return too_many_values(sum.header); });
   std::byte* to = record.data + sizeof(RecordHead);
-  copy_to_device(to, sum.payload.data(), record.count * sizeof(double), queue);
+  if (is_gpu(queue)) copy_to_device(to, own.payload.data(), own.payload.size_bytes(), queue);
   return {{nullptr, 0, 0, reinterpret_cast<const double*>(to), sum.nonfinite}, sum.flags};
 }
 
@@ -118,12 +120,16 @@ Gathered Communicator::gather(const Record& record, Queue& queue) {
     staged.resize(bytes);
     return staged.data();
   };
-  return gather_through_host(*this, record, stage, 0, queue).sums;
+  const auto as_message = [&](const Header& header, std::uint64_t flags, std::span<double> payload) {
+    Message sum = exchange({header, {payload.begin(), payload.end()}, flags, {}}, queue);
+    std::ranges::copy(sum.payload, payload.begin());
+    return sum;
+  };
+  return gather_through_host(*this, record, stage, 0, as_message, queue).sums;
 }
 
-void expect_sound(const Message& message) {
-  const std::uint64_t means = message.header.get(Field::moments), width = message.header.get(Field::co_moments);
-  const std::size_t size = message.payload.size();
+void expect_sound(const Header& header, std::size_t size) {
+  const std::uint64_t means = header.get(Field::moments), width = header.get(Field::co_moments);
   const bool fits =
       means == 0 || (width > 0 && means % width == 0 && means < size && (size - 1 - means) / means >= width);
   expect(fits, Code::invalid_argument, [&] {
@@ -183,7 +189,10 @@ class LinkedCommunicator final : public Communicator {
     const bool in_place = group_->links->takes_gpu_memory() && size() > 1 && size() <= group_->patience.gather_limit;
     const std::uint64_t flags = (is_gpu(queue) ? 0 : on_cpu) | (in_place ? 0 : in_host_memory);
     const auto stage = [&](std::size_t bytes) { return staging(bytes, queue); };
-    const ThroughHost all = gather_through_host(*this, record, stage, flags, queue);
+    const auto in_its_place = [this](const Header& header, std::uint64_t own_flags, std::span<double> payload) {
+      return start(header, own_flags, payload, {}).wait();
+    };
+    const ThroughHost all = gather_through_host(*this, record, stage, flags, in_its_place, queue);
     if ((all.flags & on_cpu) != 0) return all.sums;
     hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
     in_place_ = (all.flags & in_host_memory) == 0;
@@ -191,15 +200,8 @@ class LinkedCommunicator final : public Communicator {
   }
 
   Pending start_exchange(Message message, Queue&) override {
-    message.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
-    message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
-    expect_sound(message);
-    const std::size_t doubles = message.payload.size();
-    return tell_others(size() > 1, *this, [&] {
-      Pending pending(begin({message.header, message.flags, {}, std::move(message.payload), false}));
-      count(doubles);
-      return pending;
-    });
+    const std::span<double> payload = message.payload;
+    return start(message.header, message.flags, payload, std::move(message.payload));
   }
 
   void decline(const Error& error) noexcept override {
@@ -207,7 +209,7 @@ class LinkedCommunicator final : public Communicator {
     try {
       if (hub_) return hub_->decline(rank(), error);  // peers wait in their streams: their kernels find it
       const std::string why = name_of(rank()) + " failed: " + error.message();
-      group_->declined->add(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}));
+      group_->declined->add(begin({Header("declined", Direction::agreement, sequence_), 0, why, {}, true}, {}));
     } catch (...) {  // no memory to say so: the peers' deadline remains
     }
   }
@@ -257,7 +259,7 @@ class LinkedCommunicator final : public Communicator {
     head.header.set(Field::ranks, static_cast<std::uint64_t>(size()));
     head.header.set(Field::payload, static_cast<std::uint64_t>(record.count));
     count(record.count);
-    expect_same_weights(Pending(begin({head.header, head.flags, {}, {}, false})).wait().flags);
+    expect_same_weights(Pending(begin({head.header, head.flags}, {})).wait().flags);
     try {
       Pending(begin_records(group_, head.header, room_.records(), room_.stride(), bytes_of(record), sequence_++))
           .wait();
@@ -277,9 +279,20 @@ class LinkedCommunicator final : public Communicator {
     return staging_.get();
   }
 
+  // `memory`: see begin_exchange().
+  Pending start(Header header, std::uint64_t flags, std::span<double> payload, std::vector<double> memory) {
+    header.set(Field::ranks, static_cast<std::uint64_t>(size()));
+    header.set(Field::payload, static_cast<std::uint64_t>(payload.size()));
+    expect_sound(header, payload.size());
+    return tell_others(size() > 1, *this, [&] {
+      Pending pending(begin({header, flags, {}, payload}, std::move(memory)));
+      count(payload.size());
+      return pending;
+    });
+  }
   // One that does not begin has not taken its number: the rank can still decline under it.
-  std::unique_ptr<Pending::Impl> begin(Parcel own) {
-    auto exchange = begin_exchange(group_, std::move(own), sequence_);
+  std::unique_ptr<Pending::Impl> begin(Parcel own, std::vector<double> memory) {
+    auto exchange = begin_exchange(group_, std::move(own), std::move(memory), sequence_);
     ++sequence_;
     return exchange;
   }

@@ -7,10 +7,12 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "allnorm/communicator.hpp"
 #include "src/transport/device_threads.hpp"
+#include "src/transport/pause.hpp"
 #include "src/whereabouts.hpp"
 
 namespace allnorm {
@@ -31,8 +33,10 @@ class Links {
   virtual std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) = 0;
   /// Those who have not taken everything yet that was posted to them under this tag; makes progress.
   virtual std::vector<int> unsent(std::uint64_t tag) = 0;
-  /// What a waiting rank does between two looks; `looks` counts them.
-  virtual void relax(int looks) = 0;
+  /// Whether the ranks here are more than their cores; see Pause.
+  virtual bool crowded() const noexcept { return false; }
+  /// A waiting rank's sleep: that long, or until something is there where the transport can tell.
+  virtual void sleep(Pause::Step most) { std::this_thread::sleep_for(most); }
   virtual void abort(const Error& error) noexcept = 0;
   /// True for a rank that has said goodbye: it sends nothing any more, but what it sent before is there.
   virtual bool has_left(int) const noexcept { return false; }
@@ -57,8 +61,8 @@ class Links {
   Whereabouts whereabouts;
 };
 
-/// Throws invalid_argument for a message whose payload is not what its header says.
-void expect_sound(const Message& message);
+/// Throws invalid_argument for a message of `size` doubles that is not what its header says.
+void expect_sound(const Header& header, std::size_t size);
 
 /// What is told of a call whose ranks have more values than can be counted.
 std::string too_many_values(const Header& call);

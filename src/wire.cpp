@@ -28,15 +28,14 @@ static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(d
 std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
   const Prefix prefix{parcel.header,         parcel.flags,    parcel.payload.size(),
                       parcel.verdict.size(), parcel.declined, parcel.nonfinite};
-  const auto bytes =
-      std::make_shared<Bytes>(sizeof prefix + parcel.payload.size() * sizeof(double) + parcel.verdict.size());
+  const auto bytes = std::make_shared<Bytes>(sizeof prefix + parcel.payload.size_bytes() + parcel.verdict.size());
   std::byte* to = bytes->data();
   const auto put = [&](const void* from, std::size_t size) {
     if (size > 0) std::memcpy(to, from, size);
     to += size;
   };
   put(&prefix, sizeof prefix);
-  put(parcel.payload.data(), parcel.payload.size() * sizeof(double));
+  put(parcel.payload.data(), parcel.payload.size_bytes());
   put(parcel.verdict.data(), parcel.verdict.size());
   return bytes;
 }
@@ -48,20 +47,23 @@ struct Arrival {
 
   explicit operator bool() const noexcept { return bytes != nullptr; }
   std::string verdict() const {
-    const std::byte* at = bytes->data() + sizeof prefix + prefix.count * sizeof(double);
+    const std::byte* at = payload() + prefix.count * sizeof(double);
     return {reinterpret_cast<const char*>(at), prefix.verdict_size};
   }
   /// Equal headers have equal lengths: ranks that are out of step may break that.
-  void merge_into(std::vector<double>& sum) const {
+  void expect_length(std::span<const double> sum) const {
     expect(prefix.count == sum.size(), Code::transport, [&] {
       return "a message has " + std::to_string(prefix.count) + " doubles, must have " + std::to_string(sum.size());
     });
-    merge_payload(prefix.header, sum, bytes->data() + sizeof prefix);
   }
-  std::vector<double> payload() const {
-    std::vector<double> values(prefix.count);
-    if (prefix.count > 0) std::memcpy(values.data(), bytes->data() + sizeof prefix, prefix.count * sizeof(double));
-    return values;
+  const std::byte* payload() const noexcept { return bytes->data() + sizeof prefix; }
+  void merge_into(std::span<double> sum) const {
+    expect_length(sum);
+    merge_payload(prefix.header, sum, payload());
+  }
+  void copy_to(std::span<double> sum) const {
+    expect_length(sum);
+    if (!sum.empty()) std::memcpy(sum.data(), payload(), sum.size_bytes());
   }
 };
 
@@ -93,10 +95,12 @@ Arrival unpack(std::shared_ptr<const Bytes> bytes, const Name& from) {
 // What both ways of exchanging share: the deadline, and the end.
 class Exchange : public Pending::Impl {
  public:
-  Exchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
+  Exchange(std::shared_ptr<const Group> group, Parcel own, std::vector<double> memory, std::uint64_t sequence,
+           double timeout)
       : group_(std::move(group)),
         tag_(group_->tag(sequence)),
         own_(std::move(own)),
+        memory_(std::move(memory)),
         deadline_(group_->patience, timeout),
         began_(now(group_->patience)),
         warn_when_left_(timeout - std::min(timeout / 2, 30.0)),
@@ -121,12 +125,12 @@ class Exchange : public Pending::Impl {
   void relax() final {
     if (group_->patience.relax)
       group_->patience.relax();
-    else
-      group_->links->relax(looks_);
+    else if (const Pause::Step step = pause_.next(group_->links->crowded()); step > Pause::Step{0})
+      group_->links->sleep(step);
   }
   Message take() final {
     expect(result_.verdict.empty(), result_.declined ? Code::aborted : Code::mismatch, result_.verdict);
-    return {result_.header, std::move(result_.payload), result_.flags, std::move(rank_flags_), result_.nonfinite};
+    return {result_.header, std::move(memory_), result_.flags, std::move(rank_flags_), result_.nonfinite};
   }
 
  protected:
@@ -149,8 +153,8 @@ class Exchange : public Pending::Impl {
     if (first == other) return {};
     return verdict(first, group_->name_of(first_rank), other, group_->name_of(rank));
   }
-  void post(std::vector<int> to, const Parcel& parcel) {
-    if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, pack(parcel));
+  void post(std::vector<int> to, std::shared_ptr<const Bytes> bytes) {
+    if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, std::move(bytes));
   }
   Arrival receive(int from) {
     const int in_links = group_->members[static_cast<std::size_t>(from)];
@@ -163,7 +167,7 @@ class Exchange : public Pending::Impl {
 
   std::shared_ptr<const Group> group_;
   const std::uint64_t tag_;
-  Parcel own_, result_;
+  Parcel own_, result_;  // of one payload
   std::vector<std::uint64_t> rank_flags_;
 
  private:
@@ -243,56 +247,51 @@ class Exchange : public Pending::Impl {
   static constexpr double time_to_ask = 0.5;  // seconds that another round of questions may take
   static std::string about(double seconds) { return seconds_text(std::round(seconds * 10) / 10); }
 
+  std::vector<double> memory_;
   Deadline deadline_;
   double began_;                           // by the clock of the deadline
   double warn_when_left_, ask_when_left_;  // seconds
   bool warned_ = false;
   std::unique_ptr<Inquiry> inquiry_;
   int looks_ = 0;
+  Pause pause_;
   bool done_ = false;
 };
 
 // Every rank sends to every other and merges in rank order: the same bits everywhere, in one step.
 class GatherExchange final : public Exchange {
  public:
-  GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
-      : Exchange(std::move(group), std::move(own), sequence, timeout) {
+  GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::vector<double> memory, std::uint64_t sequence,
+                 double timeout)
+      : Exchange(std::move(group), std::move(own), std::move(memory), sequence, timeout) {
     arrivals_.resize(static_cast<std::size_t>(group_->size()));
-    post(others(), own_);  // the last thing that can fail: a rank that has sent takes part
+    auto bytes = pack(own_);
+    arrivals_[static_cast<std::size_t>(group_->rank)] = unpack(bytes, [] { return std::string("this rank"); });
+    post(others(), std::move(bytes));  // the last thing that can fail: a rank that has sent takes part
   }
 
  private:
-  bool is_own(std::size_t rank) const noexcept { return static_cast<int>(rank) == group_->rank; }
-
   bool advance() override {
     bool all = true;
     for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
-      if (!is_own(rank) && !arrivals_[rank]) {
+      if (!arrivals_[rank]) {
         arrivals_[rank] = receive(static_cast<int>(rank));
         all &= static_cast<bool>(arrivals_[rank]);
       }
     if (!all) return false;
 
     // Every rank compares with rank 0 and merges in rank order, itself at its own place.
-    const Header& first = is_own(0) ? own_.header : arrivals_[0].prefix.header;
     result_.header = own_.header;
-    for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank) {
-      result_.declined = is_own(rank) ? own_.declined : arrivals_[rank].prefix.declined != 0;
-      if (result_.declined) result_.verdict = is_own(rank) ? own_.verdict : arrivals_[rank].verdict();
-    }
+    for (std::size_t rank = 0; rank < arrivals_.size() && !result_.declined; ++rank)
+      if ((result_.declined = arrivals_[rank].prefix.declined != 0)) result_.verdict = arrivals_[rank].verdict();
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
-      result_.verdict =
-          compare(first, 0, is_own(rank) ? own_.header : arrivals_[rank].prefix.header, static_cast<int>(rank));
-    if (result_.verdict.empty()) result_.payload.assign(own_.payload.size(), 0.0);
-    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank) {
-      rank_flags_.push_back(is_own(rank) ? own_.flags : arrivals_[rank].prefix.flags);
-      result_.flags |= rank_flags_.back();
-      result_.nonfinite |= is_own(rank) ? own_.nonfinite : arrivals_[rank].prefix.nonfinite;
-      if (!result_.verdict.empty()) continue;
-      if (!is_own(rank))
-        arrivals_[rank].merge_into(result_.payload);
-      else
-        merge_payload(own_.header, result_.payload, reinterpret_cast<const std::byte*>(own_.payload.data()));
+      result_.verdict = compare(arrivals_[0].prefix.header, 0, arrivals_[rank].prefix.header, static_cast<int>(rank));
+    if (result_.verdict.empty()) std::ranges::fill(own_.payload, 0.0);  // what was there is among the arrivals
+    for (const Arrival& arrival : arrivals_) {
+      rank_flags_.push_back(arrival.prefix.flags);
+      result_.flags |= arrival.prefix.flags;
+      result_.nonfinite |= arrival.prefix.nonfinite;
+      if (result_.verdict.empty()) arrival.merge_into(own_.payload);
     }
     arrivals_.clear();
     return true;
@@ -300,18 +299,19 @@ class GatherExchange final : public Exchange {
   std::vector<int> missing() const override {
     std::vector<int> ranks;
     for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
-      if (!is_own(rank) && !arrivals_[rank]) ranks.push_back(static_cast<int>(rank));
+      if (!arrivals_[rank]) ranks.push_back(static_cast<int>(rank));
     return ranks;
   }
 
-  std::vector<Arrival> arrivals_;  // [rank]; this rank's own stays empty
+  std::vector<Arrival> arrivals_;  // [rank]
 };
 
 // Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
 class TreeExchange final : public Exchange {
  public:
-  TreeExchange(std::shared_ptr<const Group> group, Parcel own, std::uint64_t sequence, double timeout)
-      : Exchange(std::move(group), std::move(own), sequence, timeout) {
+  TreeExchange(std::shared_ptr<const Group> group, Parcel own, std::vector<double> memory, std::uint64_t sequence,
+               double timeout)
+      : Exchange(std::move(group), std::move(own), std::move(memory), sequence, timeout) {
     const int rank = group_->rank;
     int bit = 1;
     for (; bit < group_->size() && (rank & bit) == 0; bit <<= 1)
@@ -319,8 +319,9 @@ class TreeExchange final : public Exchange {
     if (rank != 0) parent_ = rank - bit;
     result_ = own_;
     if (!own_.declined) return;
-    post(children_, own_);  // nobody waits for this rank; what they send is drained
-    if (parent_ >= 0) post({parent_}, own_);
+    const auto bytes = pack(own_);
+    post(children_, bytes);  // nobody waits for this rank; what they send is drained
+    if (parent_ >= 0) post({parent_}, bytes);
     sent_ = true;
   }
 
@@ -340,19 +341,23 @@ class TreeExchange final : public Exchange {
       if (result_.verdict.empty())
         child.merge_into(result_.payload);
       else
-        result_.payload.clear();
+        result_.payload = {};
     }
+    std::shared_ptr<const Bytes> down;
     if (parent_ >= 0) {
-      if (!sent_) post({parent_}, result_);
+      if (!sent_) post({parent_}, pack(result_));
       sent_ = true;
       const Arrival sum = receive(parent_);
       if (!sum) return false;
-      result_ = {own_.header,   sum.prefix.flags,         sum.verdict(),
-                 sum.payload(), sum.prefix.declined != 0, sum.prefix.nonfinite};
+      result_ = {own_.header, sum.prefix.flags, sum.verdict(), {}, sum.prefix.declined != 0, sum.prefix.nonfinite};
+      if (result_.verdict.empty()) {
+        sum.copy_to(own_.payload);
+        down = sum.bytes;  // as it came: headers agree
+      }
     }
     if (own_.declined) return true;
     std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
-    post(std::move(children), result_);
+    if (!children.empty()) post(std::move(children), down ? std::move(down) : pack(result_));
     return true;
   }
   std::vector<int> missing() const override {
@@ -372,7 +377,7 @@ class RecordExchange final : public Exchange {
  public:
   RecordExchange(std::shared_ptr<const Group> group, const Header& header, std::shared_ptr<std::byte> records,
                  std::size_t stride, std::size_t size, std::uint64_t sequence, double timeout)
-      : Exchange(std::move(group), {header, 0, {}, {}, false}, sequence, timeout),
+      : Exchange(std::move(group), {header}, {}, sequence, timeout),
         records_(std::move(records)),
         stride_(stride),
         size_(size),
@@ -413,7 +418,7 @@ void Declined::drain() {
   exchanges_ = std::move(all);
 }
 
-void merge_payload(const Header& header, std::vector<double>& sum, const std::byte* payload) {
+void merge_payload(const Header& header, std::span<double> sum, const std::byte* payload) {
   if (sum.empty()) return;  // heads alone: what they say of moments is about records that go another way
   const auto part = [payload](std::size_t i) {
     double value;
@@ -455,11 +460,11 @@ bool Links::poll_into(int, std::uint64_t, std::shared_ptr<std::byte>, std::size_
 }
 
 std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
-                                              std::uint64_t sequence) {
+                                              std::vector<double> memory, std::uint64_t sequence) {
   const double timeout = sequence == 0 ? group->patience.first_timeout : group->patience.timeout;
   if (group->size() <= group->patience.gather_limit)
-    return std::make_unique<GatherExchange>(group, std::move(own), sequence, timeout);
-  return std::make_unique<TreeExchange>(group, std::move(own), sequence, timeout);
+    return std::make_unique<GatherExchange>(group, std::move(own), std::move(memory), sequence, timeout);
+  return std::make_unique<TreeExchange>(group, std::move(own), std::move(memory), sequence, timeout);
 }
 
 std::unique_ptr<Pending::Impl> begin_records(const std::shared_ptr<const Group>& group, const Header& header,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,8 +15,8 @@ namespace allnorm {
 struct Parcel {
   Header header;
   std::uint64_t flags = 0;
-  std::string verdict;  // not empty: who disagrees or failed, and how; then the payload means nothing
-  std::vector<double> payload;
+  std::string verdict{};        // not empty: who disagrees or failed, and how; then the payload means nothing
+  std::span<double> payload{};  // of the exchange from its begin: what the ranks' merge to is written there
   bool declined = false;
   std::uint64_t nonfinite = 0;  // the ranks that it is of and that have flag_nonfinite; see rank_bit()
 };
@@ -48,11 +49,12 @@ struct Group {
 
 /// Merges a payload of sum.size() doubles into `sum` as the header of both says; see Message. A sum of zeros is that of
 /// no ranks.
-void merge_payload(const Header& header, std::vector<double>& sum, const std::byte* payload);
+void merge_payload(const Header& header, std::span<double> sum, const std::byte* payload);
 
 /// Sends `own` to the group as its exchange number `sequence`; the result is the same on every rank, to the bit.
+/// `memory`: whose own.payload is, where that is nobody else's; the result's payload is the same vector.
 std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
-                                              std::uint64_t sequence);
+                                              std::vector<double> memory, std::uint64_t sequence);
 
 /// Sends this rank's `size` bytes to the group and receives those of the others, rank r's at records + r * stride, in
 /// memory of the host or of a GPU that is done being written there. The links must take it; the ranks have agreed on

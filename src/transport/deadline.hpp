@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "allnorm/communicator.hpp"
+#include "src/transport/pause.hpp"
 
 namespace allnorm {
 
@@ -36,21 +37,19 @@ class Deadline {
   double left() const { return end_ - now(clock_); }
   double end() const noexcept { return end_; }
   std::string text() const { return seconds_text(seconds_); }
-  /// Between two looks: gives way to threads that have work for some milliseconds, later sleeps.
+  /// Between two looks.
   void relax() {
     if (relax_)
       relax_();
-    else if (++looks_ < 4096)
-      std::this_thread::yield();
-    else
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    else if (const Pause::Step step = pause_.next(false); step > Pause::Step{0})
+      std::this_thread::sleep_for(step);
   }
 
  private:
   std::function<double()> clock_;
   std::function<void()> relax_;
   double seconds_, end_;
-  int looks_ = 0;
+  Pause pause_;
 };
 
 }  // namespace allnorm

@@ -11,7 +11,6 @@
 #include <numeric>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "src/exchange.hpp"
@@ -47,6 +46,26 @@ bool mpi_takes_gpu_memory() {
 
 using HostName = std::array<char, 64>;  // cut to fit, zeros behind it
 
+// Where a rank runs, as it tells the others.
+struct Seat {
+  HostName host{};
+  cpu_set_t cores{};
+};
+
+// Whether the ranks on the host of `rank` are more than the cores that they have together: a launcher may have bound
+// each to its own.
+bool is_crowded(const std::vector<Seat>& seats, std::size_t rank) {
+  int ranks = 0;
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  for (const Seat& seat : seats) {
+    if (seat.host != seats[rank].host) continue;
+    ++ranks;
+    CPU_OR(&cores, &cores, &seat.cores);
+  }
+  return are_crowded(ranks, cores);
+}
+
 HostName host_name() {
   char text[MPI_MAX_PROCESSOR_NAME] = "";
   int length = 0;
@@ -56,13 +75,13 @@ HostName host_name() {
   return name;
 }
 
-// A communicator of ours, so that our tags meet nobody else's, and the hosts of its ranks. Where a rank does not come
+// A communicator of ours, so that our tags meet nobody else's, and where its ranks run. Where a rank does not come
 // MPI may still write here later.
 struct Meeting {
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_Request request = MPI_REQUEST_NULL;
-  HostName own_host = host_name();
-  std::vector<HostName> hosts{};  // [rank]
+  Seat own_seat{host_name(), own_cores()};
+  std::vector<Seat> seats{};  // [rank]
 };
 
 // Collective over `comm`, with the first exchange's deadline. No rank can be named: nothing joins them yet.
@@ -77,10 +96,7 @@ std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
         (void)meeting.release();  // never deleted
         fail(Code::timeout, "the communicator over MPI: a rank is missing or late, not done after " + deadline.text());
       }
-      if (patience.relax)
-        patience.relax();
-      else
-        std::this_thread::yield();
+      deadline.relax();
     }
   };
   check(MPI_Comm_idup(comm, &meeting->comm, &meeting->request), "MPI_Comm_idup");
@@ -88,9 +104,9 @@ std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
   MPI_Comm_set_errhandler(meeting->comm, MPI_ERRORS_RETURN);
   int size = 0;
   check(MPI_Comm_size(meeting->comm, &size), "MPI_Comm_size");
-  meeting->hosts.resize(static_cast<std::size_t>(size));
-  constexpr int bytes = sizeof(HostName);
-  check(MPI_Iallgather(meeting->own_host.data(), bytes, MPI_BYTE, meeting->hosts.data(), bytes, MPI_BYTE, meeting->comm,
+  meeting->seats.resize(static_cast<std::size_t>(size));
+  constexpr int bytes = sizeof(Seat);
+  check(MPI_Iallgather(&meeting->own_seat, bytes, MPI_BYTE, meeting->seats.data(), bytes, MPI_BYTE, meeting->comm,
                        &meeting->request),
         "MPI_Iallgather");
   wait("MPI_Iallgather");
@@ -120,12 +136,14 @@ class MpiLinks final : public Links {
     comm_ = meeting->comm;
     check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
     check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
-    const auto& hosts = meeting->hosts;
-    const bool several = std::any_of(hosts.begin(), hosts.end(), [&](const HostName& h) { return h != hosts[0]; });
+    const auto& seats = meeting->seats;
+    const bool several =
+        std::any_of(seats.begin(), seats.end(), [&](const Seat& s) { return s.host != seats[0].host; });
+    crowded_ = is_crowded(seats, static_cast<std::size_t>(rank_));
     const std::vector<int> numbers = world_ranks(comm_, size_);
-    for (std::size_t rank = 0; rank < hosts.size(); ++rank)
+    for (std::size_t rank = 0; rank < seats.size(); ++rank)
       names_.push_back("rank " + std::to_string(numbers[rank]) +
-                       (several ? " (" + std::string(hosts[rank].data()) + ")" : ""));
+                       (several ? " (" + std::string(seats[rank].host.data()) + ")" : ""));
   }
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
@@ -197,7 +215,7 @@ class MpiLinks final : public Links {
   }
   std::string name_of(int rank) const override { return names_[static_cast<std::size_t>(rank)]; }
 
-  void relax(int) override { std::this_thread::yield(); }
+  bool crowded() const noexcept override { return crowded_; }
   void abort(const Error&) noexcept override {}  // the program's decision: it alone knows the exit code
 
  private:
@@ -266,6 +284,7 @@ class MpiLinks final : public Links {
   bool takes_gpu_memory_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
+  bool crowded_ = false;
   std::vector<std::string> names_;  // [rank]
   std::list<Sending> sendings_;
   Receivings receivings_;

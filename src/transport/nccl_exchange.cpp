@@ -232,7 +232,7 @@ Pending start_host_exchange(const std::shared_ptr<NcclGroup>& group, Message mes
          "an exchange that the host waits for cannot be captured in a graph");
   message.header.set(Field::ranks, static_cast<std::uint64_t>(group->size()));
   message.header.set(Field::payload, static_cast<std::uint64_t>(message.payload.size()));
-  expect_sound(message);
+  expect_sound(message.header, message.payload.size());
   auto exchange = std::make_shared<HostExchange>(*group, std::move(message), queue);
   ++group->host_exchanges;
   group->pending()->push_back(exchange);

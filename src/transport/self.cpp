@@ -14,7 +14,6 @@ class SelfLinks final : public Links {
   void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
   std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return nullptr; }
   std::vector<int> unsent(std::uint64_t) override { return {}; }
-  void relax(int) override {}
   void abort(const Error&) noexcept override {}
   std::string name_of(int) const override { return name_; }
 

@@ -1,13 +1,12 @@
 // Ranks as threads of one process: a mailbox each, and between GPUs what device_threads.hpp has.
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 
+#include "src/transport/pause.hpp"
 #include "src/transport/threads.hpp"
 
 namespace allnorm {
@@ -38,7 +37,10 @@ class Mailbox {
     letter->next = top_.load(std::memory_order_relaxed);
     while (!top_.compare_exchange_weak(letter->next, letter)) {
     }
-    if (sleeps_) posted_.notify_one();  // one that has not quite begun to sleep is not woken: it sleeps a moment only
+  }
+  // One that has not quite begun to sleep is not woken: it sleeps a moment only.
+  void wake() noexcept {
+    if (sleeps_) posted_.notify_one();
   }
 
   // The owner's: the first letter of that rank and tag, if there is one.
@@ -53,11 +55,11 @@ class Mailbox {
     }
     return nullptr;
   }
-  // The owner's: returns when something is posted, or after a moment.
-  void sleep() {
+  // The owner's: returns when something is posted, or after that time.
+  void sleep(Pause::Step most) {
     std::unique_lock lock(mutex_);
     sleeps_ = true;
-    if (top_.load() == nullptr) posted_.wait_for(lock, std::chrono::milliseconds(1));
+    if (top_.load() == nullptr) posted_.wait_for(lock, most);
     sleeps_ = false;
   }
 
@@ -81,10 +83,12 @@ class Mailbox {
 
 // What the ranks share.
 struct Hub {
-  explicit Hub(int ranks) : boxes(static_cast<std::size_t>(ranks)), left(boxes.size()) {}
+  explicit Hub(int ranks)
+      : boxes(static_cast<std::size_t>(ranks)), left(boxes.size()), crowded(are_crowded(ranks, own_cores())) {}
 
   std::vector<Mailbox> boxes;           // [rank]
   std::vector<std::atomic<bool>> left;  // [rank] it has said goodbye
+  const bool crowded;
   std::atomic<bool> aborted{false};
   std::mutex mutex;  // of what follows
   std::string abort_reason;
@@ -107,8 +111,8 @@ class ThreadLinks final : public Links {
     std::vector<std::unique_ptr<Mailbox::Letter>> letters;  // all of them before the first is posted, or none is
     for (std::size_t i = 0; i < to.size(); ++i)
       letters.push_back(std::make_unique<Mailbox::Letter>(Mailbox::Letter{rank_, tag, bytes}));
-    for (std::size_t i = 0; i < to.size(); ++i)
-      hub_->boxes[static_cast<std::size_t>(to[i])].post(std::move(letters[i]));
+    for (std::size_t i = 0; i < to.size(); ++i) box(to[i]).post(std::move(letters[i]));
+    for (const int rank : to) box(rank).wake();  // who wakes may take this core: all letters are there by then
   }
 
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override {
@@ -127,13 +131,8 @@ class ThreadLinks final : public Links {
     return hub_->left[static_cast<std::size_t>(rank)].load(std::memory_order_acquire);
   }
 
-  // The first looks only give way to ranks that have work; then sleep until something arrives.
-  void relax(int looks) override {
-    if (looks < 64)
-      std::this_thread::yield();
-    else
-      own().sleep();
-  }
+  bool crowded() const noexcept override { return hub_->crowded; }
+  void sleep(Pause::Step most) override { own().sleep(most); }
 
   void abort(const Error& error) noexcept override {
     try {
@@ -166,7 +165,8 @@ class ThreadLinks final : public Links {
   }
 
  private:
-  Mailbox& own() noexcept { return hub_->boxes[static_cast<std::size_t>(rank_)]; }
+  Mailbox& box(int rank) noexcept { return hub_->boxes[static_cast<std::size_t>(rank)]; }
+  Mailbox& own() noexcept { return box(rank_); }
 
   std::shared_ptr<Hub> hub_;
   int rank_;

@@ -159,7 +159,6 @@ class OnePeer final : public Links {
   void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
   std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return bytes_; }
   std::vector<int> unsent(std::uint64_t) override { return {}; }
-  void relax(int) override {}
   void abort(const Error&) noexcept override {}
 
  private:

@@ -21,7 +21,8 @@ class FaultyLinks final : public Links {
   std::string_view transport() const noexcept override { return links_->transport(); }
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) override { return links_->poll(from, tag); }
   std::vector<int> unsent(std::uint64_t tag) override { return links_->unsent(tag); }
-  void relax(int looks) override { links_->relax(looks); }
+  bool crowded() const noexcept override { return links_->crowded(); }
+  void sleep(Pause::Step most) override { links_->sleep(most); }
   void abort(const Error& error) noexcept override { links_->abort(error); }
   std::string name_of(int rank) const override { return links_->name_of(rank); }
 

@@ -260,7 +260,6 @@ class OnePeer final : public Links {
     return sends_ && tag >> 32 == 0 ? std::exchange(own_, nullptr) : nullptr;
   }
   std::vector<int> unsent(std::uint64_t) override { return {1}; }
-  void relax(int) override { std::this_thread::yield(); }
   void abort(const Error&) noexcept override {}
   std::string name_of(int rank) const override { return "rank " + std::to_string(rank) + " (node7)"; }
 
