@@ -82,7 +82,9 @@ TEST(Soak, ManyExchangesLeaveMemoryAndDescriptorsFlat) {
     // the other ranks may have sent their next message, or not yet
     EXPECT_NEAR(static_cast<double>(after.blocks), static_cast<double>(before.blocks), 200);
     EXPECT_EQ(after.descriptors, before.descriptors);
-    if (!keeps_what_was_freed) EXPECT_LE(after.pages, before.pages + 256);
+    if (!keeps_what_was_freed) {
+      EXPECT_LE(after.pages, before.pages + 256);
+    }
   });
 }
 
