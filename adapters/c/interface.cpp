@@ -13,6 +13,7 @@
 #include "allnorm/error.hpp"
 #include "allnorm/halves.hpp"
 #include "allnorm/operation.hpp"
+#include "allnorm/pool.hpp"
 
 struct allnorm_queue {
   allnorm::Queue queue;
@@ -204,6 +205,9 @@ const char* allnorm_layer_summary(size_t index) {
 
 allnorm_status allnorm_queue_cpu(int32_t threads, allnorm_queue** made) {
   return guarded([&] { given(made, "made") = new allnorm_queue{Queue::cpu(threads)}; });
+}
+allnorm_status allnorm_queue_pool(int32_t threads, allnorm_run run, void* context, allnorm_queue** made) {
+  return guarded([&] { given(made, "made") = new allnorm_queue{cpu_queue({threads, run, context})}; });
 }
 allnorm_status allnorm_queue_cuda(int32_t gpu, allnorm_queue** made) {
   return guarded([&] { given(made, "made") = new allnorm_queue{Queue::cuda(gpu)}; });

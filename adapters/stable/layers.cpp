@@ -26,6 +26,12 @@ allnorm_dtype dtype_of(const Tensor& tensor, const char* slot, const std::string
   }
 }
 
+void run_in_torch(void*, std::int64_t tasks, allnorm_task task, void* argument) {
+  torch::stable::parallel_for(0, tasks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) task(argument, i);
+  });
+}
+
 }  // namespace
 
 void refuse(const std::string& what, const std::string& name) {
@@ -87,7 +93,7 @@ allnorm_queue* queue() {
   thread_local std::uint32_t own_threads = 0;
   if (const std::uint32_t threads = torch::stable::get_num_threads(); threads != own_threads) {
     allnorm_queue* made = nullptr;
-    expect_ok(allnorm_queue_cpu(static_cast<std::int32_t>(threads), &made), "a queue");
+    expect_ok(allnorm_queue_pool(static_cast<std::int32_t>(threads), run_in_torch, nullptr, &made), "a queue");
     own.reset(made);
     own_threads = threads;
   }

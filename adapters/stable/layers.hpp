@@ -51,7 +51,7 @@ class Slots {
 
 bool is_dense(const Tensor& tensor, bool channels_last);
 
-/// This thread's queue, of as many threads as torch uses.
+/// This thread's queue: over torch's threads.
 allnorm_queue* queue();
 
 /// A layer made ready on this thread. One that is asked for again is the same.

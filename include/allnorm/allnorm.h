@@ -61,6 +61,11 @@ ALLNORM_API const char* allnorm_layer_summary(size_t index);
 
 /* ---- queues and groups: a queue is used by one thread at a time ---- */
 ALLNORM_API allnorm_status allnorm_queue_cpu(int32_t threads, allnorm_queue** made);
+/* On the CPU with the caller's threads: `run` calls task(argument, 0) ... task(argument, tasks - 1), each once, in any order
+ * and on any of `threads` threads, and returns when all are done. */
+typedef void (*allnorm_task)(void* argument, int64_t i);
+typedef void (*allnorm_run)(void* context, int64_t tasks, allnorm_task task, void* argument);
+ALLNORM_API allnorm_status allnorm_queue_pool(int32_t threads, allnorm_run run, void* context, allnorm_queue** made);
 ALLNORM_API allnorm_status allnorm_queue_cuda(int32_t gpu, allnorm_queue** made); /* with a stream of its own */
 ALLNORM_API allnorm_status allnorm_queue_over(int32_t gpu, void* stream, allnorm_queue** made); /* over a cudaStream_t */
 ALLNORM_API allnorm_status allnorm_queue_wait(allnorm_queue* queue);

@@ -56,7 +56,27 @@ void CpuQueue::work(std::unique_lock<std::mutex>& lock) {
   }
 }
 
+void CpuQueue::run_in_pool(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+  struct Work {
+    const std::function<void(std::int64_t)>& task;
+    std::mutex mutex{};
+    std::exception_ptr error{};
+  } work{task};
+  const auto one = [](void* argument, std::int64_t i) {
+    auto& all = *static_cast<Work*>(argument);
+    try {
+      all.task(i);
+    } catch (...) {
+      const std::lock_guard lock(all.mutex);
+      if (!all.error) all.error = std::current_exception();
+    }
+  };
+  pool_.run(pool_.context, tasks, one, &work);
+  if (work.error) std::rethrow_exception(work.error);
+}
+
 void CpuQueue::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+  if (pool_.run != nullptr) return run_in_pool(tasks, task);
   std::unique_lock lock(mutex_);
   task_ = &task;
   next_ = 0;
@@ -73,6 +93,15 @@ void parallel(Queue& queue, std::int64_t tasks, const std::function<void(std::in
     for (std::int64_t i = 0; i < tasks; ++i) task(i);
   else
     static_cast<CpuQueue&>(queue.impl()).run(tasks, task);
+}
+
+Queue cpu_queue(const Pool& pool) {
+  expect(pool.threads >= 1 && pool.run != nullptr, Code::invalid_argument, [&] {
+    return "threads is " + std::to_string(pool.threads) + ", must be at least 1, with a function that runs tasks";
+  });
+  Queue queue = Queue::cpu(1);
+  static_cast<CpuQueue&>(queue.impl()).use(pool);
+  return queue;
 }
 
 }  // namespace allnorm

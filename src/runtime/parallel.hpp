@@ -10,18 +10,23 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
+#include "allnorm/pool.hpp"
 #include "src/runtime/queue.hpp"
 
 namespace allnorm {
 
-/// `threads` - 1 workers that wait for the next batch of tasks.
+/// `threads` - 1 workers that wait for the next batch of tasks, or a caller's.
 class CpuQueue final : public Queue::Impl {
  public:
   /// Throws device where the threads cannot be started.
   explicit CpuQueue(int threads);
   ~CpuQueue() override;
 
-  int threads() const noexcept override { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const noexcept override {
+    return pool_.run != nullptr ? pool_.threads : static_cast<int>(workers_.size()) + 1;
+  }
+  /// From now on tasks are done by these threads.
+  void use(const Pool& pool) noexcept { pool_ = pool; }
   void* stream() const noexcept override { return nullptr; }
   void wait() override {}
   void leave_multiprocessors(int) override;
@@ -41,7 +46,9 @@ class CpuQueue final : public Queue::Impl {
  private:
   void work(std::unique_lock<std::mutex>& lock);
   void stop() noexcept;
+  void run_in_pool(std::int64_t tasks, const std::function<void(std::int64_t)>& task);
 
+  Pool pool_{};
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   const std::function<void(std::int64_t)>* task_ = nullptr;
