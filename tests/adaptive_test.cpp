@@ -7,6 +7,7 @@
 
 #include "backend.hpp"
 #include "harness.hpp"
+#include "launch/reference/operations.hpp"
 #include "modulated_support.hpp"
 
 namespace {
@@ -26,49 +27,8 @@ Layer layer_of(const Options& o) {
   return layer;
 }
 
-struct Adapted {
-  Doubles y, dx, dstyle;
-};
-Adapted adapt(const Options& o, const Arrays& t) {
-  using Real = long double;
-  const Extent3 e(t.at("input").shape), f(t.at("style").shape);
-  const Doubles &x = t.at("input").v, &style = t.at("style").v, &dy = t.at("grad_output").v;
-  Adapted a{Doubles(e.size()), Doubles(e.size()), Doubles(f.size())};
-  const int less = o.unbiased ? 1 : 0;
-  for (std::int64_t n = 0; n < e.N; ++n)
-    for (std::int64_t c = 0; c < e.C; ++c) {
-      Real mean = 0, var = 0, mean_style = 0, var_style = 0;
-      for (std::int64_t s = 0; s < e.S; ++s) mean += x[e.at(n, c, s)] / static_cast<Real>(e.S);
-      for (std::int64_t s = 0; s < e.S; ++s)
-        var += (x[e.at(n, c, s)] - mean) * (x[e.at(n, c, s)] - mean) / static_cast<Real>(e.S - less);
-      for (std::int64_t s = 0; s < f.S; ++s) mean_style += style[f.at(n, c, s)] / static_cast<Real>(f.S);
-      for (std::int64_t s = 0; s < f.S; ++s)
-        var_style +=
-            (style[f.at(n, c, s)] - mean_style) * (style[f.at(n, c, s)] - mean_style) / static_cast<Real>(f.S - less);
-      const Real sigma = std::sqrt(var + o.eps), sigma_style = std::sqrt(var_style + o.eps);
-      Real sum = 0, sum_xh = 0;
-      for (std::int64_t s = 0; s < e.S; ++s) {
-        const std::size_t i = e.at(n, c, s);
-        const Real xh = (x[i] - mean) / sigma;
-        a.y[i] = static_cast<double>(o.alpha * (sigma_style * xh + mean_style) + (1 - o.alpha) * x[i]);
-        sum += dy[i];
-        sum_xh += dy[i] * xh;
-      }
-      for (std::int64_t s = 0; s < e.S; ++s) {
-        const std::size_t i = e.at(n, c, s);
-        const Real xh = (x[i] - mean) / sigma, g = dy[i] - sum / static_cast<Real>(e.S);
-        const Real own = e.S == 1 ? 0 : g - xh * sum_xh / static_cast<Real>(e.S - less);
-        a.dx[i] = static_cast<double>(o.alpha * sigma_style / sigma * own + (1 - o.alpha) * dy[i]);
-      }
-      for (std::int64_t s = 0; s < f.S; ++s) {
-        const std::size_t i = f.at(n, c, s);
-        const Real centred = style[i] - mean_style;
-        a.dstyle[i] = static_cast<double>(
-            o.alpha * (sum / static_cast<Real>(f.S) +
-                       (f.S == 1 ? 0 : sum_xh * centred / (sigma_style * static_cast<Real>(f.S - less)))));
-      }
-    }
-  return a;
+reference::Adapted adapt(const Options& o, const Arrays& t) {
+  return reference::adapt(layer_of(o).options, t.at("input"), t.at("style"), t.at("grad_output"));
 }
 
 // With deviations of their own; input's mean is half of its deviation, and style's as much below 0.
@@ -95,12 +55,12 @@ TEST(AdaptiveInstanceNorm, IsItsDefinitionForwardAndBackward) {
         SCOPED_TRACE(std::to_string(least) + " values, alpha " + std::to_string(o.alpha));
         Random random(21);
         const Arrays given = tensors(random, shape, pair.style, dtype);
-        const Adapted want = adapt(o, given);
+        const auto want = adapt(o, given);
         Arrays got = Subject(layer_of(o), shape[1], dtype, order)(given);
-        expect_near("output", got["output"].v, want.y, tolerance_of(dtype), 4);
+        expect_near("output", got["output"].v, want.y.v, tolerance_of(dtype), 4);
         const double rstd = least == 1 ? 1 / std::sqrt(o.eps) : 5;
-        expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype), 4 * rstd);
-        expect_near("grad_style", got["grad_style"].v, want.dstyle, tolerance_of(dtype), 4);
+        expect_near("grad_input", got["grad_input"].v, want.dx.v, tolerance_of(dtype), 4 * rstd);
+        expect_near("grad_style", got["grad_style"].v, want.dstyle.v, tolerance_of(dtype), 4);
       }
     });
 }
@@ -123,14 +83,14 @@ TEST(AdaptiveInstanceNorm, IsRightAtAnyScale) {
       Random random(4);
       const Options o{0, 1, false};
       Arrays given = tensors(random, shape, shape, DType::f32, scale, of_style);
-      const Adapted want = adapt(o, given);
+      const auto want = adapt(o, given);
       const bool fits = of_style / scale <= 1e30;  // the gradient of the input, in f32
       if (!fits) given.erase("grad_output");
       Arrays got = Subject(layer_of(o), 2, DType::f32)(given);
-      expect_near("output", got["output"].v, want.y, map);
+      expect_near("output", got["output"].v, want.y.v, map);
       if (!fits) continue;
-      expect_near("grad_input", got["grad_input"].v, want.dx, map);
-      expect_near("grad_style", got["grad_style"].v, want.dstyle, map);
+      expect_near("grad_input", got["grad_input"].v, want.dx.v, map);
+      expect_near("grad_style", got["grad_style"].v, want.dstyle.v, map);
     }
 }
 

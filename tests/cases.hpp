@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace cases {
 

@@ -8,6 +8,7 @@
 
 #include "backend.hpp"
 #include "harness.hpp"
+#include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
 namespace {
@@ -28,78 +29,6 @@ Layer layer_of(const Options& o) {
   return layer;
 }
 
-using Real = long double;
-using Vector = std::vector<Real>;
-
-/// A row less its mean where that is asked for, its length, and what it is divided by, with the derivative by |x|.
-struct Row {
-  Vector values;
-  Real length = 0, norm = 0, slope = 1;
-};
-Row row_of(const Options& o, const Array& matrix, std::int64_t i) {
-  const auto K = static_cast<std::size_t>(matrix.shape[1]), first = static_cast<std::size_t>(i) * K;
-  Row row{Vector(matrix.v.begin() + static_cast<std::ptrdiff_t>(first),
-                 matrix.v.begin() + static_cast<std::ptrdiff_t>(first + K))};
-  Real mean = 0, square = 0;
-  for (const Real value : row.values) mean += value / static_cast<Real>(K);
-  for (Real& value : row.values) {
-    if (o.centred) value -= mean;
-    square += value * value;
-  }
-  row.length = std::sqrt(square);
-  row.norm = row.length + o.eps;
-  if (o.mode == "max") row.norm = std::max<Real>(row.length, o.eps), row.slope = row.length > o.eps ? 1 : 0;
-  if (o.mode == "sq") row.norm = std::sqrt(square + o.eps), row.slope = row.length / row.norm;
-  return row;
-}
-
-struct Expected {
-  Doubles y, dx, dw;
-  double largest = 0, largest_w = 0;  // of 1 / norm
-};
-Expected loops(const Options& o, const Arrays& t) {
-  const Array &x = t.at("input"), &w = t.at("weight");
-  const Doubles& dy = t.at("grad_output").v;
-  const std::int64_t N = x.shape[0], M = w.shape[0];
-  const auto K = static_cast<std::size_t>(x.shape[1]);
-  Expected e{Doubles(static_cast<std::size_t>(N * M)), Doubles(x.v.size()), Doubles(w.v.size())};
-  std::vector<Vector> dx(static_cast<std::size_t>(N), Vector(K)), dw(static_cast<std::size_t>(M), Vector(K));
-  const auto centre = [&](Vector& gradient) {  // through the mean
-    Real mean = 0;
-    for (const Real value : gradient) mean += value / static_cast<Real>(K);
-    for (Real& value : gradient) value -= o.centred ? mean : 0;
-  };
-  const auto spread = [](std::vector<Vector>& from, Doubles& to) {
-    std::size_t at = 0;
-    for (const Vector& row : from)
-      for (const Real value : row) to[at++] = static_cast<double>(value);
-  };
-  for (std::int64_t i = 0; i < N; ++i)
-    for (std::int64_t j = 0; j < M; ++j) {
-      const Row a = row_of(o, x, i), b = row_of(o, w, j);
-      const auto at = static_cast<std::size_t>(i * M + j);
-      Real product = 0;
-      for (std::size_t k = 0; k < K; ++k) product += a.values[k] * b.values[k];
-      const Real y = product / (a.norm * b.norm), g = dy[at];
-      e.y[at] = static_cast<double>(y);
-      e.largest = std::max(e.largest, static_cast<double>(1 / a.norm));
-      e.largest_w = std::max(e.largest_w, static_cast<double>(1 / b.norm));
-      const auto add = [&](Vector& to, const Row& own, const Row& other) {
-        for (std::size_t k = 0; k < K; ++k) {
-          const Real along = own.length > 0 ? own.slope * own.values[k] / own.length : 0;
-          to[k] += g * (other.values[k] / other.norm - y * along) / own.norm;
-        }
-      };
-      add(dx[static_cast<std::size_t>(i)], a, b);
-      add(dw[static_cast<std::size_t>(j)], b, a);
-    }
-  for (Vector& row : dx) centre(row);
-  for (Vector& row : dw) centre(row);
-  spread(dx, e.dx);
-  spread(dw, e.dw);
-  return e;
-}
-
 Arrays tensors(Random& random, std::int64_t N, std::int64_t K, std::int64_t M, DType dtype, double scale = 1,
                double scale_w = 1) {
   Array x = cases::normal(random, {N, K}, 0.4), w = cases::normal(random, {M, K}, -0.2, 0.6);
@@ -112,16 +41,17 @@ Arrays tensors(Random& random, std::int64_t N, std::int64_t K, std::int64_t M, D
 }
 
 void expect_loops(const Options& o, const Arrays& given, DType dtype, DType parameters) {
-  const Expected want = loops(o, given);
-  Subject subject(layer_of(o), 1, dtype);
+  const Layer layer = layer_of(o);
+  const auto want = reference::cosine(layer.options, given.at("input"), given.at("weight"), given.at("grad_output"));
+  Subject subject(layer, 1, dtype);
   subject.parameters = parameters;
   Arrays got = subject(given);
   EXPECT_EQ(got["output"].shape, given.at("grad_output").shape);
   const double map = tolerance_of(dtype);
   const double of_weight = tolerance_of(dtype == DType::f64 ? dtype : DType::f32);
-  expect_near("output", got["output"].v, want.y, map, 1);
-  expect_near("grad_input", got["grad_input"].v, want.dx, map, want.largest);
-  expect_near("grad_weight", got["grad_weight"].v, want.dw, of_weight, want.largest_w);
+  expect_near("output", got["output"].v, want.y.v, map, 1);
+  expect_near("grad_input", got["grad_input"].v, want.dx.v, map, want.dx.terms);
+  expect_near("grad_weight", got["grad_weight"].v, want.dw.v, of_weight, want.dw.terms);
 }
 
 TEST(CosineNorm, EqualsPlainLoops) {

@@ -10,7 +10,7 @@
 #include "allnorm/norm.hpp"
 #include "harness.hpp"
 #include "kernels/steps.hpp"
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace {
 

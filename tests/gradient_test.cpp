@@ -9,7 +9,8 @@
 
 #include "allnorm/norm.hpp"
 #include "cases.hpp"
-#include "reference.hpp"
+#include "differences.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace {
 
@@ -65,7 +66,7 @@ TEST_P(Gradient, IsThatOfForward) {
   };
   const auto differences = [&](Doubles& values) {
     const Doubles at = values;
-    const Doubles gradient = reference::central_difference(
+    const Doubles gradient = cases::central_difference(
         [&](const Doubles& moved) {
           values = moved;
           return loss();

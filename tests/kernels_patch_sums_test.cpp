@@ -10,8 +10,8 @@
 #include "backend.hpp"
 #include "cases.hpp"
 #include "kernels/ops.hpp"
+#include "launch/reference/reference.hpp"
 #include "norm_cases.hpp"
-#include "reference.hpp"
 
 namespace {
 

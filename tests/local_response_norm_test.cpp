@@ -10,6 +10,7 @@
 
 #include "backend.hpp"
 #include "harness.hpp"
+#include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
 namespace {
@@ -32,39 +33,8 @@ Layer layer_of(const Options& o) {
   return layer;
 }
 
-/// Whether channel j is in the window of channel c.
-bool sees(const Options& o, std::int64_t c, std::int64_t j) {
-  if (o.convention == "pytorch") return c - o.n / 2 <= j && j <= c + (o.n - 1) / 2;  // padded by these, and pooled
-  if (o.convention == "onnx") return c - (o.n - 1) / 2 <= j && j <= c + (o.n - 1) - (o.n - 1) / 2;
-  return c - o.n / 2 <= j && j <= c + o.n / 2;
-}
-
-struct Expected {
-  Doubles y, dx;
-};
-Expected loops(const Options& o, const Array& x, const Doubles& dy) {
-  using Real = long double;
-  const std::int64_t N = x.shape[0], C = x.shape[1], S = reference::elements({x.shape.begin() + 2, x.shape.end()});
-  const Real a = o.convention == "alexnet" ? Real{o.alpha} : Real{o.alpha} / static_cast<Real>(o.n);
-  Expected e{Doubles(x.v.size()), Doubles(x.v.size())};
-  for (std::int64_t n = 0; n < N; ++n)
-    for (std::int64_t s = 0; s < S; ++s) {
-      const auto at = [&](std::int64_t c) { return static_cast<std::size_t>((n * C + c) * S + s); };
-      std::vector<Real> dx(static_cast<std::size_t>(C));
-      for (std::int64_t c = 0; c < C; ++c) {
-        Real p = o.k;
-        for (std::int64_t j = 0; j < C; ++j)
-          if (sees(o, c, j)) p += a * x.v[at(j)] * x.v[at(j)];
-        const Real scale = std::pow(p, Real{-o.beta}), value = x.v[at(c)];
-        e.y[at(c)] = static_cast<double>(value * scale);
-        for (std::int64_t j = 0; j < C; ++j) {
-          const Real by_square = sees(o, c, j) ? -o.beta * scale / p * a * 2 * x.v[at(j)] * value : 0;
-          dx[static_cast<std::size_t>(j)] += dy[at(c)] * (by_square + (j == c ? scale : 0));
-        }
-      }
-      for (std::int64_t j = 0; j < C; ++j) e.dx[at(j)] = static_cast<double>(dx[static_cast<std::size_t>(j)]);
-    }
-  return e;
+reference::Neighbours loops(const Options& o, const Array& x, const Array& dy) {
+  return reference::neighbours(layer_of(o).options, x, dy);
 }
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, double scale = 1) {
@@ -79,10 +49,10 @@ void expect_loops(const Options& o, const Extents& shape, DType dtype, Order ord
                (order == Order::channels_last ? ", last" : ""));
   Random random(3);
   const Arrays given = tensors(random, shape, dtype);
-  const Expected want = loops(o, given.at("input"), given.at("grad_output").v);
+  const auto want = loops(o, given.at("input"), given.at("grad_output"));
   Arrays got = Subject(layer_of(o), shape[1], dtype, order)(given);
-  expect_near("output", got["output"].v, want.y, tolerance_of(dtype));
-  expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype));
+  expect_near("output", got["output"].v, want.y.v, tolerance_of(dtype));
+  expect_near("grad_input", got["grad_input"].v, want.dx.v, tolerance_of(dtype));
 }
 
 TEST(LocalResponseNorm, EqualsPlainLoops) {
@@ -137,10 +107,10 @@ TEST(LocalResponseNorm, OfAllScales) {
         const double upstream = scale > 1e20 ? scale : 1;
         for (double& value : given["grad_output"].v) value *= upstream;
         given["grad_output"] = rounded(given["grad_output"], dtype);
-        const Expected want = loops({}, given["input"], given["grad_output"].v);
+        const auto want = loops({}, given["input"], given["grad_output"]);
         Arrays got = Subject(layer_of({}), 9, dtype, order)(given);
-        expect_near("output", got["output"].v, want.y, tolerance_of(dtype));
-        expect_near("grad_input", got["grad_input"].v, want.dx, tolerance_of(dtype));
+        expect_near("output", got["output"].v, want.y.v, tolerance_of(dtype));
+        expect_near("grad_input", got["grad_input"].v, want.dx.v, tolerance_of(dtype));
       }
     }
 }
@@ -151,14 +121,14 @@ TEST(LocalResponseNorm, LargeValuesReachNoFurtherThanTheirWindow) {
     Random random(7);
     Arrays given = tensors(random, shape, DType::f32);
     for (std::size_t s = 0; s < 20; s += 3) given["input"].v[5 * 20 + s] = 1e30f;
-    const Expected want = loops({}, given["input"], given["grad_output"].v);
+    const auto want = loops({}, given["input"], given["grad_output"]);
     Arrays got = Subject(layer_of({}), 12, DType::f32, order)(given);
-    for (std::size_t i = 0; i < want.y.size(); ++i) {
+    for (std::size_t i = 0; i < want.y.v.size(); ++i) {
       const double most = 8 * 0x1p-24, least = 1e-37;  // below, f32 has fewer digits
-      EXPECT_NEAR(got["output"].v[i], want.y[i], most * std::abs(want.y[i]) + least) << i;
+      EXPECT_NEAR(got["output"].v[i], want.y.v[i], most * std::abs(want.y.v[i]) + least) << i;
       const std::size_t c = i / 20;
       if (c < 1 || c > 9) {
-        EXPECT_NEAR(got["grad_input"].v[i], want.dx[i], most * 4) << i;
+        EXPECT_NEAR(got["grad_input"].v[i], want.dx.v[i], most * 4) << i;
       }
     }
   }

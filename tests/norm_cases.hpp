@@ -10,7 +10,7 @@
 #include "allnorm/norm.hpp"
 #include "cases.hpp"
 #include "harness.hpp"
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace norm_cases {
 

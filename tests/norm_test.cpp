@@ -12,8 +12,8 @@
 
 #include "cases.hpp"
 #include "harness.hpp"
+#include "launch/reference/reference.hpp"
 #include "norm_cases.hpp"
-#include "reference.hpp"
 
 namespace {
 

@@ -13,7 +13,7 @@
 
 #include "allnorm/operation.hpp"
 #include "cases.hpp"
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace operation_cases {
 

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "cases.hpp"
-#include "reference.hpp"
+#include "differences.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace reference {
 namespace {
@@ -371,13 +372,13 @@ TEST(ReferenceConvolution, PatchSumsAreTheDerivativesOfTheMoments) {
       };
     };
     // Polynomials of degree 1 and 2 in the weights: differences are exact for any h, so a large one keeps rounding low.
-    EXPECT_LE(
-        cases::relative_error(Doubles(sum_p.begin(), sum_p.end()), central_difference(sum_of(false), weight.v, 1)),
-        rounding);
+    EXPECT_LE(cases::relative_error(Doubles(sum_p.begin(), sum_p.end()),
+                                    cases::central_difference(sum_of(false), weight.v, 1)),
+              rounding);
     for (Real& v : sum_xp) v *= 2;
-    EXPECT_LE(
-        cases::relative_error(Doubles(sum_xp.begin(), sum_xp.end()), central_difference(sum_of(true), weight.v, 1)),
-        rounding);
+    EXPECT_LE(cases::relative_error(Doubles(sum_xp.begin(), sum_xp.end()),
+                                    cases::central_difference(sum_of(true), weight.v, 1)),
+              rounding);
   }
 }
 

@@ -1,5 +1,5 @@
 // The oracle over whole compositions: gradients against differences, ranks against their concatenation, identities.
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 #include <gtest/gtest.h>
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cases.hpp"
+#include "differences.hpp"
 
 namespace reference {
 namespace {
@@ -140,7 +141,7 @@ void avoid_kink(const Layer& layer, Inputs& inputs) {
 Real loss_with(const Layer& layer, Inputs inputs, const Result& at, const Ranks& dy, Ranks Inputs::*which,
                std::size_t rank, const Doubles& values) {
   (inputs.*which)[rank].v = values;
-  return inner_product(dy, evaluate(layer, inputs, &at).y);
+  return cases::inner_product(dy, evaluate(layer, inputs, &at).y);
 }
 
 class ReferenceComposition : public testing::TestWithParam<Composition> {};
@@ -157,9 +158,9 @@ TEST_P(ReferenceComposition, BackwardIsTheDerivativeOfTheFrozenForward) {
     const Gradients gradients = backward(before, inputs, result, dy);
     Ranks dx = gradients.dx, dresidual = gradients.dresidual;  // for their shapes; filled below
     for (std::size_t k = 0; k < dy.size(); ++k) {
-      dx[k].v = central_difference(
+      dx[k].v = cases::central_difference(
           [&](const Doubles& v) { return loss_with(before, inputs, result, dy, &Inputs::x, k, v); }, inputs.x[k].v);
-      dresidual[k].v = central_difference(
+      dresidual[k].v = cases::central_difference(
           [&](const Doubles& v) { return loss_with(before, inputs, result, dy, &Inputs::residual, k, v); },
           inputs.residual[k].v);
       // gamma and beta are this rank's: only its own dy counts.
@@ -170,12 +171,13 @@ TEST_P(ReferenceComposition, BackwardIsTheDerivativeOfTheFrozenForward) {
         return [&before, &inputs, &result, own_dy, which](const Doubles& v) {
           Layer layer = before;
           layer.*which = v;
-          return inner_product(own_dy, evaluate(layer, inputs, &result).y);
+          return cases::inner_product(own_dy, evaluate(layer, inputs, &result).y);
         };
       };
-      EXPECT_LE(cases::relative_error(gradients.dgamma[k], central_difference(loss(&Layer::gamma), before.gamma)),
-                kDifference);
-      EXPECT_LE(cases::relative_error(gradients.dbeta[k], central_difference(loss(&Layer::beta), before.beta)),
+      EXPECT_LE(
+          cases::relative_error(gradients.dgamma[k], cases::central_difference(loss(&Layer::gamma), before.gamma)),
+          kDifference);
+      EXPECT_LE(cases::relative_error(gradients.dbeta[k], cases::central_difference(loss(&Layer::beta), before.beta)),
                 kDifference);
     }
     EXPECT_LE(cases::relative_error(gradients.dx, dx), kDifference);
@@ -363,16 +365,21 @@ TEST(ReferenceRows, BackwardIsTheDerivative) {
       for (const bool centred : {true, false}) {
         const Doubles gamma = cases::gammas(random, sets.affines), beta = cases::betas(random, sets.affines);
         const auto loss = [&](const Array& at, const Doubles& g, const Doubles& b) {
-          return inner_product({dy}, {(centred ? rows_forward(at, sets, g, b, eps) : rms_forward(at, sets, g, eps)).y});
+          return cases::inner_product(
+              {dy}, {(centred ? rows_forward(at, sets, g, b, eps) : rms_forward(at, sets, g, eps)).y});
         };
         const RowsGradients gradients =
             centred ? rows_backward(x, sets, gamma, dy, eps) : rms_backward(x, sets, gamma, dy, eps);
-        const Doubles dx = central_difference([&](const Doubles& v) { return loss({shape, v}, gamma, beta); }, x.v);
+        const Doubles dx = cases::central_difference(
+            [&](const Doubles& v) {
+              return loss({shape, v}, gamma, beta);
+            },
+            x.v);
         EXPECT_LE(cases::relative_error(gradients.dx.v, dx), kDifference);
-        const Doubles dgamma = central_difference([&](const Doubles& v) { return loss(x, v, beta); }, gamma);
+        const Doubles dgamma = cases::central_difference([&](const Doubles& v) { return loss(x, v, beta); }, gamma);
         EXPECT_LE(cases::relative_error(gradients.dgamma, dgamma), kDifference);
         if (!centred) continue;
-        const Doubles dbeta = central_difference([&](const Doubles& v) { return loss(x, gamma, v); }, beta);
+        const Doubles dbeta = cases::central_difference([&](const Doubles& v) { return loss(x, gamma, v); }, beta);
         EXPECT_LE(cases::relative_error(gradients.dbeta, dbeta), kDifference);
       }
   }

@@ -1,4 +1,4 @@
-// Switchable Normalization as plain loops, statistic by statistic, and calls that are compared with them.
+// Calls of Switchable Normalization that are compared with its definition.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/reference/switchable.hpp"
 #include "operation_cases.hpp"
 
 namespace switchable_cases {
@@ -24,14 +25,8 @@ struct Options {
   double eps = 1e-3, momentum = 0.3;
   bool training = true, unbiased = false;
 };
-struct Parameters {
-  Doubles gamma, beta, mean_logits, var_logits, running_mean, running_var;
-};
-/// Per part: those of the input's shape, and gradients of parameters, of this part alone.
-struct Expected {
-  std::vector<Doubles> y, dx, dgamma, dbeta, dmean_logits, dvar_logits;
-  Doubles running_mean, running_var, batch_mean, batch_var, rstd;
-};
+using Parameters = reference::SwitchableParameters;
+using Expected = reference::Switchable;
 
 /// The definition over parts (N, C, space...) that may have other samples and other space.
 Expected loops(const std::vector<Array>& x, const std::vector<Array>& dy, const Parameters& p, const Options& o);

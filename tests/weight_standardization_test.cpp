@@ -7,51 +7,21 @@
 #include <vector>
 
 #include "harness.hpp"
+#include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
 namespace {
 
 using namespace operation_cases;
 
-struct Expected {
-  Doubles output, dw, dgain;
-  double steepest = 0;
-};
-
-Expected loops(const Arrays& t, double eps, bool unbiased, bool outside) {
-  const Array& w = t.at("input");
-  const Doubles& dy = t.at("grad_output").v;
-  const auto O = static_cast<std::size_t>(w.shape[0]);
-  const std::size_t I = O == 0 ? 0 : w.v.size() / O;
-  const auto gain_of = [&](std::size_t o) { return t.count("gain") ? t.at("gain").v[o] : 1.0; };
-  Expected e{Doubles(w.v.size()), Doubles(w.v.size()), Doubles(O)};
-  const auto n = static_cast<double>(I), divisor = unbiased ? n - 1 : n;
-  for (std::size_t o = 0; o < O; ++o) {
-    double mean = 0, var = 0;
-    for (std::size_t i = 0; i < I; ++i) mean += w.v[o * I + i] / n;
-    for (std::size_t i = 0; i < I; ++i) var += (w.v[o * I + i] - mean) * (w.v[o * I + i] - mean) / divisor;
-    const double sigma = outside ? std::sqrt(var) + eps : std::sqrt(var + eps);
-    const double root = outside ? std::sqrt(var) : sigma;  // whose derivative is (w - mean) / (divisor * root)
-    double g = 0, gx = 0;
-    for (std::size_t i = 0; i < I; ++i) {
-      const double hat = (w.v[o * I + i] - mean) / sigma;
-      e.output[o * I + i] = gain_of(o) * hat;
-      e.dgain[o] += dy[o * I + i] * hat;
-      g += gain_of(o) * dy[o * I + i];
-      gx += gain_of(o) * dy[o * I + i] * hat;
-    }
-    for (std::size_t i = 0; i < I; ++i) {
-      const double by_std = root > 0 ? gx * (w.v[o * I + i] - mean) / (divisor * root) : 0;
-      e.dw[o * I + i] = (gain_of(o) * dy[o * I + i] - g / n - by_std) / sigma;
-    }
-    e.steepest = std::max(e.steepest, 1 / sigma);
-  }
-  return e;
-}
-
 Layer layer_of(bool unbiased, bool outside) {
   return parse_layer("weight_standardization:eps=1e-3:unbiased=" + std::string(unbiased ? "true" : "false") +
                      ":eps_place=" + (outside ? "outside" : "inside"));
+}
+
+reference::Standardized loops(const Layer& layer, const Arrays& t) {
+  return reference::standardize(layer.options, t.at("input"), t.count("gain") ? t.at("gain").v : Doubles{},
+                                t.at("grad_output"));
 }
 
 Arrays tensors(Random& random, const Extents& shape, DType dtype, bool gain = true) {
@@ -71,12 +41,12 @@ TEST(WeightStandardization, EqualsPlainLoops) {
                          ", " + std::to_string(shape[0]) + " rows");
             Random random(3);
             const Arrays given = tensors(random, shape, dtype, gain);
-            const Expected want = loops(given, 1e-3, unbiased, outside);
+            const auto want = loops(layer_of(unbiased, outside), given);
             Arrays got = Subject(layer_of(unbiased, outside), 1, dtype)(given);
             const double map = tolerance_of(dtype);
-            expect_near("output", got["output"].v, want.output, map, 1);
-            expect_near("grad_input", got["grad_input"].v, want.dw, map, 6 * want.steepest);
-            if (gain) expect_near("grad_gain", got["grad_gain"].v, want.dgain, dtype == DType::f64 ? 1e-12 : 1e-5, 4);
+            expect_near("output", got["output"].v, want.y.v, map, 1);
+            expect_near("grad_input", got["grad_input"].v, want.dw.v, map, want.dw.terms);
+            if (gain) expect_near("grad_gain", got["grad_gain"].v, want.dgain.v, dtype == DType::f64 ? 1e-12 : 1e-5, 4);
             EXPECT_EQ(got.count("grad_gain"), gain ? 1u : 0u);
           }
 }
@@ -98,10 +68,10 @@ TEST(WeightStandardization, OfAllScales) {
       for (double& v : given["input"].v) v = static_cast<double>(static_cast<float>(v * scale));
       Layer layer = layer_of(unbiased, false);
       layer.set("eps", "0");
-      const Expected want = loops(given, 0, unbiased, false);
+      const auto want = loops(layer, given);
       Arrays got = Subject(layer, 1, DType::f32)(given);
-      expect_near("output", got["output"].v, want.output, tolerance_of(DType::f32), 1);
-      expect_near("grad_input", got["grad_input"].v, want.dw, tolerance_of(DType::f32), 6 * want.steepest);
+      expect_near("output", got["output"].v, want.y.v, tolerance_of(DType::f32), 1);
+      expect_near("grad_input", got["grad_input"].v, want.dw.v, tolerance_of(DType::f32), want.dw.terms);
     }
 }
 
@@ -111,11 +81,11 @@ TEST(WeightStandardization, OfConstantRows) {
       Random random(3);
       Arrays given = tensors(random, {2, 6}, DType::f64);
       given["input"] = cases::constant({2, 6}, 0.1);
-      const Expected want = loops(given, 1e-3, unbiased, outside);
+      const auto want = loops(layer_of(unbiased, outside), given);
       Arrays got = Subject(layer_of(unbiased, outside))(given);
       EXPECT_EQ(got["output"].v, Doubles(12, 0.0));
       EXPECT_EQ(got["grad_gain"].v, Doubles(2, 0.0));
-      expect_near("grad_input", got["grad_input"].v, want.dw, 1e-12);
+      expect_near("grad_input", got["grad_input"].v, want.dw.v, 1e-12);
     }
 }
 

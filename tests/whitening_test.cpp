@@ -10,8 +10,8 @@
 
 #include "backend.hpp"
 #include "harness.hpp"
+#include "launch/reference/whitening.hpp"
 #include "operation_cases.hpp"
-#include "reference_whitening.hpp"
 
 namespace {
 

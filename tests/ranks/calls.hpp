@@ -11,7 +11,7 @@
 
 #include "allnorm/operation.hpp"
 #include "harness.hpp"
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace calls {
 

@@ -5,7 +5,7 @@
 #include "adapters/torch/dynamic_shortcut.hpp"
 #include "adapters/torch/views.hpp"
 #include "module_support.hpp"
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace allnorm::torch_adapter {
 namespace {

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace reference {
 

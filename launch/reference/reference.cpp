@@ -1,5 +1,5 @@
-// The oracle's common parts: arrays, the naive convolution with its patch sums, central differences.
-#include "reference.hpp"
+// The reference's common parts: arrays, the naive convolution with its patch sums.
+#include "launch/reference/reference.hpp"
 
 #include <array>
 #include <stdexcept>
@@ -122,27 +122,6 @@ void add_patch_sums(const Array& input, const Array& x, const Extents& weight_sh
           sum_xp[at] += xc * p;
         }
       }
-}
-
-Doubles central_difference(const std::function<Real(const Doubles&)>& f, const Doubles& x, double h) {
-  Doubles gradient(x.size()), at = x;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const auto moved = [&](double by) {
-      at[i] = x[i] + by;
-      return f(at);
-    };
-    const Real near = moved(h) - moved(-h), far = moved(2 * h) - moved(-2 * h);
-    at[i] = x[i];
-    gradient[i] = static_cast<double>((8 * near - far) / (12 * Real(h)));
-  }
-  return gradient;
-}
-
-Real inner_product(const Ranks& a, const Ranks& b) {
-  Real sum = 0;
-  for (std::size_t k = 0; k < a.size(); ++k)
-    for (std::size_t i = 0; i < a[k].v.size(); ++i) sum += Real(a[k].v[i]) * b.at(k).v.at(i);
-  return sum;
 }
 
 }  // namespace reference

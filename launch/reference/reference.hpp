@@ -1,10 +1,9 @@
-// The oracle of the tests: normalizations from their definitions, in plain loops, sharing no code with the library but
-// the names of its options.
+// The reference of the tests and of `allnorm verify`: normalizations from their definitions, in plain loops, sharing no
+// code with the library but the names of its options.
 #pragma once
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <vector>
 
 #include "allnorm/options.hpp"
@@ -21,6 +20,28 @@ using Doubles = std::vector<double>;
 struct Array {
   std::vector<std::int64_t> shape;
   Doubles v;
+};
+/// A sum, and that of the sizes of its terms: what rounding may do to it is in proportion to the latter.
+struct Sum {
+  Real value = 0, size = 0;
+  void add(Real term) {
+    value += term;
+    size += term < 0 ? -term : term;
+  }
+  void add(Real factor, const Sum& of) {
+    value += factor * of.value;
+    size += (factor < 0 ? -factor : factor) * of.size;
+  }
+};
+/// Values, and the largest size of what one of them is the sum of.
+struct Values {
+  explicit Values(std::size_t count = 0) : v(count) {}
+  void set(std::size_t i, const Sum& sum) {
+    v[i] = static_cast<double>(sum.value);
+    if (!(sum.size <= terms)) terms = static_cast<double>(sum.size);
+  }
+  Doubles v;
+  double terms = 0;
 };
 /// One array per rank of a group. C and space agree; N may differ and may be 0.
 using Ranks = std::vector<Array>;
@@ -49,7 +70,8 @@ void add_patch_sums(const Array& input, const Array& x, const std::vector<std::i
 // 8)
 
 /// The whole composition; with the defaults it is BN. Ramps are not read.
-using BatchOptions = allnorm::NormOptions;
+using allnorm::NormOptions;
+using BatchOptions = NormOptions;
 using allnorm::ActivationKind, allnorm::EpsPlace, allnorm::RenormVariant, allnorm::Guard, allnorm::RunningSource,
     allnorm::Weighting, allnorm::RunningUpdate;
 
@@ -173,12 +195,5 @@ RowsGradients rms_backward(const Array& x, const Sets& sets, const Doubles& gamm
 /// instance_norm's running statistics after a call: the plain average over the samples, variances unbiased.
 void update_instance_running(const RowsResult& result, const std::vector<std::int64_t>& shape, double momentum,
                              Doubles& running_mean, Doubles& running_var);
-
-// ------------------------------------------------------------------------------------------------------- differences
-
-/// The gradient of f at x by central differences of fourth order.
-Doubles central_difference(const std::function<Real(const Doubles&)>& f, const Doubles& x, double h = 1e-3);
-/// Sum of a*b over all ranks: the loss whose derivative with respect to y is dy.
-Real inner_product(const Ranks& a, const Ranks& b);
 
 }  // namespace reference

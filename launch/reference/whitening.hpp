@@ -1,7 +1,7 @@
 // The oracle of layers that whiten: from their definitions, in plain loops, sharing no code with the library.
 #pragma once
 
-#include "reference.hpp"
+#include "launch/reference/reference.hpp"
 
 namespace reference {
 

@@ -1,4 +1,4 @@
-#include "reference_whitening.hpp"
+#include "launch/reference/whitening.hpp"
 
 #include <algorithm>
 #include <cmath>

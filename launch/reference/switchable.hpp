@@ -1,0 +1,25 @@
+// Switchable Normalization as plain loops, statistic by statistic.
+#pragma once
+
+#include <vector>
+
+#include "launch/reference/reference.hpp"
+
+namespace reference {
+
+struct SwitchableParameters {
+  Doubles gamma, beta, mean_logits, var_logits, running_mean, running_var;
+};
+/// Per part: those of the input's shape, and gradients of parameters, of this part alone.
+struct Switchable {
+  std::vector<Doubles> y, dx, dgamma, dbeta, dmean_logits, dvar_logits;
+  Doubles running_mean, running_var, batch_mean, batch_var, rstd;
+  double dx_terms = 0, mean_terms = 0, var_terms = 0;  ///< the largest sizes of what dx and the logits' are the sums of
+};
+
+/// The definition over parts (N, C, space...) that may have other samples and other space; options eps, momentum,
+/// training and unbiased_instance_var.
+Switchable switchable(const std::vector<Array>& x, const std::vector<Array>& dy, const SwitchableParameters& p,
+                      const NormOptions& o);
+
+}  // namespace reference
