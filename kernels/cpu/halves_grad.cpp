@@ -45,9 +45,10 @@ void sum_gradient(const BackwardArgs& args, const FineView& fine, const FineSums
   for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
 }
 
-/// Gradients of what is folded into fine groups, from their sums.
+/// Gradients of what is folded into fine groups, from their sums. Where nothing is, the affine part may have no groups.
 void sum_parameters(const BackwardArgs& args, const FineSums& sums) {
-  if (args.along) return;
+  const bool wanted = args.wants_weight || args.level.given() || args.learned_eps.given();
+  if (args.along || !wanted) return;
   const std::int64_t size = args.affine.groups();
   Values dweight(index(size)), dbias(dweight.size());
   Values dlevel(args.level.given() ? dweight.size() : 0), deps(args.learned_eps.given() ? dweight.size() : 0);
