@@ -23,9 +23,10 @@ struct Command {
 /// All commands of this build, in the order of the help.
 std::span<const Command> commands() noexcept;
 
-// One per file: apply.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp).
+// One per file: apply.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp), verify/verify.cpp.
 extern const Command apply_command;
 extern const Command info_command;
 extern const Command train_command;
+extern const Command verify_command;
 
 }  // namespace allnorm::launch

@@ -6,7 +6,7 @@
 namespace allnorm::launch {
 
 std::span<const Command> commands() noexcept {
-  static const std::array all{train_command, apply_command, info_command};
+  static const std::array all{train_command, apply_command, verify_command, info_command};
   return all;
 }
 

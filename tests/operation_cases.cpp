@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "launch/reference/definitions.hpp"
 #include "norm_cases.hpp"
 
 namespace operation_cases {
@@ -117,10 +118,8 @@ Array part_of(const Array& whole, int axis, std::int64_t begin, std::int64_t end
   return part;
 }
 
-double unit_of(DType dtype) {
-  return dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
-}
-double tolerance_of(DType dtype) { return (dtype == DType::f64 ? 1000 : 8) * unit_of(dtype); }
+double unit_of(DType dtype) { return reference::unit_of(dtype); }
+double tolerance_of(DType dtype) { return reference::value_tolerance(dtype); }
 double statistics_tolerance_of(DType dtype) { return 1e-12 + (dtype == DType::f64 ? 0 : backend::statistics_unit); }
 
 Subject::Subject(const Layer& of, std::int64_t channels, DType type, Order layout, std::shared_ptr<Communicator> group)

@@ -7,7 +7,7 @@
 #include <numbers>
 #include <numeric>
 
-#include "launch/train/random.hpp"
+#include "launch/random.hpp"
 
 namespace allnorm::launch::train {
 namespace {

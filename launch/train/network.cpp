@@ -16,7 +16,7 @@
 
 #include "adapters/torch/conv_norm.hpp"
 #include "adapters/torch/streams.hpp"
-#include "launch/train/random.hpp"
+#include "launch/random.hpp"
 #include "launch/train/unit.hpp"
 
 namespace allnorm::launch::train {

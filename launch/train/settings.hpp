@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "launch/command.hpp"
+#include "launch/progress.hpp"
 #include "launch/ranks.hpp"
 #include "launch/train/images.hpp"
 #include "launch/train/norm_choice.hpp"
-#include "launch/train/progress.hpp"
 
 namespace allnorm::launch::train {
 

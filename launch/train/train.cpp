@@ -18,10 +18,10 @@
 #include "launch/files/input_file.hpp"
 #include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
+#include "launch/progress.hpp"
 #include "launch/terminal.hpp"
 #include "launch/train/checkpoint.hpp"
 #include "launch/train/events.hpp"
-#include "launch/train/progress.hpp"
 #include "launch/train/report.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/trainer.hpp"
@@ -137,7 +137,7 @@ class Training {
     };
     for (const Json& event : past) add(event);
     Progress progress(rank_.rank == 0 ? settings_.progress : ProgressKind::none, total_updates(jobs_.size(), 0),
-                      total_updates(start.job, start.epoch) + start.update);
+                      total_updates(start.job, start.epoch) + start.update, "updates");
 
     for (std::size_t j = start.job; j < jobs_.size(); ++j) {
       const Job& job = jobs_[j];

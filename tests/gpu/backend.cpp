@@ -10,12 +10,13 @@
 
 #include "kernels/cuda/halves.hpp"
 #include "kernels/cuda/kernels.hpp"
+#include "launch/reference/definitions.hpp"
 
 namespace backend {
 
 allnorm::Queue queue(int) { return allnorm::Queue::cuda(0); }
 allnorm::Device device() { return {allnorm::DeviceKind::cuda, 0}; }
-const double statistics_unit = 16 * 0x1p-24;  // a rounding of each difference, of its square, and of the eight sums
+const double statistics_unit = reference::gpu_statistics;
 const bool takes_some = true;
 
 namespace {

@@ -33,8 +33,8 @@ TEST_P(WrongUse, HasItsCodeAndOneLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     Program, WrongUse,
-    testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, info; did you mean apply?"},
-                    Wrong{"--verson", 2, "train, apply, info"}, Wrong{"help tain", 2, "did you mean train?"},
+    testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, verify, info; did you mean apply?"},
+                    Wrong{"--verson", 2, "train, apply, verify, info"}, Wrong{"help tain", 2, "did you mean train?"},
                     Wrong{"info extra", 2, "'extra'"},
                     Wrong{"info --jso", 2, "option is '--jso', must be one that --help names; did you mean --json?"},
                     Wrong{"info --json=yes", 2, "json"}));
@@ -229,7 +229,7 @@ TEST(Help, NamesEveryCommandAndLayer) {
   Workplace place;
   const Outcome program = place.run("--help");
   EXPECT_EQ(program.code, 0);
-  for (const char* command : {"train", "apply", "info"}) EXPECT_NE(program.out.find(command), std::string::npos);
+  for (const char* command : {"train", "apply", "verify", "info"}) EXPECT_NE(program.out.find(command), std::string::npos);
   const Outcome apply = place.run("apply --help");
   EXPECT_EQ(apply.code, 0);
   for (const char* part : {"--tensor", "--split", "--timeout", "{rank}", "Exit codes", "--save-state"})
@@ -262,7 +262,7 @@ TEST(Help, OfALayerNamesEveryTensorAttributeAndOutput) {
 
 TEST(Help, OfACommandHasTwoSpellings) {
   Workplace place;
-  for (const char* command : {"apply", "info", "apply batch_norm"})
+  for (const char* command : {"apply", "verify", "info", "apply batch_norm"})
     EXPECT_EQ(place.run("help " + std::string(command)).out, place.run(std::string(command) + " --help").out);
   EXPECT_EQ(place.run("help").out, place.run("--help").out);
   EXPECT_EQ(place.run("-V").out, place.run("--version").out);

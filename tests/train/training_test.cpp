@@ -20,7 +20,7 @@
 #include "launch/command.hpp"
 #include "launch/train/checkpoint.hpp"
 #include "launch/train/images.hpp"
-#include "launch/train/random.hpp"
+#include "launch/random.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/train.hpp"
 

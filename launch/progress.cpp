@@ -1,5 +1,5 @@
 // Signs of life of a long run.
-#include "launch/train/progress.hpp"
+#include "launch/progress.hpp"
 
 #include <unistd.h>
 
@@ -9,11 +9,11 @@
 #include "allnorm/error.hpp"
 #include "launch/terminal.hpp"
 
-namespace allnorm::launch::train {
+namespace allnorm::launch {
 namespace {
 
-constexpr double redraw_after = 0.2, repeat_after = 1;  // seconds
-constexpr int bar_width = 24;                           // columns
+constexpr double redraw_after = 0.2;  // seconds
+constexpr int bar_width = 24;         // columns
 
 std::string duration_text(double seconds) {
   const auto whole = static_cast<long long>(seconds + 0.5);
@@ -40,8 +40,8 @@ ProgressKind progress_kind(const std::string& word) {
   return ProgressKind::none;
 }
 
-Progress::Progress(ProgressKind kind, std::int64_t total, std::int64_t done)
-    : kind_(kind), out_(stderr), total_(total), done_(done), first_(done) {
+Progress::Progress(ProgressKind kind, std::int64_t total, std::int64_t done, std::string_view unit, double apart)
+    : kind_(kind), out_(stderr), total_(total), done_(done), first_(done), unit_(unit), apart_(apart) {
   if (kind_ != ProgressKind::bar || isatty(STDERR_FILENO) == 1) return;
   terminal_.reset(std::fopen("/dev/tty", "w"));
   out_ = terminal_.get();
@@ -51,8 +51,9 @@ Progress::Progress(ProgressKind kind, std::int64_t total, std::int64_t done)
 std::string Progress::rest() const {
   const double rate = static_cast<double>(done_ - first_) / std::max(seconds_between(start_, Clock::now()), 1e-9);
   std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), "%.0f updates/s, ", rate);
-  return text.data() + duration_text(static_cast<double>(total_ - done_) / std::max(rate, 1e-9)) + " left";
+  std::snprintf(text.data(), text.size(), "%.0f ", rate);
+  return text.data() + unit_ + "/s, " + duration_text(static_cast<double>(total_ - done_) / std::max(rate, 1e-9)) +
+         " left";
 }
 
 void Progress::tick() {
@@ -67,7 +68,7 @@ void Progress::tick() {
 void Progress::say(const std::string& outcome, bool always) {
   if (kind_ != ProgressKind::lines) return;
   const auto now = Clock::now();
-  if (seconds_between(drawn_, now) < repeat_after && !always) return;
+  if (seconds_between(drawn_, now) < apart_ && !always) return;
   drawn_ = now;
   print_line(what_ + ": " + outcome + "; " + rest());
 }
@@ -89,4 +90,4 @@ void Progress::clear() {
   on_screen_ = false;
 }
 
-}  // namespace allnorm::launch::train
+}  // namespace allnorm::launch

@@ -6,10 +6,10 @@
 #include <random>
 #include <vector>
 
-namespace allnorm::launch::train {
+namespace allnorm::launch {
 
 /// What a stream is for; the first word of its key.
-enum class Purpose : std::uint64_t { split, augment_train, augment_test, order, weights };
+enum class Purpose : std::uint64_t { split, augment_train, augment_test, order, weights, verify };
 
 /// A stream of numbers. Streams of different keys are independent, so nothing about the generators' state is ever
 /// saved. The engine is the standard's, whose sequence is fixed; the transforms are here, as the standard's are not.
@@ -33,4 +33,4 @@ class Random {
   bool has_spare_ = false;
 };
 
-}  // namespace allnorm::launch::train
+}  // namespace allnorm::launch

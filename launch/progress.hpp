@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 
-namespace allnorm::launch::train {
+namespace allnorm::launch {
 
 /// One line that is rewritten a few times a second, or a line as often as there is something to say.
 enum class ProgressKind : std::uint8_t { bar, lines, none };
@@ -18,8 +20,9 @@ ProgressKind progress_kind(const std::string& word);
 /// Says what runs, how far, how fast, how long still.
 class Progress {
  public:
-  /// `total` and `done`: steps of everything, and those that were made before (by the run that is resumed).
-  Progress(ProgressKind kind, std::int64_t total, std::int64_t done);
+  /// `total` and `done`: steps of everything, and those that were made before (by the run that is resumed); `unit`:
+  /// what steps are called; `apart`: seconds from line to line at least.
+  Progress(ProgressKind kind, std::int64_t total, std::int64_t done, std::string_view unit, double apart = 1);
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -27,7 +30,7 @@ class Progress {
   void describe(std::string what) { what_ = std::move(what); }
   const std::string& what() const noexcept { return what_; }
   void tick();
-  /// With lines: what was described, and `outcome`; unless the last line is younger than a second, and then `always`.
+  /// With lines: what was described, and `outcome`; unless the last line is too young, and then `always`.
   void say(const std::string& outcome, bool always);
   /// Removes the bar, before something else is printed.
   void clear();
@@ -37,16 +40,17 @@ class Progress {
   struct Close {
     void operator()(std::FILE* file) const noexcept { std::fclose(file); }
   };
-  std::string rest() const;  // "812 updates/s, 0:31 left"
+  std::string rest() const;  // "812 UNIT/s, 0:31 left"
   void draw();
 
   ProgressKind kind_;
   std::unique_ptr<std::FILE, Close> terminal_;
   std::FILE* out_;
   std::int64_t total_, done_, first_;
-  std::string what_;
+  std::string what_, unit_;
+  double apart_;
   Clock::time_point start_ = Clock::now(), drawn_{};
   bool on_screen_ = false;
 };
 
-}  // namespace allnorm::launch::train
+}  // namespace allnorm::launch

@@ -1,11 +1,11 @@
 // Random numbers that depend on a key alone.
-#include "launch/train/random.hpp"
+#include "launch/random.hpp"
 
 #include <cmath>
 #include <numbers>
 #include <utility>
 
-namespace allnorm::launch::train {
+namespace allnorm::launch {
 namespace {
 
 // The finalizer of SplitMix64 (Steele, Lea and Flood 2014): neighbouring keys give unrelated seeds.
@@ -48,4 +48,4 @@ void Random::shuffle(std::vector<std::int64_t>& items) {
   for (std::size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
 }
 
-}  // namespace allnorm::launch::train
+}  // namespace allnorm::launch

@@ -1,0 +1,71 @@
+// Every layer of the catalogue by its definition: calls with tensors under the names of its slots, and how far a right
+// implementation may be from what they give.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "allnorm/dtype.hpp"
+#include "launch/reference/reference.hpp"
+
+namespace reference {
+
+/// In logical order (N, C, space...), under the names that the catalogue has; "input" and "grad_output" among them.
+using Tensors = std::map<std::string, Array, std::less<>>;
+
+/// How a value comes about: what rounding does to its terms on the way.
+enum class Rounding : std::uint8_t {
+  value,      ///< of the input's type, made in its compute type: a few roundings of that, one of the type
+  parameter,  ///< a sum over values, each of which is made in the compute type
+  statistic,  ///< in double
+};
+
+/// What a call must give, in the order of the catalogue's arrays.
+struct Answer {
+  Doubles values;
+  Rounding rounding = Rounding::value;
+  double terms = 0;      ///< the largest size of what one value is the sum of
+  double follows = 1;    ///< how many times a relative error of the call's statistics shows in the value
+  double exact = 1e-12;  ///< such an error where statistics are summed in double
+  double narrow = 0;     ///< what the compute type of f32, f16 and bf16 adds to it
+};
+using Answers = std::map<std::string, Answer, std::less<>>;
+
+/// Half a unit in the last place of values near 1.
+double unit_of(allnorm::DType dtype);
+/// What values of that type may be off, of their largest terms.
+double value_tolerance(allnorm::DType dtype);
+/// How far statistics of types other than f64 are off on a GPU, relative: a rounding of each difference, of its square,
+/// and of up to eight sums in f32.
+inline constexpr double gpu_statistics = 16 * 0x1p-24;
+/// What the answer's values may be off. `statistics`: that, or 0 on a CPU, where they are summed in double.
+double tolerance_of(const Answer& answer, allnorm::DType dtype, double statistics);
+
+/// One layer object. All ranks of a group are one call on all that they hold together.
+class Definition {
+ public:
+  virtual ~Definition() = default;
+  /// "output", statistics and state after the call, under the names of the row's outputs.
+  virtual Answers forward(const Tensors& given, bool training) = 0;
+  /// Of the last forward call: "grad_input" and the gradients of all that is given.
+  virtual Answers backward(const Tensors& given) = 0;
+  /// Of the last forward call: how far each value is from a threshold, where rounding decides which gradient it has;
+  /// empty where there is none.
+  virtual Doubles distances() const { return {}; }
+};
+
+struct Defined {
+  std::string_view row;
+  /// Attributes ("eps=0.1:eps_place=outside") with which the definition's parts show.
+  std::span<const std::string_view> variants;
+  std::unique_ptr<Definition> (*make)(const NormOptions& options, std::int64_t channels);
+};
+/// All of them.
+std::span<const Defined> definitions();
+
+}  // namespace reference

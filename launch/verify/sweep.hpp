@@ -1,0 +1,39 @@
+// All trials of some layers on one device and transport: what came out of them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "allnorm/catalogue.hpp"
+#include "launch/ranks.hpp"
+
+namespace allnorm::launch::verify {
+
+/// An error in units of what rounding may do, and where it came up.
+struct Place {
+  double error = 0;
+  std::string device{}, transport{}, dtype{}, layout{}, attributes{}, tensor{};
+  int rank = 0;
+  std::int64_t step = 0;
+  std::string reason{};  ///< in place of an error: what kept the trial from its end
+};
+
+struct Outcome {
+  const Row* row = nullptr;
+  std::int64_t runs = 0, failed = 0;
+  Place worst{};
+  std::vector<Place> failures{};  ///< the first of them
+};
+
+/// How many runs a sweep of these layers has.
+std::int64_t runs_of(const std::vector<const Row*>& layers);
+
+/// Every trial of the layers with every type and layout, on the ranks of `rank`: each run is told to `tick`, by what has
+/// come out of its layer so far. All ranks return the same. A lone rank goes on after a run that threw.
+std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
+                           const std::function<void(const Outcome&)>& tick);
+
+}  // namespace allnorm::launch::verify

@@ -1,0 +1,94 @@
+// `allnorm verify`: its table, its JSON, its exit codes, and what it says of what it cannot run.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "allnorm/catalogue.hpp"
+#include "allnorm/device.hpp"
+#include "build_config.hpp"
+#include "launch/reference/definitions.hpp"
+#include "runner.hpp"
+
+namespace allnorm::test {
+namespace {
+
+using Json = nlohmann::json;
+
+TEST(Verify, HasAReferenceForEveryRow) {
+  const auto all = reference::definitions();
+  EXPECT_EQ(all.size(), catalogue().size());
+  for (const Row& row : catalogue())
+    EXPECT_TRUE(std::any_of(all.begin(), all.end(), [&](const auto& one) { return one.row == row.name; })) << row.name;
+}
+
+// One rank alone, and three of which one has nothing.
+TEST(Verify, HoldsOnOneRankAndOnThree) {
+  Workplace place;
+  const Outcome outcome =
+      place.run("verify --device cpu --layer layer_norm,positional_norm,conditional_batch_norm --json v.json");
+  EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+  const Json json = Json::parse(place.bytes("v.json"));
+  EXPECT_TRUE(json["holds"]);
+  EXPECT_EQ(json["version"], build::version);
+  ASSERT_EQ(json["layers"].size(), 3u);
+  for (const Json& layer : json["layers"]) {
+    const std::string name = layer["name"];
+    EXPECT_NE(outcome.out.find(name), std::string::npos) << outcome.out;
+    EXPECT_EQ(layer["failed"], 0);
+    EXPECT_GE(layer["runs"], 2 * 2 * 4);  // transports, tensors and types
+    const double error = layer["largest"]["error"];
+    EXPECT_GT(error, 0) << name;  // what is compared is rounded in both
+    EXPECT_LE(error, 1) << name;
+    for (const char* field : {"device", "transport", "dtype", "layout", "tensor"})
+      EXPECT_NE(layer["largest"][field], "") << field;
+  }
+}
+
+TEST(Verify, SaysWhatItCannotRunAndWhy) {
+  Workplace place;
+  const Outcome outcome =
+      place.run("verify --layer cosine_norm --json v.json" + std::string(cuda_devices() > 0 ? " --device cpu" : ""));
+  EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+  std::string told;
+  const Json json = Json::parse(place.bytes("v.json"));
+  for (const Json& one : json["not_run"]) {
+    const std::string name = one["name"], reason = one["reason"];
+    told += name + ": " + reason + "\n";
+    EXPECT_NE(outcome.out.find("  " + name), std::string::npos) << outcome.out;
+  }
+  EXPECT_NE(told.find(ALLNORM_HAVE_MPI ? "mpi: there is no launcher" : "mpi: this build has no MPI"), told.npos)
+      << told;
+  EXPECT_NE(told.find("nccl: "), told.npos) << told;
+  if (cuda_devices() == 0) {
+    EXPECT_NE(told.find("cuda: " + cuda_summary()), told.npos) << told;
+    EXPECT_EQ(place.run("verify --layer cosine_norm --device cuda").code, 6);
+  }
+}
+
+TEST(Verify, TakesNamesAndPathsThatAreThere) {
+  Workplace place;
+  const Outcome layer = place.run("verify --layer rms_norm,grup_norm");
+  EXPECT_EQ(layer.code, 2);
+  EXPECT_NE(layer.err.find("layer is 'grup_norm'"), std::string::npos) << layer.err;
+  EXPECT_NE(layer.err.find("did you mean group_norm?"), std::string::npos) << layer.err;
+  EXPECT_EQ(place.run("verify --layer rms_norm,rms_norm").code, 2);
+  EXPECT_EQ(place.run("verify --layer rms_norm --transport tcp").code, 2);
+  EXPECT_EQ(place.run("verify --layer rms_norm --json none/v.json").code, 3);
+}
+
+TEST(Verify, ChecksMpiOverTheRanksOfALauncher) {
+  if (!ALLNORM_HAVE_MPI || std::system("mpirun --version > /dev/null 2>&1") != 0)
+    GTEST_SKIP() << "there is no mpirun, or this build has no MPI";
+  Workplace place;
+  const Outcome outcome = place.run("verify --layer group_norm,spade --device cpu --json v.json", "mpirun -n 3");
+  EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+  const Json json = Json::parse(place.bytes("v.json"));
+  EXPECT_TRUE(json["holds"]);
+  for (const Json& one : json["layers"]) EXPECT_EQ(one["largest"]["transport"], "mpi") << one;
+}
+
+}  // namespace
+}  // namespace allnorm::test
