@@ -124,8 +124,9 @@ const Row& first_row(bool synced) {
 
 void help_apply(std::ostream& out) {
   RankOptions ranks;
-  out << "allnorm apply LAYER [options]\nallnorm apply LAYER --help\n\n"
-         "One layer forward, and backward where --grad-output is given, on .npy files.\n\nLayers:\n";
+  out << "allnorm apply LAYER [options]\nallnorm apply LAYER --help\n\n";
+  print_text(out, "One layer forward, and backward where --grad-output is given, on .npy files.");
+  out << "\nLayers:\n";
   print_layers(out);
   out << "\nOptions:\n";
   print_options(out, describe_apply());
@@ -144,13 +145,12 @@ void help_apply(std::ostream& out) {
                 "--dtype, output and their gradients are "
                 "written as it (bf16 as f32); parameters are used in f32 (f64 with f64); statistics and gradients of "
                 "parameters are written as f64."}});
-  const auto example = [&out](std::string_view launcher, bool synced, std::string_view words) {
-    out << "  " << launcher << "allnorm apply " << first_row(synced).name << words << "\n";
+  const auto example = [](std::string_view launcher, bool synced, std::string_view words) {
+    return std::string(launcher) + "allnorm apply " + std::string(first_row(synced).name) + std::string(words);
   };
-  out << "\nExamples:\n";
-  example("", false, " --input x.npy --grad-output dy.npy --set eps=1e-3 --out results");
-  example("", true, " --input x.npy --split batch --ranks 4 --out results");
-  example("mpirun -n 4 ", true, " --input x.{rank}.npy --out results");
+  print_examples(out, {example("", false, " --input x.npy --grad-output dy.npy --set eps=1e-3 --out results"),
+                       example("", true, " --input x.npy --split batch --ranks 4 --out results"),
+                       example("mpirun -n 4 ", true, " --input x.{rank}.npy --out results")});
   out << "\n";
   print_exit_codes(out);
 }
@@ -166,7 +166,18 @@ int run_apply(const Arguments& words) {
 
 }  // namespace
 
-const Command apply_command{"apply", "run one layer forward and backward on .npy files, on one or many ranks",
-                            run_apply, help_apply};
+const Command apply_command{"apply",
+                            "run one layer forward and backward on .npy files, on one or many ranks",
+                            run_apply,
+                            help_apply,
+                            [] {
+                              static RankOptions ranks;  // for its text
+                              return describe_apply().add(describe(ranks));
+                            },
+                            [] {
+                              std::vector<std::string> layers;
+                              for (const Row& row : catalogue()) layers.emplace_back(row.name);
+                              return layers;
+                            }};
 
 }  // namespace allnorm::launch

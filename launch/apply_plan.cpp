@@ -7,6 +7,7 @@
 
 #include "allnorm/error.hpp"
 #include "launch/apply.hpp"
+#include "launch/choice.hpp"
 #include "launch/help.hpp"
 #include "launch/nonfinite.hpp"
 #include "src/nearest.hpp"
@@ -39,6 +40,18 @@ constexpr std::pair<std::string_view, Order> layouts[] = {{"channels_first", Ord
 constexpr std::pair<std::string_view, Split> splits[] = {
     {"batch", Split::batch}, {"space", Split::space}, {"channels", Split::channels}};
 
+// An option that is one of the table's words, and what a word of it stands for.
+template <class Value, std::size_t Size>
+Choice* choice(const char* option, std::string* word, const std::pair<std::string_view, Value> (&table)[Size]) {
+  std::vector<std::string> words;
+  for (const auto& row : table) words.emplace_back(row.first);
+  return new Choice(option, word, words);
+}
+template <class Value, std::size_t Size>
+Value meaning(std::string_view word, const std::pair<std::string_view, Value> (&table)[Size]) {
+  return std::find_if(std::begin(table), std::end(table), [&](const auto& row) { return row.first == word; })->second;
+}
+
 // The words behind the options, as they were typed.
 struct Words {
   std::vector<std::string> tensors{}, sets{};
@@ -57,11 +70,12 @@ po::options_description describe(Words& words) {
   options.add_options()("set", po::value(&words.sets)->value_name("NAME=VALUE"),
                         "an attribute of the layer; any number")(
       "out", po::value(&words.out)->value_name("DIR"), "where the results are written; made if missing; required")(
-      "dtype", po::value(&words.dtype)->value_name("TYPE"), "f64, f32, f16 or bf16 (the input file's type)")(
-      "layout", po::value(&words.layout)->value_name("ORDER"),
+      "dtype", (new Choice("dtype", &words.dtype, {"f64", "f32", "f16", "bf16"}))->value_name("TYPE"),
+      "f64, f32, f16 or bf16 (the input file's type)")(
+      "layout", choice("layout", &words.layout, layouts)->value_name("ORDER"),
       "channels_first: files are N, C, space...; channels_last: N, space..., C (channels_first)")(
       "steps", po::value(&words.steps)->value_name("S"), "calls in a row on one layer object (1)")(
-      "split", po::value(&words.split)->value_name("AXIS"),
+      "split", choice("split", &words.split, splits)->value_name("AXIS"),
       "batch, space or channels: cut that axis of the files over the ranks, in order, the first ranks one slice more")(
       "load-state", po::value(&words.load_state)->value_name("F.safetensors"),
       "the layer's state before the first call")(
@@ -69,16 +83,6 @@ po::options_description describe(Words& words) {
       "with --load-state: window and open batch start anew, so that a state of another number of ranks is accepted")(
       "save-state", po::value(&words.save_state)->value_name("F.safetensors"), "the layer's state after the last call");
   return options;
-}
-
-template <class Value, std::size_t Size>
-Value choose(std::string_view option, std::string_view text, const std::pair<std::string_view, Value> (&known)[Size]) {
-  std::string names;
-  for (const auto& [name, value] : known) {
-    if (name == text) return value;
-    names += (names.empty() ? "" : ", ") + std::string(name);
-  }
-  fail(Code::invalid_argument, std::string(option) + " is '" + std::string(text) + "', must be one of " + names);
 }
 
 std::pair<std::string, std::string> halves(std::string_view option, const std::string& text) {
@@ -224,8 +228,8 @@ ApplyPlan read_plan(const Arguments& words) {
   expect(!mentions(plan.load_state, "{step}") && !mentions(plan.save_state, "{step}"), Code::invalid_argument,
          "a state file's name has {step}, must have at most {rank}: a run has one state");
   if (values.count("dtype") > 0) plan.dtype = parse_dtype(typed.dtype);
-  plan.order = choose("--layout", typed.layout, layouts);
-  if (values.count("split") > 0) plan.split = choose("--split", typed.split, splits);
+  plan.order = meaning(typed.layout, layouts);
+  if (values.count("split") > 0) plan.split = meaning(typed.split, splits);
   plan.steps = typed.steps;
   expect(plan.steps >= 1 && plan.steps <= most_steps, Code::invalid_argument, [&] {
     return "--steps is " + std::to_string(plan.steps) + ", must be 1 to " + std::to_string(most_steps) +

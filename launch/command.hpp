@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include <boost/program_options/options_description.hpp>
+
 namespace allnorm::launch {
 
 using Arguments = std::vector<std::string>;
@@ -18,6 +20,10 @@ struct Command {
   int (*run)(const Arguments&);
   /// Prints the complete help of `allnorm NAME --help`.
   void (*help)(std::ostream&);
+  /// Its options, for the shell's completion and the manual page; null: none but --help.
+  boost::program_options::options_description (*options)() = nullptr;
+  /// The words of which one follows the name; null: a file, or nothing.
+  std::vector<std::string> (*words)() = nullptr;
 };
 
 /// All commands of this build, in the order of the help.
@@ -25,7 +31,10 @@ std::span<const Command> commands() noexcept;
 
 // One per file: apply.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp), verify/verify.cpp.
 extern const Command apply_command;
+extern const Command completion_command;
+extern const Command doctor_command;
 extern const Command info_command;
+extern const Command man_command;
 extern const Command train_command;
 extern const Command verify_command;
 

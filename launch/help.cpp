@@ -11,6 +11,7 @@
 #include <boost/program_options/value_semantic.hpp>
 
 #include "allnorm/error.hpp"
+#include "launch/terminal.hpp"
 #include "src/nearest.hpp"
 
 namespace allnorm::launch {
@@ -19,15 +20,18 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr std::size_t line_width = 100, name_width = 26;
+constexpr std::size_t name_width = 26;
 
-// Appends `text` to `out`, which has `column` characters in its last line, broken between words.
-void wrap(std::ostream& out, std::string_view text, std::size_t column, std::size_t indent) {
+// Appends `text` to `out`, which has `column` characters in its last line, broken between words; `more` ends a line
+// that goes on.
+void wrap(std::ostream& out, std::string_view text, std::size_t column, std::size_t indent,
+          std::string_view more = {}) {
+  const std::size_t line_width = terminal_columns() - more.size();
   while (!text.empty()) {
     const auto end = std::min(text.find(' '), text.size());
     const std::string_view word = text.substr(0, end);
     if (column > indent && column + 1 + word.size() > line_width) {
-      out << '\n' << std::string(indent, ' ');
+      out << more << '\n' << std::string(indent, ' ');
       column = indent;
     } else if (column > indent) {
       out << ' ';
@@ -41,25 +45,6 @@ void wrap(std::ostream& out, std::string_view text, std::size_t column, std::siz
 }
 
 std::string default_text(const std::string& value) { return value.empty() ? "" : " (" + value + ")"; }
-
-// A command line that works once the files are there: every tensor that the row's defaults ask for.
-std::string example_of(const Row& row) {
-  const Layer layer(row.name);
-  const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
-  std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy");
-  for (const TensorSpec& tensor : row.tensors) {
-    const std::string name(tensor.name);
-    if (tensor.required != nullptr && tensor.required(layer.options))
-      text += " --tensor " + name + "=" + name + (steps ? ".{step}.npy" : ".npy");
-    else if (tensor.role == TensorRole::parameter || tensor.role == TensorRole::map)
-      text += name == "weight" ? " --weight gamma.npy"
-              : name == "bias" ? " --bias beta.npy"
-                               : " --tensor " + name + "=" + name + ".npy";
-  }
-  if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
-  if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
-  return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";
-}
 
 // Gradients of what has no axes of the input are like that.
 std::string output_text(const Row& row, const OutputSpec& output) {
@@ -124,8 +109,36 @@ po::variables_map parse_options(const Arguments& words, const po::options_descri
   }
 }
 
+std::string example_of(const Row& row) {
+  const Layer layer(row.name);
+  const bool window = layer.options.window > 1, steps = window || layer.options.minibatches > 1;
+  std::string text = "allnorm apply " + std::string(row.name) + (steps ? " --input x.{step}.npy" : " --input x.npy");
+  for (const TensorSpec& tensor : row.tensors) {
+    const std::string name(tensor.name);
+    if (tensor.required != nullptr && tensor.required(layer.options))
+      text += " --tensor " + name + "=" + name + (steps ? ".{step}.npy" : ".npy");
+    else if (tensor.role == TensorRole::parameter || tensor.role == TensorRole::map)
+      text += name == "weight" ? " --weight gamma.npy"
+              : name == "bias" ? " --bias beta.npy"
+                               : " --tensor " + name + "=" + name + ".npy";
+  }
+  if (steps) text += " --steps " + std::to_string(std::max(layer.options.window, layer.options.minibatches));
+  if (layer.options.sync.ranks != Sync::none) text += " --split batch --ranks 2";
+  return text + (steps ? " --grad-output dy.{step}.npy" : " --grad-output dy.npy") + " --out results";
+}
+
 bool asks_for_help(const Arguments& words) {
   return std::any_of(words.begin(), words.end(), [](const auto& word) { return word == "--help" || word == "-h"; });
+}
+
+void print_text(std::ostream& out, std::string_view text) { wrap(out, text, 0, 0); }
+
+void print_examples(std::ostream& out, const std::vector<std::string>& commands) {
+  out << (commands.size() == 1 ? "\nExample:\n" : "\nExamples:\n");
+  for (const std::string& command : commands) {
+    out << "  ";
+    wrap(out, command, 2, 2, " \\");
+  }
 }
 
 void print_lines(std::ostream& out, const std::vector<HelpLine>& lines) {
@@ -141,28 +154,34 @@ void print_lines(std::ostream& out, const std::vector<HelpLine>& lines) {
   }
 }
 
+std::string spelling(const po::option_description& option) {
+  return "--" + option.long_name() + (option.semantic()->max_tokens() > 0 ? " " + option.format_parameter() : "");
+}
+
 void print_options(std::ostream& out, const po::options_description& description) {
   std::vector<HelpLine> lines;
-  for (const auto& option : description.options()) {
-    const std::string argument = option->semantic()->max_tokens() > 0 ? " " + option->format_parameter() : "";
-    lines.push_back({"--" + option->long_name() + argument, option->description()});
-  }
+  for (const auto& option : description.options()) lines.push_back({spelling(*option), option->description()});
   print_lines(out, lines);
+}
+
+const std::vector<std::string>& program_examples() {
+  static const std::vector<std::string> examples{
+      "allnorm train --norm batch_norm,sync_batch_norm --ranks 4",
+      "allnorm apply batch_norm --input x.npy --out results",
+      "mpirun -n 2 allnorm apply sync_batch_norm --input x.{rank}.npy --out results", "allnorm info --json"};
+  return examples;
 }
 
 void print_program_help(std::ostream& out) {
   out << "allnorm: normalization layers over any set of samples, ranks and iterations\n\n"
          "  allnorm COMMAND [options]\n"
-         "  allnorm COMMAND --help\n"
-         "  allnorm --help | --version\n\nCommands:\n";
+         "  allnorm help COMMAND, allnorm COMMAND --help\n"
+         "  allnorm --help | --version (-V)\n\nCommands:\n";
   std::vector<HelpLine> lines;
   for (const Command& command : commands()) lines.push_back({std::string(command.name), std::string(command.summary)});
   print_lines(out, lines);
-  out << "\nExamples:\n"
-         "  allnorm train --norm batch_norm,sync_batch_norm --ranks 4\n"
-         "  allnorm apply batch_norm --input x.npy --out results\n"
-         "  mpirun -n 2 allnorm apply sync_batch_norm --input x.{rank}.npy --out results\n"
-         "  allnorm info --json\n\n";
+  print_examples(out, program_examples());
+  out << "\n";
   print_exit_codes(out);
 }
 
@@ -174,8 +193,10 @@ void print_layers(std::ostream& out) {
 
 void print_layer_help(std::ostream& out, const Row& row) {
   const Layer layer(row.name);
-  out << "allnorm apply " << row.name << "\n\n"
-      << row.summary << "\nSource: " << row.source << "\n\nTensors (--tensor NAME=FILE.npy):\n";
+  out << "allnorm apply " << row.name << " [options]\n\n";
+  print_text(out, row.summary);
+  print_text(out, "Source: " + std::string(row.source));
+  out << "\nTensors (--tensor NAME=FILE.npy):\n";
   std::vector<HelpLine> lines{{"input", "(N,C,space...), required; --input"},
                               {"grad_output", "like input; asks for the gradients; --grad-output"}};
   const bool compares = row.vectors() != nullptr;
@@ -192,23 +213,30 @@ void print_layer_help(std::ostream& out, const Row& row) {
                      std::string(attribute.help) + " [" + std::string(attribute.values) + "]"});
   print_lines(out, lines);
 
-  out << "\nOutputs (NAME.npy in --out; with several ranks NAME.r<rank>, with several steps NAME.s<step>):\n";
+  out << "\n";
+  print_text(out, "Outputs (NAME.npy in --out; with several ranks NAME.r<rank>, with several steps NAME.s<step>):");
   lines = {{"output", compares ? "(N,M)" : "like input"},
            {"grad_input", "like input; the gradients are written where one is given"}};
   for (const OutputSpec& output : row.outputs) lines.push_back({std::string(output.name), output_text(row, output)});
   print_lines(out, lines);
-  out << "\nExample:\n  " << example_of(row) << "\n";
+  print_examples(out, {example_of(row)});
+}
+
+const std::vector<HelpLine>& exit_codes() {
+  static const std::vector<HelpLine> codes{
+      {"0", "success"},
+      {"1", "failure while running"},
+      {"2", "the command line: a name, an attribute's value, a tensor that is missing"},
+      {"3", "a file: unreadable, malformed, or its shape, type or content wrong"},
+      {"4", "the ranks disagree with each other"},
+      {"5", "a rank is missing, late or left"},
+      {"6", "a device, transport or optional part that this build or machine lacks"}};
+  return codes;
 }
 
 void print_exit_codes(std::ostream& out) {
   out << "Exit codes:\n";
-  print_lines(out, {{"0", "success"},
-                    {"1", "failure while running"},
-                    {"2", "the command line: a name, an attribute's value, a tensor that is missing"},
-                    {"3", "a file: unreadable, malformed, or its shape, type or content wrong"},
-                    {"4", "the ranks disagree with each other"},
-                    {"5", "a rank is missing, late or left"},
-                    {"6", "a device, transport or optional part that this build or machine lacks"}});
+  print_lines(out, exit_codes());
 }
 
 }  // namespace allnorm::launch

@@ -1,17 +1,19 @@
 // `allnorm info`: what this build and this machine can do, and what they cannot and why.
+#include <unistd.h>
+
 #include <iostream>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "allnorm/device.hpp"
-#include "build_config.hpp"
 #include "kernels/ops.hpp"
 #include "launch/command.hpp"
 #include "launch/help.hpp"
+#include "launch/machine.hpp"
+#include "launch/parts.hpp"
 #include "launch/ranks.hpp"
 
 #if ALLNORM_HAVE_NCCL
@@ -24,31 +26,6 @@ namespace {
 
 namespace po = boost::program_options;
 
-struct Remedy {
-  std::string_view part, text;
-};
-// How to get a part that was not found. Parts without a line have no code in this version.
-constexpr Remedy remedies[] = {
-    {"mpi", "ranks as processes: install libopenmpi-dev or libmpich-dev and configure again"},
-    {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
-    {"nccl", "ranks with a GPU each: install libnccl-dev and configure again"},
-    {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
-};
-
-std::string explain(const build::Part& part) {
-  std::string text(part.detail);
-  if (part.in) return text;
-  for (const Remedy& remedy : remedies)
-    if (remedy.part == part.name) text += "; " + std::string(remedy.text);
-  return text;
-}
-
-bool has(std::string_view name) {
-  for (const build::Part& part : build::parts)
-    if (part.name == name) return part.in;
-  return false;
-}
-
 struct Available {
   std::string name, detail;
   bool in;
@@ -56,7 +33,10 @@ struct Available {
 
 std::vector<Available> devices() {
   const Queue queue = Queue::cpu();
-  return {{"cpu", std::string(queue.ops().name) + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores",
+  const std::vector<int> cpus = usable_cpus();
+  return {{"cpu",
+           std::string(queue.ops().name) + "; this process may run on " + std::to_string(cpus.size()) + " of " +
+               std::to_string(::sysconf(_SC_NPROCESSORS_ONLN)) + " CPUs (" + ranges(cpus) + ")",
            true},
           {"cuda", cuda_summary(), cuda_devices() > 0}};
 }
@@ -74,7 +54,9 @@ Available nccl() {
 std::vector<Available> transports() {
   return {{"self", "one rank", true},
           {"threads", "ranks as threads of one process (--ranks K)", true},
-          {"mpi", has("mpi") ? "ranks as processes (mpirun -n K allnorm ...)" : "this build has no MPI", has("mpi")},
+          {"mpi",
+           has_part("mpi") ? "ranks as processes (mpirun -n K allnorm ...), " + mpi_library() : "this build has no MPI",
+           has_part("mpi")},
           nccl()};
 }
 
@@ -89,6 +71,7 @@ void print_json() {
       json[key].push_back({{"name", one.name}, {"available", one.in}, {"detail", one.detail}});
   };
   list("devices", devices());
+  json["cpus"] = usable_cpus();
   list("transports", transports());
   for (const build::Part& part : build::parts)
     json["parts"].push_back({{"name", part.name}, {"available", part.in}, {"detail", explain(part)}});
@@ -96,7 +79,7 @@ void print_json() {
   std::cout << json.dump(2) << "\n";
 }
 
-void print_text() {
+void print_info() {
   std::cout << "allnorm " << build::version << " (commit " << build::commit << ")\n"
             << "  compiler  " << build::compiler << "\n  build     " << build::type << "\n";
   const auto list = [](const char* title, const std::vector<Available>& all) {
@@ -121,10 +104,11 @@ po::options_description describe_info() {
 }
 
 void help_info(std::ostream& out) {
-  out << "allnorm info [--json]\n\nVersion, build, devices, transports and optional parts: what is there, what is not, "
-         "and "
-         "why.\n\nOptions:\n";
+  out << "allnorm info [--json]\n\n";
+  print_text(out, "Version, build, devices, transports and optional parts: what is there, what is not, and why.");
+  out << "\nOptions:\n";
   print_options(out, describe_info());
+  print_examples(out, {"allnorm info", "allnorm info --json"});
 }
 
 int run_info(const Arguments& words) {
@@ -132,13 +116,13 @@ int run_info(const Arguments& words) {
   if (values.count("json") > 0)
     print_json();
   else
-    print_text();
+    print_info();
   return exit_success;
 }
 
 }  // namespace
 
 const Command info_command{"info", "show version, build, devices, transports, and what is missing and why", run_info,
-                           help_info};
+                           help_info, describe_info};
 
 }  // namespace allnorm::launch

@@ -49,6 +49,14 @@ std::optional<Launcher> launcher() {
   return std::nullopt;
 }
 
+std::vector<std::string> launcher_leftovers() {
+  std::vector<std::string> left;
+  for (const auto& known : launchers)
+    if (number_in(known.size) && !number_in(known.rank))
+      left.push_back(std::string(known.size) + " is set without " + known.rank);
+  return left;
+}
+
 std::string text_of(const Launcher& from) {
   return std::string(from.name) + (from.size > 0 ? " with " + std::to_string(from.size) + " ranks" : "");
 }

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace allnorm::launch {
 
@@ -16,6 +17,9 @@ struct Launcher {
 };
 /// The innermost of the launchers that this process is a rank of; none where there is none.
 std::optional<Launcher> launcher();
+/// Of variables that a launcher sets in pairs, those that say how many ranks there are while none says which this is:
+/// "OMPI_COMM_WORLD_SIZE is set without OMPI_COMM_WORLD_RANK".
+std::vector<std::string> launcher_leftovers();
 /// "srun with 4 ranks".
 std::string text_of(const Launcher& from);
 /// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.

@@ -10,7 +10,9 @@
 #include <boost/program_options/value_semantic.hpp>
 
 #include "build_config.hpp"
+#include "launch/choice.hpp"
 #include "launch/launcher.hpp"
+#include "launch/machine.hpp"
 #include "launch/ranks_run.hpp"
 #include "launch/terminal.hpp"
 #include "src/attributes.hpp"
@@ -38,6 +40,17 @@ Ranks ranks_of(const RankOptions& options) {
   if (options.transport == "nccl") return !from ? Ranks::threads : from->speaks_mpi ? Ranks::mpi : Ranks::meeting;
   if (!options.transport.empty()) return options.transport == "mpi" ? Ranks::mpi : Ranks::threads;
   return ALLNORM_HAVE_MPI && from && from->speaks_mpi ? Ranks::mpi : Ranks::threads;
+}
+
+// Said once in a job, as far as the launcher tells who is the first.
+void warn_of_threads(const RankOptions& options) {
+  if (options.threads == 1 || options.device != "cpu") return;
+  const auto cpus = usable_cpus();
+  const auto from = launcher_of(options);
+  if (static_cast<std::size_t>(options.threads) <= cpus.size() || cpus.empty() || (from && from->rank > 0)) return;
+  warn("--threads is " + std::to_string(options.threads) + ", but this process may run on " +
+       std::to_string(cpus.size()) + (cpus.size() == 1 ? " CPU (" : " CPUs (") + ranges(cpus) +
+       "): as many threads are used");
 }
 
 }  // namespace
@@ -82,10 +95,11 @@ po::options_description describe(RankOptions& options) {
   po::options_description description("Ranks");
   description.add_options()("ranks", po::value(&options.ranks)->value_name("K")->notifier(at_least_one("--ranks")),
                             "ranks; without a launcher K threads of this process stand for K processes (1)")(
-      "transport", po::value(&options.transport)->value_name("NAME"),
+      "transport",
+      (new Choice("transport", &options.transport, {"self", "threads", "mpi", "nccl"}))->value_name("NAME"),
       "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank); self and threads under a "
       "launcher: every process by itself; nccl: with a GPU per rank")(
-      "device", po::value(&options.device)->value_name("NAME"),
+      "device", (new Choice("device", &options.device, {"cpu", "cuda"}))->value_name("NAME"),
       "cpu or cuda (cpu); ranks of one machine take its GPUs in turn")(
       "threads", po::value(&options.threads)->value_name("T")->notifier(at_least_one("--threads")),
       "CPU threads per rank (1)")("timeout",
@@ -95,26 +109,14 @@ po::options_description describe(RankOptions& options) {
       "the same until all ranks are there, and in the first exchange: ranks start at different times (600)")(
       "record", po::value(&options.record)->value_name("DIR"),
       "where a rank is missing, every other one writes what it knows of all to DIR/late.r<rank>.json")(
-      "nonfinite", po::value(&options.nonfinite)->value_name("WHAT")->notifier([](const std::string& value) {
-        expect(value == "propagate" || value == "fail" || value == "skip_update", Code::invalid_argument,
-               [&] { return "--nonfinite is '" + value + "', must be propagate, fail or skip_update"; });
-      }),
+      "nonfinite",
+      (new Choice("nonfinite", &options.nonfinite, {"propagate", "fail", "skip_update"}))->value_name("WHAT"),
       "input that is not finite on some rank: propagate (its channels stay out of the layer's state, one warning), "
       "fail (exit 1), or skip_update (no state of the layer changes, a warning each time) (propagate)");
   return description;
 }
 
 void check(const RankOptions& options) {
-  const auto one_of = [](const std::string& option, const std::string& value,
-                         std::initializer_list<const char*> known) {
-    std::string names;
-    for (const char* name : known) names += (names.empty() ? "" : ", ") + std::string(name);
-    expect(std::find(known.begin(), known.end(), value) != known.end(), Code::invalid_argument,
-           [&] { return option + " is '" + value + "', must be one of " + names; });
-  };
-  if (!options.transport.empty()) one_of("--transport", options.transport, {"self", "threads", "mpi", "nccl"});
-  one_of("--device", options.device, {"cpu", "cuda"});
-
   const auto from = launcher_of(options);
   const bool several = from && from->size > 1;
   expect(!several || options.ranks == 0 || options.ranks == from->size, Code::invalid_argument, [&] {
@@ -167,6 +169,7 @@ int expected_ranks(const RankOptions& options) noexcept {
 
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body) {
   check(options);
+  warn_of_threads(options);
   switch (ranks_of(options)) {
     case Ranks::mpi:
       return run_mpi(options, body);

@@ -62,6 +62,9 @@ int expected_ranks(const RankOptions& options) noexcept;
 /// becomes the exit code of all: a rank's own bad usage or file first, then a mismatch, then a missing rank.
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body);
 
+/// What the MPI of this program says of itself, such as "Open MPI v4.1.4"; empty in a build without MPI.
+std::string mpi_library();
+
 /// Prints an error that was found before any rank ran, on one line, and returns its exit code. Under a launcher every
 /// process finds the same one: rank 0 prints it at once, the others only if they are still there a moment later.
 int report(const std::exception& error);

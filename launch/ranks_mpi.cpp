@@ -29,17 +29,6 @@ GpuMemory gpu_memory_from_environment() {
   return text == "taken" ? GpuMemory::taken : GpuMemory::refused;
 }
 
-// "Open MPI v4.1.4": the start of what the library says of itself.
-std::string mpi_name() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING];
-  int length = 0;
-  MPI_Get_library_version(text, &length);
-  const std::string_view version(text, static_cast<std::size_t>(length));
-  std::string name(version.substr(0, version.find_first_of(",\n")));
-  std::replace(name.begin(), name.end(), '\t', ' ');
-  return name;
-}
-
 // Processes that one launcher started and that MPI does not know as its ranks: each would compute alone, and all would
 // write the same files. Empty where the two agree.
 std::string never_met(int size) {
@@ -47,7 +36,7 @@ std::string never_met(int size) {
   if (!from || from->size == 0 || from->size == size) return {};
   const std::string starter = from->name == srun       ? "srun --mpi=pmix or mpirun"
                               : from->name == torchrun ? "mpirun or srun"
-                                                       : "the mpirun of this build's MPI, " + mpi_name();
+                                                       : "the mpirun of this build's MPI, " + mpi_library();
   return "ranks of MPI: " + std::to_string(size) + ", must be the " + std::to_string(from->size) + " of " +
          std::string(from->name) + ": start them with " + starter +
          " (a process that is meant to be alone: --transport self or threads)";
@@ -73,6 +62,16 @@ int leave(const Failure& failure, int rank, int size) {
 }
 
 }  // namespace
+
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string_view version(text, static_cast<std::size_t>(length));
+  std::string name(version.substr(0, version.find_first_of(",\n")));
+  std::replace(name.begin(), name.end(), '\t', ' ');
+  return name;
+}
 
 int run_mpi(const RankOptions& options, const RankBody& body) {
   const auto from = launcher();
@@ -120,6 +119,8 @@ int run_mpi(const RankOptions& options, const RankBody& body) {
 #else
 
 namespace allnorm::launch {
+
+std::string mpi_library() { return {}; }
 
 int run_mpi(const RankOptions&, const RankBody&) {
   fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "launch/late.hpp"
+#include "launch/machine.hpp"
 #include "launch/ranks_nccl.hpp"
 #include "launch/terminal.hpp"
 
@@ -38,7 +39,9 @@ std::optional<Failure> run_one(Rank& rank, const RankBody& body) {
 }
 
 Queue queue_of(const RankOptions& options, int number) {
-  return options.device == "cuda" ? Queue::cuda(number % std::max(cuda_devices(), 1)) : Queue::cpu(options.threads);
+  if (options.device == "cuda") return Queue::cuda(number % std::max(cuda_devices(), 1));
+  // More threads than CPUs would wait for each other; the bits are the same with any number.
+  return Queue::cpu(std::clamp(static_cast<int>(usable_cpus().size()), 1, options.threads));
 }
 
 Patience patience_of(const RankOptions& options) {

@@ -1,6 +1,7 @@
 // What reaches the terminal. Names come from files, and a terminal obeys what is in them.
 #include "launch/terminal.hpp"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,6 +52,13 @@ std::string for_terminal(std::string_view text, Lines lines) {
     text.remove_prefix(size);
   }
   return shown;
+}
+
+std::size_t terminal_columns() {
+  constexpr std::size_t usual = 80, least = 40;
+  ::winsize size{};
+  const bool told = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return told ? std::clamp<std::size_t>(size.ws_col, least, usual) : usual;
 }
 
 void print_line(std::string_view text) {

@@ -1,6 +1,7 @@
 // What reaches the terminal. Names come from files, and a terminal obeys what is in them.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -10,6 +11,9 @@ namespace allnorm::launch {
 /// space, or stays.
 enum class Lines { join, keep };
 std::string for_terminal(std::string_view text, Lines lines = Lines::join);
+
+/// How wide lines of stdout are: 80 columns, or as many as its terminal has where that is narrower (40 at least).
+std::size_t terminal_columns();
 
 /// "allnorm: TEXT" on stderr, one line, after what stdout has.
 void print_line(std::string_view text);

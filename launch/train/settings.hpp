@@ -2,17 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <iosfwd>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "launch/command.hpp"
 #include "launch/progress.hpp"
-#include "launch/ranks.hpp"
 #include "launch/train/images.hpp"
 #include "launch/train/norm_choice.hpp"
+#include "launch/train_options.hpp"
 
 namespace allnorm::launch::train {
 
@@ -22,23 +20,14 @@ struct Scene {
   Split split = Split::iid;
 };
 
-struct Settings {
-  RankOptions ranks;
-  std::string data = "data/digits";
+struct Settings : TrainOptions {
   std::vector<NormChoice> norms;
-  std::vector<Scene> scenes{Scene{}};  ///< several with --preset sweep
-  std::int64_t accumulate = 0;         ///< calls per update; 0: the norm's minibatches
-  std::int64_t epochs = 20, seeds = 1;
-  std::optional<double> lr;  ///< the peak; not given: learning_rate()
-  std::string preset;        ///< "demo", "sweep" or empty
-  std::string log, report, checkpoint;
-  std::string resume;                          ///< empty: a start from the beginning
+  std::vector<Scene> scenes{Scene{}};          ///< several with --preset sweep
   ProgressKind progress = ProgressKind::none;  ///< of rank 0
 };
 
 /// Throws invalid_argument for unknown options and values out of range.
 Settings parse(const Arguments& arguments);
-void print_help(std::ostream& out);
 std::string_view to_string(Split split) noexcept;
 
 /// One training: a normalization, a scene, a seed.

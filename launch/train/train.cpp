@@ -216,7 +216,7 @@ class Training {
 
   void finish() const {
     std::cout << table_of(events_);
-    for (const std::string& remark : remarks_of(events_)) std::cout << remark << '\n';
+    for (const std::string& remark : remarks_of(events_)) print_text(std::cout, remark);
     std::cout << std::flush;
     if (settings_.report.empty()) return;
     AtomicFile file(settings_.report);
@@ -237,7 +237,7 @@ class Training {
 
 int run_train(const Arguments& arguments) {
   if (asks_for_help(arguments)) {
-    print_help(std::cout);
+    help_train(std::cout);
     return exit_success;
   }
   const Settings settings = parse(arguments);

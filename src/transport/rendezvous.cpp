@@ -262,17 +262,19 @@ Socket::~Socket() {
   if (handle_ >= 0) ::close(handle_);
 }
 
-Meeting meeting_from_environment() {
+int meeting_port() {
   constexpr int last_port = 65535, own_port = 29601;
+  if (!variable("ALLNORM_PORT").empty()) return number("ALLNORM_PORT", 1, last_port);
+  return variable("MASTER_PORT").empty() ? own_port : number("MASTER_PORT", 1, last_port - 1) + 1;
+}
+
+Meeting meeting_from_environment() {
   Meeting meeting;
   meeting.host = variable("MASTER_ADDR");
   expect(!meeting.host.empty(), Code::invalid_argument, "MASTER_ADDR is not set, must be the host of rank 0");
   meeting.size = number("WORLD_SIZE", 1, 1 << 20);
   meeting.rank = number("RANK", 0, meeting.size - 1);
-  if (!variable("ALLNORM_PORT").empty())
-    meeting.port = number("ALLNORM_PORT", 1, last_port);
-  else
-    meeting.port = variable("MASTER_PORT").empty() ? own_port : number("MASTER_PORT", 1, last_port - 1) + 1;
+  meeting.port = meeting_port();
   meeting.run = variable("ALLNORM_RUN");
   if (meeting.run.empty())
     for (const char* name : {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID"})

@@ -31,6 +31,9 @@ class Socket {
   int handle_ = -1;
 };
 
+/// The port of meeting_from_environment(). Throws invalid_argument, naming the variable.
+int meeting_port();
+
 /// The ranks of a run, connected to rank 0, which passes on what one has to tell all: that it failed. A rank that ends
 /// without a good-bye counts as failed. May be used by two threads.
 class Gathering {

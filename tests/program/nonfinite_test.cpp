@@ -80,7 +80,7 @@ TEST_F(NonFiniteOption, IsRefusedWhereAnUpdateCannotBeSkipped) {
 TEST_F(NonFiniteOption, HasThreeWords) {
   const Outcome outcome = run("sync_batch_norm --nonfinite ignore");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_EQ(outcome.err, "allnorm: --nonfinite is 'ignore', must be propagate, fail or skip_update\n");
+  EXPECT_EQ(outcome.err, "allnorm: --nonfinite is 'ignore', must be one of propagate, fail, skip_update\n");
 }
 
 }  // namespace

@@ -101,6 +101,12 @@ Outcome Workplace::run_with(std::span<const std::string_view> environment, std::
   return wait(start(all, {environment.begin(), environment.end()}));
 }
 
+Outcome Workplace::run_other(std::string_view words) const {
+  std::vector<std::string> all;
+  split_words(words, all);
+  return wait(start(all, {}));
+}
+
 pid_t Workplace::start(std::string_view words, std::string_view before) const {
   std::vector<std::string> all;
   split_words(before, all);

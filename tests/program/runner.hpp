@@ -54,6 +54,9 @@ class Workplace {
     return run_with(std::span(environment.begin(), environment.size()), words);
   }
 
+  /// Another program.
+  Outcome run_other(std::string_view words) const;
+
   /// The same in two parts, for a test that does something to the process in between.
   pid_t start(std::string_view words, std::string_view before = {}) const;
   Outcome wait(pid_t child) const;

@@ -1,16 +1,22 @@
 // The command line: help, version, and every wrong use with its exit code and its one line.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <string>
 
 #include "allnorm/catalogue.hpp"
 #include "allnorm/device.hpp"
 #include "build_config.hpp"
+#include "launch/ranks.hpp"
 #include "runner.hpp"
 
 namespace allnorm::test {
 namespace {
+
+// Without the breaks between lines.
+std::string flat(const std::string& text) { return std::regex_replace(text, std::regex("\\s+"), " "); }
 
 struct Wrong {
   const char* words;
@@ -33,9 +39,9 @@ TEST_P(WrongUse, HasItsCodeAndOneLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     Program, WrongUse,
-    testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "train, apply, verify, info; did you mean apply?"},
-                    Wrong{"--verson", 2, "train, apply, verify, info"}, Wrong{"help tain", 2, "did you mean train?"},
-                    Wrong{"info extra", 2, "'extra'"},
+    testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "completion, man; did you mean apply?"},
+                    Wrong{"--verson", 2, "train, apply, verify, info, doctor, completion, man"},
+                    Wrong{"help tain", 2, "did you mean train?"}, Wrong{"info extra", 2, "'extra'"},
                     Wrong{"info --jso", 2, "option is '--jso', must be one that --help names; did you mean --json?"},
                     Wrong{"info --json=yes", 2, "json"}));
 
@@ -117,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"apply batch_norm --input x.npy --out o --transport self --ranks 2", 2, "threads"},
         Wrong{"apply batch_norm --input x.npy --out o --transport mpi --ranks 2", 2, "mpirun -n 2"},
         Wrong{"apply batch_norm --input x.npy --out o --transport nccl", 2, "--device cpu"},
-        Wrong{"apply batch_norm --input x.npy --out o --device tpu", 2, "cpu, cuda"}));
+        Wrong{"apply batch_norm --input x.npy --out o --device cdua", 2, "cpu, cuda; did you mean cuda?"}));
 
 TEST(Device, CudaThatIsNotThereIsExitSixWithTheReason) {
   if (cuda_devices() > 0) GTEST_SKIP() << "there is a GPU: " << cuda_summary();
@@ -229,7 +235,8 @@ TEST(Help, NamesEveryCommandAndLayer) {
   Workplace place;
   const Outcome program = place.run("--help");
   EXPECT_EQ(program.code, 0);
-  for (const char* command : {"train", "apply", "verify", "info"}) EXPECT_NE(program.out.find(command), std::string::npos);
+  for (const char* command : {"train", "apply", "verify", "info", "doctor", "completion", "man"})
+    EXPECT_NE(program.out.find(command), std::string::npos);
   const Outcome apply = place.run("apply --help");
   EXPECT_EQ(apply.code, 0);
   for (const char* part : {"--tensor", "--split", "--timeout", "{rank}", "Exit codes", "--save-state"})
@@ -255,7 +262,7 @@ TEST(Help, OfALayerNamesEveryTensorAttributeAndOutput) {
       const std::string value = attribute.get(layer.options);
       has(std::string(attribute.name) + (value.empty() ? "" : " (" + value + ")"));
     }
-    EXPECT_NE(outcome.out.find(row.source), std::string::npos);
+    EXPECT_NE(flat(outcome.out).find(row.source), std::string::npos);
   }
   EXPECT_EQ(place.run("apply nonsense --help").code, 2);
 }
@@ -288,6 +295,78 @@ TEST(Version, NamesVersionAndParts) {
     EXPECT_NE(outcome.out.find(std::string(part.name) + (part.in ? " on" : " off")), std::string::npos) << part.name;
 }
 
+TEST(Threads, AreAtMostTheCpusThatTheProcessMayRunOn) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  const std::string words = "apply batch_norm --input x.npy --out o --threads ";
+  const Outcome many = place.run(words + "1000");
+  EXPECT_EQ(many.code, 0);
+  EXPECT_NE(many.err.find("warning: --threads is 1000, but this process may run on "), std::string::npos) << many.err;
+  EXPECT_EQ(place.run(words + "1").err, "");
+}
+
+TEST(Doctor, FindsWhatKeepsAJobFromRunning) {
+  Workplace place;
+  const auto check = [&](const std::string& name, std::initializer_list<std::string_view> environment = {}) {
+    Outcome outcome = place.run_with(environment, "doctor --check " + name);
+    outcome.out = flat(outcome.out);
+    return outcome;
+  };
+  for (const char* fine : {"options", "variables", "network", "cpus"}) {
+    const Outcome outcome = check(fine);
+    EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+    EXPECT_NE(outcome.out.find(" ok " + std::string(fine)), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find("Nothing here keeps a job from running."), std::string::npos) << outcome.out;
+  }
+  const Outcome half = check("variables", {"OMPI_COMM_WORLD_SIZE=4"});
+  EXPECT_EQ(half.code, 1);
+  EXPECT_NE(half.out.find("PROBLEM variables"), std::string::npos) << half.out;
+  EXPECT_NE(half.out.find("OMPI_COMM_WORLD_SIZE is set without OMPI_COMM_WORLD_RANK"), std::string::npos) << half.out;
+  EXPECT_NE(half.out.find("=> unset it"), std::string::npos) << half.out;
+  EXPECT_EQ(check("variables", {"WORLD_SIZE=4"}).code, 0);  // has other uses
+  if (cuda_devices() == 0) {
+    const Outcome gpus = place.run("doctor --check gpus --device cuda");
+    EXPECT_EQ(gpus.code, 1);
+    EXPECT_NE(gpus.out.find(cuda_summary().substr(0, 15)), std::string::npos) << gpus.out;
+  }
+  const Outcome few = place.run("doctor --check limits", "prlimit --nofile=30");
+  EXPECT_EQ(few.code, 1);
+  EXPECT_NE(flat(few.out).find("30 files may be open, must be 72 for 2 ranks => ulimit -n 72"), std::string::npos)
+      << few.out;
+  EXPECT_EQ(place.run("doctor --check gpu").code, 2);
+}
+
+// A launcher that says it is of another MPI than this program's, and none at all.
+TEST(Doctor, ComparesTheLauncherWithThisProgramsMpi) {
+  if (!ALLNORM_HAVE_MPI) GTEST_SKIP() << "this build has no MPI";
+  const bool open_mpi = launch::mpi_library().starts_with("Open MPI");
+  const Workplace place;
+  const auto doctor = [&](const char* version) {
+    place.write_bytes("mpirun", "#!/bin/sh\necho '" + std::string(version) + "'\n");
+    std::filesystem::permissions(place.path("mpirun"), std::filesystem::perms::owner_all);
+    const std::string path = "PATH=" + place.path("");
+    return place.run_with({path}, "doctor --check launchers");
+  };
+  const char *open = "mpirun (Open MPI) 4.1.4", *hydra = "HYDRA build details: Version: 4.0.2";
+  const Outcome same = doctor(open_mpi ? open : hydra), other = doctor(open_mpi ? hydra : open);
+  EXPECT_EQ(same.code, 0) << same.out;
+  EXPECT_EQ(other.code, 1) << other.out;
+  EXPECT_NE(other.out.find("PROBLEM  launchers"), std::string::npos) << other.out;
+  const Outcome none = place.run_with({"PATH=/nowhere"}, "doctor --check launchers");
+  EXPECT_EQ(none.code, 1);
+  EXPECT_NE(none.out.find("no mpirun, mpiexec or srun on PATH"), std::string::npos) << none.out;
+}
+
+TEST(Doctor, RanksMeetAsThreadsAndAsProcesses) {
+  Workplace place;
+  const Outcome outcome = place.run("doctor --check meeting --ranks 3");
+  EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+  EXPECT_NE(outcome.out.find("3 ranks as threads meet"), std::string::npos) << outcome.out;
+  if (ALLNORM_HAVE_MPI) {
+    EXPECT_NE(outcome.out.find("mpirun -n 3: the processes meet"), std::string::npos) << outcome.out;
+  }
+}
+
 TEST(Info, JsonAndTextNameTheSameParts) {
   Workplace place;
   const Outcome text = place.run("info"), json = place.run("info --json");
@@ -299,6 +378,8 @@ TEST(Info, JsonAndTextNameTheSameParts) {
   EXPECT_EQ(parsed["transports"][3]["name"], "nccl");
   EXPECT_EQ(parsed["transports"][3]["available"], ALLNORM_HAVE_NCCL == 1 && cuda_devices() > 0);
   EXPECT_EQ(parsed["version"], build::version);
+  EXPECT_FALSE(parsed["cpus"].empty());
+  EXPECT_NE(parsed["transports"][2]["detail"].get<std::string>().find(launch::mpi_library()), std::string::npos);
   EXPECT_EQ(parsed["parts"].size(), build::parts.size());
   for (const auto& list : {"devices", "transports", "parts"})
     for (const auto& one : parsed[list]) {

@@ -1,0 +1,38 @@
+#include "launch/installed.hpp"
+
+#include <filesystem>
+#include <system_error>
+
+#include "allnorm/error.hpp"
+
+namespace allnorm::launch {
+
+namespace fs = std::filesystem;
+
+std::string this_program() {
+  std::error_code error;
+  return fs::read_symlink("/proc/self/exe", error).string();
+}
+
+std::string train_program() {
+  constexpr const char* name = "allnorm-train";
+  std::error_code error;
+  const fs::path here = fs::path(this_program()).parent_path();
+  for (const fs::path& folder : {here, here / ALLNORM_LIBEXEC})
+    if (fs::exists(folder / name, error)) return (folder / name).string();
+  fail(Code::unsupported, std::string(name) + " is neither in " + here.string() + " nor in " +
+                              (here / ALLNORM_LIBEXEC).lexically_normal().string() + ", must be there to train");
+}
+
+std::string digits_folder() {
+  const fs::path in_tree = "data/digits", in_installation = "share/allnorm/digits";
+  std::error_code error;
+  if (fs::exists(in_tree, error)) return in_tree.string();
+  for (fs::path folder = fs::path(this_program()).parent_path(); folder.has_relative_path();
+       folder = folder.parent_path())
+    for (const fs::path& inside : {in_tree, in_installation})
+      if (fs::exists(folder / inside, error)) return (folder / inside).string();
+  return in_tree.string();
+}
+
+}  // namespace allnorm::launch

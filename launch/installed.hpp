@@ -1,0 +1,16 @@
+// Where this program's own files are: beside it, as in a build tree, or where an installation has them.
+#pragma once
+
+#include <string>
+
+namespace allnorm::launch {
+
+/// This program's file.
+std::string this_program();
+/// The program that `allnorm train` starts. Throws unsupported where it is not there.
+std::string train_program();
+/// The folder of the digits: data/digits of the current folder, else that of the tree or the installation that this
+/// program is in; "data/digits" where there is none.
+std::string digits_folder();
+
+}  // namespace allnorm::launch
