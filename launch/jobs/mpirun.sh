@@ -6,5 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 hosts=${1:?the host file} ranks=${2:?the number of ranks}
 shift 2
-exec mpirun --hostfile "$hosts" -n "$ranks" "$root/build/cpu/launch/allnorm" train --data "$root/data/digits" \
-  --norm batch_norm,sync_batch_norm --log build/mpirun.jsonl --report build/mpirun.html "$@"
+program=$root/build/cpu/launch/allnorm
+[ -x "$program" ] || program=$(command -v allnorm)  # of an installation
+exec mpirun --hostfile "$hosts" -n "$ranks" "$program" train \
+  --norm batch_norm,sync_batch_norm --log mpirun.jsonl --report mpirun.html "$@"

@@ -1,0 +1,10 @@
+/* The version of these headers, for C and C++. allnorm_version() of allnorm/allnorm.h is that of the library that runs. */
+#ifndef ALLNORM_VERSION_H
+#define ALLNORM_VERSION_H
+
+#define ALLNORM_VERSION "0.1.0"
+#define ALLNORM_VERSION_MAJOR 0
+#define ALLNORM_VERSION_MINOR 1
+#define ALLNORM_VERSION_PATCH 0
+
+#endif
