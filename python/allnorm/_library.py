@@ -7,20 +7,40 @@ import os
 import pathlib
 from typing import Any
 
-_CODES = ("", "invalid argument", "invalid input", "unsupported", "device", "transport", "mismatch", "timeout", "aborted")
-_USAGE = (1, 2)
+CODES = (
+    "",
+    "invalid argument",
+    "invalid input",
+    "unsupported",
+    "device",
+    "transport",
+    "mismatch",
+    "timeout",
+    "aborted",
+    "non-finite",
+)
+USAGE = CODES[1:3]  # wrong is what was asked for
 
 
 class Error(RuntimeError):
     """A call failed: the message is one line that names the thing, what it was and what it must be; `code` says of
-    which kind ("unsupported", "device", "transport", "mismatch", "timeout", "aborted").
+    which kind ("unsupported", "device", "transport", "mismatch", "timeout", "aborted", "non-finite"). allnorm.torch says too
+    which `rank` it was, which `field` differed and in which `layer`, each None where it is not known.
 
     What is wrong with the call itself, its attributes, shapes or values, is a ValueError.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        rank: int | None = None,
+        field: str | None = None,
+        layer: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.rank, self.field, self.layer = code, rank, field, layer
 
 
 class Tensor(ctypes.Structure):
@@ -109,9 +129,8 @@ def expect(status: int) -> None:
     if status == 0:
         return
     message = library.allnorm_error().decode()
-    if status in _USAGE:
-        raise ValueError(message)
-    raise Error(_CODES[status], message)
+    code = CODES[status]
+    raise ValueError(message) if code in USAGE else Error(code, message)
 
 
 class Handle:

@@ -1,0 +1,77 @@
+"""allnorm for PyTorch: normalization layers as modules, over ranks, iterations and mini-batches.
+
+    import allnorm.torch as an
+
+    an.convert(model, "sync_batch_norm")                     # or layers by hand: an.BatchNorm2d(64, sync="world", window=4)
+
+Layers take their statistics over the process groups of torch.distributed, on CPUs (gloo) as on GPUs (NCCL).
+"""
+
+import re as _re
+
+_NEEDED = (2, 10)
+
+try:
+    import torch as _torch
+except ImportError as _error:
+    raise ImportError(f"allnorm.torch needs torch >= {_NEEDED[0]}.{_NEEDED[1]}, which is not installed") from _error
+_found = tuple(int(_part) for _part in _re.findall(r"\d+", _torch.__version__)[:2])
+if _found < _NEEDED:
+    raise ImportError(f"torch is {_torch.__version__}, must be at least {_NEEDED[0]}.{_NEEDED[1]} for allnorm.torch")
+
+from allnorm._library import Error, version  # noqa: E402
+from allnorm.torch._replay import checkpoint_context  # noqa: E402
+from allnorm.torch.batch_norm import (  # noqa: E402
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    ConvBatchNorm2d,
+    Frame,
+    RenormOptions,
+    SyncBatchNorm,
+)
+from allnorm.torch.conversion import Report, convert, revert  # noqa: E402
+from allnorm.torch.emulation import emulate  # noqa: E402
+from allnorm.torch.norms import (  # noqa: E402
+    FilterResponseNorm2d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    PositionalNorm2d,
+    RMSNorm,
+)
+from allnorm.torch.ranks import Agreement, Difference, average_running_stats, check, precise_statistics  # noqa: E402
+
+__all__ = [
+    "Agreement",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "ConvBatchNorm2d",
+    "Difference",
+    "Error",
+    "FilterResponseNorm2d",
+    "Frame",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "PositionalNorm2d",
+    "RMSNorm",
+    "RenormOptions",
+    "Report",
+    "SyncBatchNorm",
+    "average_running_stats",
+    "check",
+    "checkpoint_context",
+    "convert",
+    "emulate",
+    "precise_statistics",
+    "revert",
+    "version",
+]

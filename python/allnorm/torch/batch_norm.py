@@ -1,0 +1,368 @@
+"""Batch Normalization over ranks, iterations and mini-batches, as modules that stand where torch.nn's stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional, Union, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from allnorm.torch import _groups, _ops
+from allnorm.torch._activation import Activation, activated, activation_attributes
+from allnorm.torch._call import Parameters, State, normalized, ordered, ordered_as
+
+
+@dataclass(frozen=True)
+class RenormOptions:
+    """Batch Renormalization (Ioffe 2017): r is clipped to [1/r_max, r_max], d to [-d_max, d_max]."""
+
+    r_max: float = 3
+    d_max: float = 5
+
+
+class Frame(NamedTuple):
+    """What a call normalized with, one value per channel as float64: y = weight * ((x - mean) / sqrt(var + eps) * r + d)
+    + bias, r = 1 and d = 0 without renorm."""
+
+    mean: Tensor
+    var: Tensor
+    r: Tensor
+    d: Tensor
+
+
+def _convolution(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a convolution or linear layer in front of the norm."""
+    if getattr(module, "bias", None) is not None or getattr(module, "padding_mode", "zeros") != "zeros":
+        raise ValueError("compensate is a module with a bias or with a padding that is not of zeros, must be one without")
+    padding = getattr(module, "padding", 0)
+    if isinstance(padding, str):
+        raise ValueError(f"padding of compensate is {padding!r}, must be numbers")
+    return {
+        "compensate": True,
+        "conv_stride": getattr(module, "stride", 1),
+        "conv_padding": padding,
+        "conv_dilation": getattr(module, "dilation", 1),
+        "conv_groups": getattr(module, "groups", 1),
+    }
+
+
+class BatchNorm(_BatchNorm):
+    """torch.nn.BatchNorm1d, 2d or 3d, for inputs (N, C, space...) of any number of axes, and what these lack.
+
+    sync: whose samples the statistics are of: this rank's (None), all ranks' ("world"), those of groups of k consecutive
+        ranks, of a ProcessGroup, or of (DeviceMesh, dim). Ranks may have batches of different sizes, and empty ones.
+    renorm: RenormOptions of Batch Renormalization.
+    window: iterations in the statistics, this one included (Cross-Iteration BN). `burn_in`: first training calls that use
+        their own statistics alone. `compensate`: the convolution or linear layer in front, without bias, to whose present
+        weights past statistics are moved; forward() then needs what it read and its weight (ConvBatchNorm2d gives them).
+        `guard`: "clamp" or "drop", what a past variance below 0 counts as; `running_source`: "current" or "window", what
+        the running statistics follow.
+    minibatches: calls of one batch that share statistics (CmBN), weighted "uniform"ly or by "count".
+    activation: "relu", "leaky_relu" or ("leaky_relu", slope), applied after weight, bias and residual.
+    nonfinite: what input that is not finite does: "propagate", "fail" or "skip_update" (docs/cli.md).
+    name: what errors call the layer, the same on all ranks.
+
+    Running statistics stay float32 or float64, whatever the module is cast to; weight and bias may be float16 and bfloat16.
+    In evaluation a layer is torch.nn.functional.batch_norm. ValueError for what the catalogue does not know.
+    """
+
+    _version = 2
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: Optional[float] = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        sync: Any = None,
+        renorm: Optional[RenormOptions] = None,
+        window: int = 1,
+        burn_in: int = 0,
+        compensate: Optional[nn.Module] = None,
+        guard: str = "clamp",
+        running_source: str = "current",
+        minibatches: int = 1,
+        weighting: str = "uniform",
+        activation: Activation = None,
+        nonfinite: str = "propagate",
+        name: str = "batch_norm",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        self._sync = _groups.parse(sync)
+        self._options: dict[str, Any] = {}
+        if renorm is not None:
+            self._options |= {"renorm": True, "variant": "var", "r_max": renorm.r_max, "d_max": renorm.d_max}
+        if window != 1:
+            self._options |= {"window": window, "guard": guard, "running_source": running_source}
+            self._options |= {"compensate": False} if compensate is None else _convolution(compensate)
+        if burn_in != 0:
+            self._options["burn_in"] = burn_in
+        if minibatches != 1:
+            self._options |= {"minibatches": minibatches, "weighting": weighting}
+        if nonfinite != "propagate":
+            self._options["nonfinite"] = nonfinite
+        self.activation, self.name = activation, name
+        self._past: Optional[Tensor] = None
+        self._conv_shape = () if compensate is None else tuple(cast(Tensor, compensate.weight).shape)
+        self._forget_calls()
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._keep_running_types({})
+        _ops.check_layer(self._layer(), num_features)
+        if not track_running_stats and self._has_past():
+            raise ValueError("track_running_stats is False, must be True with a window or mini-batches")
+        self.reset_past()
+        self._place = _groups.place(self._sync)
+
+    def _forget_calls(self) -> None:
+        """What is of this process, and not of the layer's copies elsewhere."""
+        self._text: tuple[Any, str] = (None, "")
+        self._place = cast(Optional[_groups.Place], None)
+        self._met = False
+        self._last: Optional[tuple[Tensor, torch.Size]] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_text": (None, ""), "_place": None, "_met": False, "_last": None}
+
+    # ---- the layer as the core knows it ----
+
+    def options(self) -> dict[str, Any]:
+        """Those beyond torch's, under the catalogue's names."""
+        sync = self._sync.group if isinstance(self._sync, _groups.Shared) else self._sync
+        return {**self._options, **({} if sync is None else {"sync": sync}), **activation_attributes(self.activation)}
+
+    @property
+    def past(self) -> Optional[Tensor]:
+        """Window and open batch as bytes; None where the layer has neither."""
+        return self._past
+
+    def _layer(self) -> str:
+        key = (self.eps, self.momentum, self.activation)
+        if self._text[0] != key:
+            momentum = "cumulative" if self.momentum is None else self.momentum
+            attributes = {"eps": self.eps, "momentum": momentum, **self._options}
+            self._text = (key, _ops.text_of("batch_norm", attributes | activation_attributes(self.activation)))
+        return self._text[1]
+
+    def _has_past(self) -> bool:
+        return "window" in self._options or "minibatches" in self._options
+
+    def reset_past(self) -> None:
+        """An empty window and no open batch. They are no buffer: DistributedDataParallel would give all ranks those of
+        rank 0."""
+        if self._has_past():
+            self._past = self._fresh_past()
+
+    def _fresh_past(self) -> Tensor:
+        assert self.running_mean is not None
+        wide = self.running_mean.dtype == torch.float64
+        past = _ops.fresh_history(self._layer(), self.num_features, self._conv_shape, wide)
+        return cast(Tensor, past).to(self.running_mean.device)
+
+    def _past_is_open(self) -> bool:
+        if self._past is None or self._past.is_meta:
+            return False
+        return _ops.has_entries(self._layer(), self.num_features, self._past)
+
+    # ---- what modules do ----
+
+    def _check_input_dim(self, input: Tensor) -> None:  # pylint: disable=redefined-builtin
+        if input.dim() < 2:
+            raise ValueError(f"input has {input.dim()} axes, must have at least 2")
+
+    def forward(  # pylint: disable=arguments-differ
+        self,
+        x: Tensor,
+        residual: Optional[Tensor] = None,
+        *,
+        conv_input: Optional[Tensor] = None,
+        conv_weight: Optional[Tensor] = None,
+    ) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training:
+            return self._infer(x, residual)
+        where = self._place or self._find_place()
+        x = ordered(x)
+        y, frame = normalized(
+            self._layer() if where.ranks == 1 else self._layer() + ":sync=world",
+            self.name,
+            x,
+            Parameters(self.weight, self.bias),
+            state=self._state(),
+            residual=residual,
+            conv=self._conv(x, conv_input, conv_weight),
+            where=where,
+            meet=not self._met,
+        )
+        if not self._met:
+            self._met = True
+        if not torch.compiler.is_compiling():
+            self._last = (frame, x.shape)
+        return y
+
+    def _state(self) -> State:
+        if not self.track_running_stats:
+            return State()
+        return State(self._past, self.running_mean, self.running_var, self.num_batches_tracked)
+
+    def _conv(self, x: Tensor, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        if "conv_stride" not in self._options or conv_input is None or conv_weight is None:
+            return None, None  # the core says what is missing
+        return ordered_as(conv_input.detach().to(x.dtype), x), conv_weight.detach().contiguous()
+
+    def _find_place(self) -> _groups.Place:
+        self._place = _groups.place(self._sync)
+        if self._place is None:
+            _groups.warn_alone(self.name)
+        return self._place or _groups.ALONE
+
+    def _infer(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
+        """As torch does it, so that exported graphs have its operators alone and fusing works."""
+        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        mean, var, weight, bias = (
+            None if tensor is None else tensor.to(dtype)
+            for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        y = F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
+        return activated(y if residual is None else y + residual, self.activation)
+
+    def statistics(self) -> Frame:
+        """What the last training call normalized with. ValueError where there was none, or it was compiled."""
+        if self._last is None:
+            raise ValueError(f"{self.name}: there is no training call to ask, must be one that was not compiled")
+        parts = _ops.frame_parts(self._layer(), *self._last)
+        one = torch.ones_like(parts["mean"])
+        return Frame(parts["mean"], parts["var"], parts.get("r", one), parts.get("d", one - 1))
+
+    def begin_batch(self) -> None:
+        """Starts a new batch of mini-batches before the current one is complete."""
+        if "minibatches" in self._options:
+            _ops.begin_batch(*self._state(), self._layer(), self.name)
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        if self._past is not None:
+            self._past.copy_(self._fresh_past())
+
+    # ---- casts, copies, files ----
+
+    def _keep_running_types(self, before: dict[str, Optional[Tensor]]) -> None:
+        """Running statistics are never float16 or bfloat16; they keep the type they had, or are float32."""
+        for name in ("running_mean", "running_var"):
+            own = self._buffers.get(name)
+            if own is not None and own.dtype in (torch.float16, torch.bfloat16):
+                kept = before.get(name)
+                self._buffers[name] = own.float() if kept is None else kept.to(own.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_running_types(before)
+        if self._past is not None:
+            self._past = fn(self._past)
+            if self._past.shape != (fresh := self._fresh_past()).shape:  # derivatives are of another type now
+                self._past = fresh
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._past is not None and self._past_is_open():
+            destination[prefix + _PAST] = self._past if keep_vars else self._past.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        past: Optional[Tensor] = state_dict.pop(prefix + _PAST, None) if self._past is not None else None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if self._past is None or self._past.is_meta:
+            return
+        if past is None:
+            past = self._fresh_past()
+        if past.dtype != torch.uint8 or past.shape != self._past.shape:
+            error_msgs.append(
+                f"{prefix + _PAST} has {past.numel()} values of {past.dtype}, must have {self._past.numel()} of torch.uint8: "
+                "it is of a layer with another window, other mini-batches or channels"
+            )
+            return
+        self._past.copy_(past)
+
+    def extra_repr(self) -> str:
+        of_torch: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return ", ".join([of_torch, *(f"{name}={value}" for name, value in self.options().items())])
+
+
+_PAST = "allnorm_past"
+
+
+class BatchNorm1d(BatchNorm):
+    """BatchNorm for (N, C) and (N, C, L)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input has {input.dim()} axes, must have 2 or 3")
+
+
+class BatchNorm2d(BatchNorm):
+    """BatchNorm for (N, C, H, W)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise ValueError(f"input has {input.dim()} axes, must have 4")
+
+
+class BatchNorm3d(BatchNorm):
+    """BatchNorm for (N, C, D, H, W)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 5:
+            raise ValueError(f"input has {input.dim()} axes, must have 5")
+
+
+class SyncBatchNorm(BatchNorm):
+    """BatchNorm with the statistics of all ranks, or of those of `process_group`: torch.nn.SyncBatchNorm on CPUs too."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: Optional[float] = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        options.setdefault("sync", "world" if process_group is None else process_group)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
+
+
+class ConvBatchNorm2d(nn.Module):
+    """A convolution without bias and a BatchNorm2d behind it, whose window's statistics are moved to the convolution's
+    present weights: Cross-Iteration BN. `conv` is a Conv2d; other arguments are BatchNorm2d's."""
+
+    def __init__(self, conv: nn.Conv2d, **options: Any) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = BatchNorm2d(conv.out_channels, compensate=conv, **options)
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        y: Tensor = self.norm(self.conv(x), residual, conv_input=x, conv_weight=self.conv.weight)
+        return y

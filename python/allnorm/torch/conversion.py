@@ -1,0 +1,237 @@
+"""Layers of torch in a model replaced by those of this package, and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+
+from allnorm.torch.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, RenormOptions, SyncBatchNorm
+
+
+class Entry(NamedTuple):
+    """One layer: its name in the model, what it was, what it is, and why it was left as it was."""
+
+    name: str
+    before: str
+    after: str
+    why: str = ""
+
+
+@dataclass
+class Report:
+    """What convert() or revert() did. `model` is the model: another object than before where it was copied, or where the
+    model itself was the layer."""
+
+    model: nn.Module
+    converted: list[Entry] = field(default_factory=list)
+    skipped: list[Entry] = field(default_factory=list)
+
+    def text(self) -> str:
+        lines = [f"{entry.name or '(the model)'}: {entry.before} -> {entry.after}" for entry in self.converted]
+        lines += [f"{entry.name or '(the model)'}: {entry.before} stays: {entry.why}" for entry in self.skipped]
+        return "\n".join([*lines, f"{len(self.converted)} layers converted, {len(self.skipped)} left as they were"])
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {kind: [entry._asdict() for entry in getattr(self, kind)] for kind in ("converted", "skipped")}, indent=1
+        )
+
+    __str__ = text
+
+
+_CLASSES: dict[type[_BatchNorm], type[BatchNorm]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
+}
+_TORCHS = {own: torchs for torchs, own in _CLASSES.items()}
+
+# What each row of the batch norm family adds to a layer that keeps its own eps and momentum.
+_NORMS: dict[str, dict[str, Any]] = {
+    "batch_norm": {},
+    "sync_batch_norm": {"sync": "world"},
+    "batch_renorm": {"renorm": RenormOptions()},
+    "cross_iteration_batch_norm": {"window": 4},
+    "cross_mini_batch_norm": {"minibatches": 4},
+}
+
+
+class BatchNormAct2d(BatchNorm2d):
+    """A BatchNorm2d with the modules `drop` and `act` behind it, as timm has them."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:  # type: ignore[override]
+        y: Tensor = self.act(self.drop(super().forward(x, *arguments, **named)))
+        return y
+
+
+def _skips(module: _BatchNorm) -> str:
+    """Why a layer cannot be replaced; empty where it can."""
+    kind = type(module)
+    if isinstance(module, BatchNorm):
+        return "it is of allnorm already"
+    if isinstance(module, _LazyNormBase):
+        return "it does not know its number of channels yet"
+    if kind not in _CLASSES and not _has_act(module):
+        return f"{kind.__name__} may do more than a batch norm"
+    parameters = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
+    if parameters and not module.training and not any(parameter.requires_grad for parameter in parameters):
+        return "it is frozen"
+    return ""
+
+
+def _has_act(module: _BatchNorm) -> bool:
+    """timm's BatchNormAct2d, by what it has: this package does not import timm."""
+    return (
+        type(module).__name__ == "BatchNormAct2d"
+        and isinstance(module, nn.BatchNorm2d)
+        and isinstance(getattr(module, "drop", None), nn.Module)
+        and isinstance(getattr(module, "act", None), nn.Module)
+        and getattr(module, "aa", None) is None
+    )
+
+
+def _take_over(new: nn.Module, old: nn.Module) -> None:
+    """The same Parameter objects, buffers, submodules, hooks and mode."""
+    new._parameters.update(old._parameters)
+    new._buffers.update(old._buffers)
+    new._modules.update(old._modules)
+    for name, value in vars(old).items():
+        if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_hooks_always_called"):
+            setattr(new, name, value)
+    new.training = old.training
+
+
+def _made(own: type[_BatchNorm], old: _BatchNorm, **options: Any) -> _BatchNorm:
+    new = own(
+        old.num_features,
+        old.eps,
+        old.momentum,
+        old.affine,
+        old.track_running_stats,
+        device="meta",
+        **options,
+    )
+    _take_over(new, old)
+    if isinstance(new, BatchNorm):
+        new.reset_past()
+    return new
+
+
+def _refuse_wrapped(model: nn.Module, what: str) -> None:
+    for module in model.modules():
+        kind = type(module)
+        wrapped = kind.__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+        if wrapped or any(base.__name__ == "FSDPModule" for base in kind.__mro__):
+            raise ValueError(f"the model has a {kind.__name__}, must not: {what} it before it is wrapped or compiled")
+
+
+Names = Optional[Union[Iterable[str], Callable[[str, nn.Module], bool]]]
+
+
+def _chooser(names: Names, otherwise: bool) -> Callable[[str, nn.Module], bool]:
+    if names is None:
+        return lambda name, module: otherwise
+    if callable(names):
+        return names
+    known = [names] if isinstance(names, str) else list(names)
+    return lambda name, module: any(name == part or name.startswith(part + ".") for part in known)
+
+
+def _replace(
+    model: nn.Module,
+    replaced: Callable[[str, _BatchNorm], Union[_BatchNorm, str, None]],
+    inplace: bool,
+) -> Report:
+    """Every batch norm by what `replaced` gives: a module, or why there is none (None: it is not spoken of)."""
+    report = Report(model if inplace else copy.deepcopy(model))
+    done: dict[nn.Module, nn.Module] = {}  # a module under several names is replaced by one
+    for name, module in list(report.model.named_modules()):
+        if not isinstance(module, _BatchNorm):
+            continue
+        new, kind = replaced(name, module), type(module).__name__
+        if isinstance(new, nn.Module):
+            done[module] = new
+            report.converted.append(Entry(name, kind, f"{type(new).__name__}({new.extra_repr()})"))
+        elif new is not None:
+            report.skipped.append(Entry(name, kind, kind, new))
+    for parent in list(report.model.modules()):
+        for name, child in parent._modules.items():
+            if child in done:
+                parent._modules[name] = done[child]
+    report.model = done.get(report.model, report.model)
+    return report
+
+
+def convert(
+    model: nn.Module,
+    norm: str = "sync_batch_norm",
+    *,
+    include: Names = None,
+    exclude: Names = None,
+    process_group: Any = None,
+    inplace: bool = True,
+    **options: Any,
+) -> Report:
+    """Replaces torch's batch norms in `model` by those of this package, with the same parameters, buffers, hooks and mode.
+
+    norm: "batch_norm", "sync_batch_norm", "batch_renorm", "cross_iteration_batch_norm" or "cross_mini_batch_norm";
+        `options` are those of BatchNorm beside it, as window=4. eps and momentum stay each layer's own.
+    include, exclude: names of layers or of modules that have them, or a function of name and module.
+    process_group: of sync, in place of the world.
+
+    timm's BatchNormAct2d keeps its activation. Frozen layers, lazy ones and other subclasses stay, and the Report says
+    why. ValueError where the model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes
+    nothing. torch's convert_sync_batchnorm must not follow: it would take these layers for its own."""
+    _refuse_wrapped(model, "convert")
+    if norm not in _NORMS:
+        raise ValueError(f"norm is {norm!r}, must be one of {', '.join(_NORMS)}")
+    chosen = {"sync": None, **_NORMS[norm], **options}
+    if process_group is not None:
+        chosen["sync"] = process_group
+    included, excluded = _chooser(include, True), _chooser(exclude, False)
+
+    def replaced(name: str, module: _BatchNorm) -> Union[_BatchNorm, str, None]:
+        if not included(name, module) or excluded(name, module):
+            return "it was left out by include or exclude"
+        why = _skips(module)
+        if why:
+            return why
+        own = BatchNormAct2d if _has_act(module) else _CLASSES[type(module)]
+        group = getattr(module, "process_group", None)  # of torch.nn.SyncBatchNorm
+        of_layer = {"sync": group} if group is not None and chosen["sync"] == "world" else {}
+        return _made(own, module, name=name or "batch_norm", **(chosen | of_layer))
+
+    report = _replace(model, replaced, inplace)
+    if not report.converted and not any(isinstance(module, BatchNorm) for module in report.model.modules()):
+        warnings.warn("the model has no batch norm that could be converted", stacklevel=2)
+    return report
+
+
+def revert(model: nn.Module, *, inplace: bool = True) -> Report:
+    """Replaces layers of this package by torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm, with the same parameters, buffers,
+    hooks and mode. Windows and open batches are lost. Layers with an activation of their own, and those that know no
+    number of axes, stay."""
+    _refuse_wrapped(model, "revert")
+
+    def replaced(_: str, module: _BatchNorm) -> Union[_BatchNorm, str, None]:
+        if not isinstance(module, BatchNorm):
+            return None
+        if module.activation is not None:
+            return "torch's has no activation"
+        if type(module) not in _TORCHS:
+            return "torch has no such layer"
+        return _made(_TORCHS[type(module)], module)
+
+    return _replace(model, replaced, inplace)

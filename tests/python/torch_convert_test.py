@@ -1,0 +1,130 @@
+"""allnorm.torch: models converted and reverted."""
+
+import copy
+import json
+import unittest
+
+import torch
+from torch import nn
+
+import allnorm.torch as an
+
+
+def model():
+    torch.manual_seed(0)
+    shared = nn.BatchNorm2d(4)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), shared, nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), shared, nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(256, 5),
+        nn.BatchNorm1d(5, affine=False, momentum=None),
+    )
+
+
+class BatchNormAct2d(nn.BatchNorm2d):  # as in timm
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.LeakyReLU(0.3)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Peculiar(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Convert(unittest.TestCase):
+    def test_there_and_back(self):
+        own, x = model(), torch.randn(3, 3, 8, 8)
+        reference = copy.deepcopy(own)
+        parameters, buffers = list(own.parameters()), list(own.buffers())
+        calls = []
+        own[4].register_forward_hook(lambda *_: calls.append(1))
+        report = an.convert(own, "batch_norm", activation=None)
+        self.assertEqual([entry.name for entry in report.converted], ["0.1", "4"])
+        self.assertIsInstance(own[0][1], an.BatchNorm2d)
+        self.assertIs(own[0][1], own[1][1])  # one layer under two names stays one
+        self.assertEqual((own[4].momentum, own[4].affine, own[0][1].name), (None, False, "0.1"))
+        self.assertTrue(all(a is b for a, b in zip(own.parameters(), parameters)))
+        self.assertTrue(all(a is b for a, b in zip(own.buffers(), buffers)))
+        for _ in range(2):
+            torch.testing.assert_close(own(x), reference(x))
+        self.assertEqual(len(calls), 2)
+        again = an.convert(own, "batch_norm")
+        self.assertFalse(again.converted)
+        self.assertIn("already", again.text())
+        an.revert(own)
+        self.assertEqual([type(module) for module in own.modules()], [type(module) for module in reference.modules()])
+        self.assertEqual(own[4].momentum, None)
+        torch.testing.assert_close(own.eval()(x), reference.eval()(x))
+        self.assertTrue(all(a is b for a, b in zip(own.parameters(), parameters)))
+
+    def test_report(self):
+        own = nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": Peculiar(3), "c": nn.LazyBatchNorm2d(), "d": nn.BatchNorm2d(3)})
+        own["d"].eval().requires_grad_(False)
+        report = an.convert(own, window=4)
+        text = report.text()
+        self.assertRegex(text, r"a: BatchNorm2d -> BatchNorm2d\(3, .*window=4.*sync=world")
+        for reason in ("b: Peculiar stays: Peculiar may do more", "c: LazyBatchNorm2d stays: it does not know", "frozen"):
+            self.assertIn(reason, text)
+        self.assertTrue(text.endswith("1 layers converted, 3 left as they were"))
+        self.assertEqual(len(json.loads(report.as_json())["skipped"]), 3)
+
+    def test_norm_and_activation(self):
+        own, x = nn.Sequential(BatchNormAct2d(3)), torch.randn(2, 3, 4, 4)
+        reference = copy.deepcopy(own)
+        an.convert(own, "batch_norm")
+        self.assertIsInstance(own[0], an.BatchNorm2d)
+        torch.testing.assert_close(own(x), reference(x))
+        self.assertEqual(list(own.state_dict()), list(reference.state_dict()))
+
+    def test_some_of_them(self):
+        own = model()
+        report = an.convert(own, "batch_norm", include=["0"], inplace=False)
+        self.assertEqual([entry.name for entry in report.converted], ["0.1"])
+        self.assertIsInstance(own[0][1], nn.BatchNorm2d)  # a copy was converted
+        self.assertIsInstance(report.model[0][1], an.BatchNorm2d)
+        an.convert(own, "batch_norm", exclude=lambda name, module: module.num_features == 4)
+        self.assertNotIsInstance(own[0][1], an.BatchNorm)
+        self.assertIsInstance(own[4], an.BatchNorm1d)
+
+    def test_a_model_that_is_a_layer(self):
+        report = an.convert(nn.SyncBatchNorm(3), "batch_norm")
+        self.assertIsInstance(report.model, an.SyncBatchNorm)
+        self.assertEqual(report.model.options(), {})
+        self.assertIsInstance(an.revert(report.model).model, nn.SyncBatchNorm)
+
+    def test_an_activation_of_its_own_stays(self):
+        own = nn.Sequential(an.BatchNorm2d(3, activation="relu"))
+        self.assertIn("torch's has no activation", an.revert(own).text())
+
+    def test_fusing_by_torch(self):
+        torch.manual_seed(0)
+        conv, norm = nn.Conv2d(2, 3, 3), an.BatchNorm2d(3)
+        norm(torch.randn(2, 3, 4, 4))
+        x = torch.randn(2, 2, 6, 6)
+        fused = torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
+        torch.testing.assert_close(fused(x), norm(conv(x)))
+
+    def test_update_bn_of_torch(self):
+        own, other, x = nn.Sequential(an.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 2, 3, 4, 4)
+        for module in (own, other):
+            torch.optim.swa_utils.update_bn(x, module)
+        torch.testing.assert_close(own[0].running_var, other[0].running_var)
+
+    def test_bad_input(self):
+        with self.assertRaisesRegex(ValueError, "norm is 'group_norm', must be one of batch_norm"):
+            an.convert(model(), "group_norm")
+        with self.assertRaisesRegex(ValueError, "OptimizedModule"):
+            an.convert(torch.compile(model()))
+        with self.assertWarnsRegex(UserWarning, "no batch norm"):
+            an.convert(nn.Linear(2, 2))
+        with self.assertRaisesRegex(ValueError, "window"):
+            an.convert(model(), "cross_iteration_batch_norm", window=0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,446 @@
+"""allnorm.torch against torch's own layers, on one rank."""
+
+import copy
+import io
+import pickle
+import unittest
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import allnorm.torch as an
+from allnorm.torch import _ops
+
+F64 = torch.float64
+PAIRS = (  # ours, torch's, shape of the input
+    (an.BatchNorm1d, nn.BatchNorm1d, (6, 3)),
+    (an.BatchNorm1d, nn.BatchNorm1d, (4, 3, 5)),
+    (an.BatchNorm2d, nn.BatchNorm2d, (2, 3, 4, 5)),
+    (an.BatchNorm3d, nn.BatchNorm3d, (2, 3, 2, 3, 4)),
+)
+
+
+def normal(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def randomize(module, seed=7):
+    """Parameters and running statistics that are not those of a fresh layer."""
+    with torch.no_grad():
+        for index, (name, tensor) in enumerate(module.state_dict().items()):
+            if tensor.is_floating_point():
+                values = normal(*tensor.shape, seed=seed + index)
+                tensor.copy_(values.abs() + 0.5 if name.endswith("var") else values)
+
+
+def gradients(module, x, dy, *more):
+    """y, and the gradients of x, of `more` and of the parameters."""
+    inputs = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in (x, *more)]
+    y = module(*inputs)
+    found = torch.autograd.grad(y, [*inputs, *module.parameters()], dy)
+    return [y.detach(), *found]
+
+
+class Case(unittest.TestCase):
+    def same(self, found, expected, tolerance=1e-12):
+        self.assertEqual(len(found), len(expected))
+        for own, other in zip(found, expected):
+            self.assertEqual(own.dtype, other.dtype)
+            torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+    def same_layers(self, own, other, x, *more, tolerance=1e-12):
+        randomize(other)
+        own.load_state_dict(other.state_dict())
+        for step in range(3):
+            xs, dy = x + step, normal(*x.shape, seed=step + 1, dtype=x.dtype)
+            self.same(gradients(own, xs, dy, *more), gradients(other, xs, dy, *more), tolerance)
+        self.same(list(own.buffers()), list(other.buffers()), tolerance)
+
+
+class BatchNorm(Case):
+    def test_is_torchs(self):
+        for ours, torchs, shape in PAIRS:
+            for options in ({}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"eps": 0.1}):
+                with self.subTest(ours.__name__, shape=shape, **options):
+                    own, other = ours(3, dtype=F64, **options), torchs(3, dtype=F64, **options)
+                    self.same_layers(own, other, normal(*shape))
+                    x = normal(*shape, seed=9)
+                    self.same([own.eval()(x)], [other.eval()(x)])
+
+    def test_state_is_torchs_both_ways(self):
+        own, other = an.BatchNorm2d(3), nn.BatchNorm2d(3)
+        other(normal(2, 3, 4, 4, dtype=torch.float32))
+        own.load_state_dict(other.state_dict())
+        self.assertTrue(all(torch.equal(a, b) for a, b in zip(own.state_dict().values(), other.state_dict().values())))
+        other.load_state_dict(own.state_dict())
+        self.assertEqual(list(own.state_dict()), list(other.state_dict()))
+        self.assertEqual([name for name, _ in own.named_buffers()], [name for name, _ in other.named_buffers()])
+
+    def test_in_evaluation_is_torchs_to_the_bit(self):
+        own, other = an.BatchNorm2d(3).eval(), nn.BatchNorm2d(3).eval()
+        randomize(other)
+        own.load_state_dict(other.state_dict())
+        x = normal(2, 3, 4, 4, dtype=torch.float32)
+        self.assertTrue(torch.equal(own(x), other(x)))
+        exported = torch.export.export(own, (x,))
+        targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+        self.assertTrue(all(target.startswith("aten.") for target in targets), targets)
+
+    def test_activation_and_residual(self):
+        x, residual, dy = normal(2, 3, 4, 5), normal(2, 3, 4, 5, seed=1), normal(2, 3, 4, 5, seed=2)
+        for activation, function in (
+            (None, lambda y: y),
+            ("relu", F.relu),
+            ("leaky_relu", F.leaky_relu),
+            (("leaky_relu", 0.2), lambda y: F.leaky_relu(y, 0.2)),
+        ):
+            own, other = an.BatchNorm2d(3, activation=activation, dtype=F64), nn.BatchNorm2d(3, dtype=F64)
+            randomize(other)
+            own.load_state_dict(other.state_dict())
+            with self.subTest(activation):
+                self.same(gradients(own, x, dy), gradients(nn.Sequential(other, _Then(function)), x, dy))
+                together = _WithResidual(other, function)
+                self.same(gradients(own, x, dy, residual), gradients(together, x, dy, residual))
+                own.eval(), other.eval()
+                self.same(gradients(own, x, dy, residual), gradients(together, x, dy, residual))
+
+    def test_memory_format_is_kept(self):
+        own, other = an.BatchNorm2d(3, dtype=F64), nn.BatchNorm2d(3, dtype=F64)
+        x = normal(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+        self.same_layers(own, other, x)
+        y, dx, *_ = gradients(own, x, normal(2, 3, 4, 5))
+        for tensor in (y, dx):
+            self.assertTrue(tensor.is_contiguous(memory_format=torch.channels_last))
+        dense = normal(2, 6, 4, 5)[:, ::2]
+        self.same([own(dense)], [other(dense)])
+
+    def test_types(self):
+        for x_type, own_type in (
+            (torch.float32, torch.float32),
+            (torch.float16, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.bfloat16, torch.bfloat16),
+        ):
+            own = an.BatchNorm2d(3).to(own_type)
+            x, dy = normal(8, 3, 4, 5, dtype=x_type), normal(8, 3, 4, 5, seed=1, dtype=x_type)
+            y, dx, dweight, dbias = gradients(own, x, dy)
+            self.assertEqual((y.dtype, dx.dtype, dweight.dtype, dbias.dtype), (x_type, x_type, own_type, own_type))
+            self.assertEqual(own.running_mean.dtype, torch.float32)
+            reference = nn.BatchNorm2d(3, dtype=F64)
+            expected = gradients(reference, x.double(), dy.double())
+            precision = torch.finfo(x_type).eps
+            for found, exact in zip((y, dx), expected):
+                self.assertLess((found.double() - exact).abs().max(), 4 * precision)
+            self.assertEqual(own.eval()(x).dtype, x_type)
+
+    def test_under_autocast(self):
+        own = an.BatchNorm2d(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            x = F.conv2d(normal(2, 3, 5, 5, dtype=torch.float32), torch.ones(3, 3, 1, 1))
+            self.assertEqual((x.dtype, own(x).dtype), (torch.bfloat16, torch.bfloat16))
+        self.assertEqual(own.running_var.dtype, torch.float32)
+
+    def test_gradcheck(self):
+        own = an.BatchNorm2d(3, activation="leaky_relu", dtype=F64)
+        randomize(own)
+        residual = normal(3, 3, 2, 2, seed=1).requires_grad_()
+
+        def function(x, residual, weight, bias):
+            return torch.func.functional_call(own, {"weight": weight, "bias": bias}, (x, residual))
+
+        x = normal(3, 3, 2, 2).requires_grad_()
+        self.assertTrue(torch.autograd.gradcheck(function, (x, residual, own.weight, own.bias)))
+
+    def test_a_second_gradient_is_refused_by_name(self):
+        own = an.BatchNorm2d(3, name="stem")
+        x = normal(2, 3, 4, 4, dtype=torch.float32).requires_grad_()
+        (dx,) = torch.autograd.grad(own(x).square().sum(), x, create_graph=True)
+        with self.assertRaisesRegex(an.Error, "stem.*gradient of a gradient") as caught:
+            dx.sum().backward()
+        self.assertEqual((caught.exception.code, caught.exception.layer), ("unsupported", "stem"))
+
+    def test_statistics(self):
+        own, x = an.BatchNorm2d(3), normal(4, 3, 5, 5, dtype=torch.float32)
+        with self.assertRaisesRegex(ValueError, "no training call"):
+            own.statistics()
+        own(x)
+        frame = own.statistics()
+        self.same([frame.mean, frame.var], [x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)])
+        self.assertTrue(torch.equal(frame.r, torch.ones(3, dtype=F64)) and torch.equal(frame.d, torch.zeros(3, dtype=F64)))
+
+    def test_copies(self):
+        own, x = an.BatchNorm2d(3, dtype=F64), normal(2, 3, 4, 4)
+        own(x)
+        for copied in (copy.deepcopy(own), pickle.loads(pickle.dumps(own)), _saved_and_loaded(own)):
+            kept = own.running_mean.clone()
+            copied(x + 1)
+            self.assertTrue(torch.equal(own.running_mean, kept))
+            self.assertEqual(int(copied.num_batches_tracked), 2)
+
+    def test_starts_on_meta(self):
+        with torch.device("meta"):
+            own = an.BatchNorm2d(3, window=4, dtype=F64)
+        own = own.to_empty(device="cpu")
+        own.reset_parameters()
+        x = normal(2, 3, 4, 4)
+        self.same([own(x)], [nn.BatchNorm2d(3, dtype=F64)(x)])
+
+    def test_bad_input(self):
+        x = normal(2, 4, 5, 5, dtype=torch.float32)
+        with self.assertRaisesRegex(ValueError, "5 axes|4 axes"):
+            an.BatchNorm1d(4)(x)
+        with self.assertRaises(ValueError):
+            an.BatchNorm2d(3)(x)
+        with self.assertRaisesRegex(ValueError, "eps"):
+            an.BatchNorm2d(3, eps=-1)
+        with self.assertRaisesRegex(ValueError, "sync is 'all'"):
+            an.BatchNorm2d(3, sync="all")
+        with self.assertRaisesRegex(ValueError, "track_running_stats"):
+            an.BatchNorm2d(3, window=2, track_running_stats=False)
+        with self.assertWarnsRegex(UserWarning, "init_process_group was not called"):
+            an.SyncBatchNorm(4)(x)
+
+
+class History(Case):
+    def test_a_window_averages_iterations(self):
+        own = an.BatchNorm2d(3, window=3, dtype=F64)
+        xs = [normal(2, 3, 4, 4, seed=seed) * (seed + 1) for seed in range(4)]
+        for x in xs:
+            own(x)
+        moments = [(x.mean((0, 2, 3)), x.square().mean((0, 2, 3))) for x in xs[-3:]]
+        mean = sum(m for m, _ in moments) / 3
+        # A past second moment below its squared mean counts as equal to it; here none is.
+        var = sum(s for _, s in moments) / 3 - mean.square()
+        self.same([own.statistics().mean, own.statistics().var], [mean, var], 1e-11)
+
+    def test_minibatches_share_statistics(self):
+        own = an.BatchNorm2d(3, minibatches=2, dtype=F64)
+        first, second, third = (normal(2, 3, 4, 4, seed=seed) + seed for seed in range(3))
+        own(first), own(second)
+        both = torch.cat([first, second])
+        self.same([own.statistics().mean], [both.mean((0, 2, 3))])
+        own(third)
+        own.begin_batch()
+        own(first)
+        self.same([own.statistics().mean], [first.mean((0, 2, 3))])
+
+    def test_renorm(self):
+        own, x = an.BatchNorm2d(3, renorm=an.RenormOptions(r_max=2, d_max=1), dtype=F64), normal(4, 3, 4, 4) * 1.5 + 0.3
+        y = own(x)
+        frame = own.statistics()
+        sigma = (frame.var + own.eps).sqrt()
+        r = sigma.clamp(0.5, 2)  # the running sigma was 1, the running mean 0
+        d = frame.mean.clamp(-1, 1)
+        shape = (1, 3, 1, 1)
+        expected = (x - frame.mean.view(shape)) / sigma.view(shape) * r.view(shape) + d.view(shape)
+        self.same([frame.r, frame.d, y.detach()], [r, d, expected], 1e-4)
+
+    def test_goes_on_after_saving(self):
+        for options in ({"window": 3}, {"minibatches": 3, "weighting": "count"}):
+            one, x = an.BatchNorm2d(3, **options), normal(2, 3, 4, 4, dtype=torch.float32)
+            one(x)
+            state = one.state_dict()
+            self.assertIn("allnorm_past", state)
+            other = an.BatchNorm2d(3, **options)
+            other.load_state_dict(state)
+            for step in range(3):
+                self.assertTrue(torch.equal(one(x * step + 1), other(x * step + 1)))
+            self.assertTrue(torch.equal(one.running_var, other.running_var))
+            other.load_state_dict(nn.BatchNorm2d(3).state_dict())  # begins anew
+            self.assertEqual(set(other.state_dict()), set(nn.BatchNorm2d(3).state_dict()))
+            with self.assertRaisesRegex(RuntimeError, "another window"):
+                an.BatchNorm2d(3, window=7).load_state_dict(state)
+
+    def test_a_window_follows_the_convolution(self):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+        own = an.ConvBatchNorm2d(conv, window=2).double()
+        x = normal(4, 2, 6, 6)
+        own(x)
+        change = 1e-4 * normal(*conv.weight.shape, seed=3)
+        with torch.no_grad():
+            conv.weight += change
+        own(x)  # the past entry, moved to these weights, is what this call has itself but for the second order
+        y = conv(x)
+        self.assertLess((own.norm.statistics().mean - y.mean((0, 2, 3))).abs().max(), 1e-12)
+        self.assertLess((own.norm.statistics().var - y.var((0, 2, 3), correction=0)).abs().max(), 1e-6)
+        with self.assertRaisesRegex(ValueError, "bias"):
+            an.ConvBatchNorm2d(nn.Conv2d(2, 3, 3), window=2)
+
+
+class Samples(Case):
+    def test_are_torchs(self):
+        x = normal(3, 6, 4, 5)
+        for own, other in (
+            (an.GroupNorm(3, 6, dtype=F64), nn.GroupNorm(3, 6, dtype=F64)),
+            (an.GroupNorm(3, 6, affine=False), nn.GroupNorm(3, 6, affine=False)),
+            (an.LayerNorm((4, 5), dtype=F64), nn.LayerNorm((4, 5), dtype=F64)),
+            (an.LayerNorm(5, bias=False, dtype=F64), nn.LayerNorm(5, bias=False, dtype=F64)),
+            (an.RMSNorm(5, dtype=F64), nn.RMSNorm(5, dtype=F64)),
+            (an.RMSNorm((4, 5), eps=1e-3, dtype=F64), nn.RMSNorm((4, 5), eps=1e-3, dtype=F64)),
+            (an.InstanceNorm2d(6), nn.InstanceNorm2d(6)),
+            (
+                an.InstanceNorm2d(6, affine=True, track_running_stats=True, dtype=F64),
+                nn.InstanceNorm2d(6, affine=True, track_running_stats=True, dtype=F64),
+            ),
+        ):
+            with self.subTest(str(own)):
+                self.assertEqual(list(own.state_dict()), list(other.state_dict()))
+                randomize(other)
+                own.load_state_dict(other.state_dict())
+                for mode in (True, False):
+                    own.train(mode), other.train(mode)
+                    dy = normal(*x.shape, seed=1)
+                    self.same(gradients(own, x, dy), gradients(other, x, dy))
+                    self.same(
+                        [b for n, b in own.named_buffers() if n != "num_batches_tracked"],
+                        [b for n, b in other.named_buffers() if n != "num_batches_tracked"],
+                    )
+
+    def test_instance_norm_without_a_batch(self):
+        x = normal(6, 4, 5)
+        self.same([an.InstanceNorm2d(6)(x)], [nn.InstanceNorm2d(6)(x)])
+        self.same([an.InstanceNorm1d(6)(x[:, 0])], [nn.InstanceNorm1d(6)(x[:, 0])])
+        self.same([an.InstanceNorm3d(6)(x[:, None])], [nn.InstanceNorm3d(6)(x[:, None])])
+
+    def test_filter_response_norm(self):
+        own, x = an.FilterResponseNorm2d(3, learn_eps=True, dtype=F64), normal(2, 3, 4, 5)
+        randomize(own)
+        shape = (1, 3, 1, 1)
+        w, b, tau, e = (tensor.view(shape) for tensor in (own.weight, own.bias, own.tau, own.eps_learned))
+        expected = torch.maximum(w * x / (x.square().mean((2, 3), keepdim=True) + own.eps + e.abs()).sqrt() + b, tau)
+        self.same([own(x)], [expected])
+        inputs = (x.requires_grad_(), own.weight, own.bias, own.tau, own.eps_learned)
+        names = ("weight", "bias", "tau", "eps_learned")
+
+        def function(x, *parameters):
+            return torch.func.functional_call(own, dict(zip(names, parameters)), (x,))
+
+        self.assertTrue(torch.autograd.gradcheck(function, inputs))
+
+    def test_positional_norm(self):
+        own, x = an.PositionalNorm2d(), normal(2, 3, 4, 5).requires_grad_()
+        expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + own.eps).sqrt()
+        dy = normal(2, 3, 4, 5, seed=1)
+        self.same(
+            [own(x), *torch.autograd.grad(own(x), x, dy)], [expected, *torch.autograd.grad(expected, x, dy)]
+        )
+
+    def test_activation_and_residual(self):
+        x, residual, dy = normal(2, 6, 4, 4), normal(2, 6, 4, 4, seed=1), normal(2, 6, 4, 4, seed=2)
+        own, other = an.GroupNorm(2, 6, activation="relu", dtype=F64), nn.GroupNorm(2, 6, dtype=F64)
+        together = _WithResidual(other, F.relu)
+        self.same(gradients(own, x, dy, residual), gradients(together, x, dy, residual))
+        self.same(gradients(own.eval(), x, dy, residual), gradients(together, x, dy, residual))
+
+    def test_bad_options(self):
+        for make in (lambda: an.GroupNorm(4, 6), lambda: an.LayerNorm(4, eps=-1), lambda: an.RMSNorm(4, activation="gelu")):
+            with self.assertRaises(ValueError):
+                make()
+
+
+class Compiled(Case):
+    def test_whole_graphs(self):
+        x, dy = normal(2, 3, 4, 5, dtype=torch.float32), normal(2, 3, 4, 5, seed=1, dtype=torch.float32)
+        for make in (
+            lambda: an.BatchNorm2d(3, activation="relu"),
+            lambda: an.BatchNorm2d(3, window=2),
+            lambda: an.GroupNorm(1, 3),
+            lambda: an.LayerNorm(5),
+        ):
+            expected = gradients(plain := make(), x, dy)
+            for backend in ("eager", "aot_eager"):
+                own = make()
+                with self.subTest(type(own).__name__, backend=backend):
+                    compiled = torch.compile(own, backend=backend, fullgraph=True)
+                    self.same(gradients(compiled, x, dy), expected, 0)
+                    self.same(list(own.buffers()), list(plain.buffers()), 0)
+
+    def test_any_batch_size(self):
+        for own, other in ((an.BatchNorm2d(3), nn.BatchNorm2d(3)), (an.GroupNorm(1, 3), nn.GroupNorm(1, 3))):
+            compiled = torch.compile(own, backend="aot_eager", fullgraph=True, dynamic=True)
+            for size in (2, 5):
+                x = normal(size, 3, 4, 4, dtype=torch.float32)
+                self.same([compiled(x)], [other(x)], 1e-5)
+
+    def test_inductor(self):
+        x, dy = normal(2, 3, 4, 5, dtype=torch.float32), normal(2, 3, 4, 5, seed=1, dtype=torch.float32)
+        own, other = an.BatchNorm2d(3), an.BatchNorm2d(3)
+        self.same(gradients(torch.compile(own, fullgraph=True), x, dy), gradients(other, x, dy), 0)
+        self.assertTrue(torch.equal(own.running_var, other.running_var))
+
+    def test_operators(self):
+        x = normal(2, 3, 4, 5, dtype=torch.float32)
+        weight, bias, mean, var = torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3)
+        state = (mean, var, torch.tensor(0))
+        layer = "batch_norm:eps=1e-05:activation=relu"
+        for residual in (None, x.flip(0)):
+            inputs = (x, residual, weight, bias, None, None, None, None)
+            y, frame, mask = _ops.forward(*inputs, None, *state, layer, "bn")
+            given = (x, x, weight, bias, None, None, frame, mask, [True, residual is not None, True, True, False, False])
+            for op, arguments in (
+                (_ops.forward, (*inputs, None, *state, layer, "bn")),
+                (_ops.replay, (x, residual, weight, bias, None, None, frame, layer, "bn")),
+                (_ops.backward, (*given, layer, "bn")),
+                (_ops.forward_local, (*inputs, None, *state, layer + ":sync=world", "bn", 0, 2)),
+                (_ops.backward_local, (*given, layer + ":sync=world", "bn", 0, 2)),
+            ):
+                with self.subTest(str(op), residual=residual is not None):
+                    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+class Checkpointing(Case):
+    def test_the_second_time_replays(self):
+        torch.manual_seed(0)
+        make = lambda: nn.Sequential(  # noqa: E731
+            nn.Conv2d(2, 3, 3), an.BatchNorm2d(3, activation="relu"), nn.Conv2d(3, 3, 1), an.BatchNorm2d(3, window=2)
+        )
+        plain = make()
+        checkpointed = copy.deepcopy(plain)
+        x = normal(2, 2, 6, 6, dtype=torch.float32)
+        for _ in range(2):
+            found = []
+            for model, function in (
+                (plain, plain),
+                (
+                    checkpointed,
+                    lambda x: torch.utils.checkpoint.checkpoint(
+                        checkpointed, x, use_reentrant=False, context_fn=an.checkpoint_context
+                    ),
+                ),
+            ):
+                inputs = x.clone().requires_grad_()
+                y = function(inputs)
+                found.append([y, *torch.autograd.grad(y.square().sum(), [inputs, *model.parameters()])])
+            self.same(*found, 0)
+        self.same(list(checkpointed.state_dict().values()), list(plain.state_dict().values()), 0)
+
+
+class _Then(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class _WithResidual(nn.Module):
+    def __init__(self, norm, function):
+        super().__init__()
+        self.norm, self.function = norm, function
+
+    def forward(self, x, residual):
+        return self.function(self.norm(x) + residual)
+
+
+def _saved_and_loaded(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+if __name__ == "__main__":
+    unittest.main()
