@@ -1,6 +1,9 @@
 // What halves refuse, on which rank and in which words; and how they keep what they change.
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <utility>
+
 #include "halves_support.hpp"
 
 namespace {
@@ -57,6 +60,23 @@ TEST(Halves, ARankThatDiffersIsNamedWithItsField) {
                  caller.record().begin() + static_cast<std::ptrdiff_t>(Halves::head_bytes));
   for (Caller& caller : ranks.callers)
     EXPECT_EQ(error_of([&] { caller.halves().expect_agreement(heads.data(), Halves::head_bytes); }), all);
+}
+
+TEST(Halves, ALayerThatIsToFailNamesTheRankWhoseInputIsNotFinite) {
+  const Case c{"Fails", "sync_batch_norm:nonfinite=fail", false, false, {2, 0, 3}};
+  Ranks ranks(c);
+  auto* const x = static_cast<double*>(const_cast<void*>(ranks.steps[2].inputs().input.data));
+  const double finite = std::exchange(x[4], std::numeric_limits<double>::infinity());
+  const Bytes records = ranks.first_halves();
+  for (std::size_t r = 0; r < 3; ++r) {
+    EXPECT_EQ(
+        ranks.second_half(r, records),
+        "non-finite: rank 2: layer, call 0, forward: input is not finite in channel 1, must be finite everywhere");
+    EXPECT_EQ(ranks.callers[r].tracked(), 0);
+  }
+  x[4] = finite;
+  const Bytes again = ranks.first_halves();
+  for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(ranks.second_half(r, again), "");
 }
 
 TEST(Halves, RecordsMustBeOfTheCall) {
