@@ -20,6 +20,19 @@ std::string what_of(const Row& row) {
   return colon == row.summary.npos ? "" : std::string(row.summary.substr(colon + 2));
 }
 
+// As a page makes it of the title.
+std::string anchor_of(const Row& row) {
+  std::string anchor;
+  for (const char c : title_of(row))
+    if (c == ' ')
+      anchor += '-';
+    else if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-')
+      anchor += c;
+    else if (c >= 'A' && c <= 'Z')
+      anchor += static_cast<char>(c - 'A' + 'a');
+  return anchor;
+}
+
 // Cells of a table end at a bar.
 std::string cell(std::string text) {
   for (std::size_t at = 0; (at = text.find('|', at)) != text.npos; at += 2) text.insert(at, "\\");
@@ -33,7 +46,7 @@ std::string text_of(Axes axes) {
                                                     {Axis::space, "position"},
                                                     {Axis::leading, "leading index"},
                                                     {Axis::row, "row"},
-                                                    {Axis::partner, "channel of its group"}};
+                                                    {Axis::partner, "other of its group"}};
   std::string text;
   for (const auto& [axis, word] : words)
     if (axes.has(axis)) text += (text.empty() ? "" : " and ") + std::string(word);
@@ -58,10 +71,10 @@ std::string formula_of_norm(const Row& row) {
   if (has("tau")) y = "max(" + y + ", τ)";
   std::string text = "y = " + y;
   const std::string learned = has("eps_learned") ? " + |eps_learned|" : "";
-  if (row.scaled) text += row.centred ? "      σ² = v + ε" : "      σ² = mean of x² + ε" + learned;
-  if (o.renorm) text += "\nr = clip(σ/σ_run, 1/r_max, r_max)      d = clip((μ − μ_run)/σ_run, −d_max, d_max)";
+  if (row.scaled) text += row.centred ? "\nσ² = v + ε" : "\nσ² = mean of x² + ε" + learned;
+  if (o.renorm) text += "\nr = clip(σ/σ_run, 1/r_max, r_max)\nd = clip((μ − μ_run)/σ_run, −d_max, d_max)";
   if (o.window > 1)
-    text += "\nμ = mean of μ_j + ⟨dμ_j, Δθ_j⟩ over the window      v likewise, and the spread of these means";
+    text += "\nμ = mean of μ_j + ⟨dμ_j, Δθ_j⟩ over the window\nv likewise, and the spread of these means";
   if (o.minibatches > 1) text += "\nμ, v of the mini-batches of the batch so far, merged";
   return text;
 }
@@ -75,23 +88,23 @@ std::string formula_of(const Row& row) {
       return formula_of_norm(row) + "\nγ, β of each sample: rows of tables" +
              (row.tensor("delta_weight") != nullptr ? ", and what is added to them" : ", or mixtures of rows");
     case OperationKind::adaptive:
-      return "y = α (σ′ (x − μ)/σ + μ′) + (1 − α) x      σ² = v + ε, σ′² = v′ + ε of the style";
+      return "y = α (σ′ (x − μ)/σ + μ′) + (1 − α) x\nσ² = v + ε, σ′² = v′ + ε of the style";
     case OperationKind::weight:
       return "w = g v/|v|";
     case OperationKind::switchable:
-      return "y = γ (x − μ)/σ + β      μ = Σ softmax(mean_logits) μ_k      σ² = ε + Σ softmax(var_logits) v_k\n"
+      return "y = γ (x − μ)/σ + β\nμ = Σ softmax(mean_logits) μ_k\nσ² = ε + Σ softmax(var_logits) v_k\n"
              "k: instance, layer, batch";
     case OperationKind::neighbours:
-      return "y_c = x_c (k + a Σ x_j²)^(−β)      over the channels j of the window of c; a = alpha/size or alpha";
+      return "y_c = x_c (k + a Σ x_j²)^(−β)\nover the channels j of the window of c; a = alpha/size or alpha";
     case OperationKind::cosine:
-      return "y_ij = ⟨x_i, w_j⟩ / (n(|x_i|) n(|w_j|))      n: the length, with eps as eps_mode says";
+      return "y_ij = ⟨x_i, w_j⟩ / (n(|x_i|) n(|w_j|))\nn: the length, with eps as eps_mode says";
     case OperationKind::whitening:
       break;
   }
-  const std::string sigma = "y = W (x − μ)      Σ = covariance of the group's channels + ε 1\n";
+  const std::string sigma = "y = W (x − μ)\nΣ = covariance of the group's channels + ε 1\n";
   return row.attribute("iterations") == nullptr
              ? sigma + "W = Σ^(−1/2)"
-             : sigma + "S = Σ/tr Σ      P₀ = 1, P_k = (3 P_{k−1} − P_{k−1}³ S)/2      W = P_iterations / √tr Σ";
+             : sigma + "S = Σ/tr Σ\nP₀ = 1, P_k = (3 P_{k−1} − P_{k−1}³ S)/2\nW = P_iterations / √tr Σ";
 }
 
 // ---- passes and exchanges ------------------------------------------------------------------------------------------
@@ -103,12 +116,16 @@ std::string passes_of(const Row& row) {
     case OperationKind::neighbours:
       return "forward 1, backward 1";
     case OperationKind::cosine:
-      return "forward 2 and a product of matrices, backward two such products and 1";
+      return "forward 2 (lengths, map) and a product of matrices, backward such a product and 2 for each of both";
     case OperationKind::whitening:
       return "forward 3 (means, products, map), backward 2";
     default:
-      return row.centred || row.scaled ? "forward 2 (sums, map), backward 2" : "forward 1 (map), backward 2";
+      break;
   }
+  if (!row.centred && !row.scaled) return "forward 1 (map), backward 2 (sums, map)";
+  const std::string patches = Layer(row).options.compensates() ? " and 1 over the convolution's input" : "";
+  const std::string columns = row.statistics.has(Axis::leading) ? ", and 1 for gradients by trailing index" : "";
+  return "forward 2 (sums, map)" + patches + ", backward 2" + columns;
 }
 
 // What one of two ranks sends in a training step (forward and backward) that has all of its past.
@@ -163,12 +180,10 @@ std::string exchange_of(const Row& row) {
   const Sent first = sent_in(small), second = sent_in(large);
   const double each = (second.numbers - first.numbers) / (sets(large) - sets(small)),
                more = first.numbers - each * sets(small);
-  std::string text = "with `sync`: " + whole(first.exchanges) +
-                     " messages a training step (forward, backward) with together " + whole(each) +
-                     " numbers for each " + (row.statistics.has(Axis::partner) ? "channel" : text_of(row.statistics)) +
-                     ", and " + whole(more) + " more";
-  if (!small.attributes.empty()) text += " (" + small.attributes + ")";
-  return text;
+  const bool pairs = row.statistics.has(Axis::partner);
+  return "with `sync` " + whole(first.exchanges) + " messages a training step, forward and backward, with together " +
+         whole(each) + " numbers for each " + (pairs ? "channel (" + small.attributes + ")" : text_of(row.statistics)) +
+         " and " + whole(more) + " more";
 }
 
 // ---- the page ------------------------------------------------------------------------------------------------------
@@ -180,7 +195,33 @@ std::string statistics_of(const Row& row) {
   return each + " (another set with other values of `" + std::string(row.statistics_by) + "`)";
 }
 
+// The first row whose list of that kind is this one's; rows of a family share theirs.
+template <class Member>
+const Row& first_with(const Row& row, Member Row::*list) {
+  return *std::find_if(catalogue().begin(), catalogue().end(),
+                       [&](const Row& other) { return (other.*list).data() == (row.*list).data(); });
+}
+std::string link_to(const Row& row) { return "[`" + std::string(row.name) + "`](#" + anchor_of(row) + ")"; }
+
+// With their defaults; of a family those that differ from the first row's.
+std::string attributes_of(const Row& row) {
+  if (row.attributes.empty()) return "none";
+  const Row& first = first_with(row, &Row::attributes);
+  const Layer layer(row), other(first);
+  std::string text;
+  for (const Attribute& attribute : row.attributes) {
+    const std::string value = attribute.get(layer.options);
+    if (&first != &row && value == attribute.get(other.options)) continue;
+    text +=
+        (text.empty() ? "" : ", ") + ("`" + std::string(attribute.name)) + (value.empty() ? "`" : "=" + value + "`");
+  }
+  if (&first == &row) return text;
+  return "those of " + link_to(first) + (text.empty() ? "" : ", but " + text);
+}
+
 std::string tensors_of(const Row& row) {
+  const Row& first = first_with(row, &Row::tensors);
+  if (&first != &row && !row.tensors.empty()) return "Tensors are those of " + link_to(first) + ".\n";
   std::string text = "| tensor | shape | |\n|---|---|---|\n";
   const bool compares = row.vectors() != nullptr;
   text += "| `input` | " + std::string(compares ? "(N,K)" : row.by_trailing() ? "any" : "(N,C,space)") + " | |\n";
@@ -194,22 +235,11 @@ std::string tensors_of(const Row& row) {
   return text;
 }
 
-std::string attributes_of(const Row& row) {
-  const Layer layer(row);
-  std::string text;
-  for (const Attribute& attribute : row.attributes) {
-    const std::string value = attribute.get(layer.options);
-    text +=
-        (text.empty() ? "" : ", ") + ("`" + std::string(attribute.name)) + (value.empty() ? "`" : "=" + value + "`");
-  }
-  return text.empty() ? "none" : text;
-}
-
 std::string section_of(const Row& row) {
   const std::string name(row.name);
   std::string text = "## " + title_of(row) + "\n\n`" + name + "`: " + what_of(row) + ". " + std::string(row.source) +
                      ".\n\n![" + name + "](catalogue/" + name + ".svg)\n\n";
-  std::string formula = formula_of(row);
+  std::string formula = formula_of(row);  // a line for each equation
   for (std::size_t at = 0; (at = formula.find('\n', at)) != formula.npos; at += 5) formula.insert(at + 1, "    ");
   text += "    " + formula + "\n\n";
   text += "- **Statistics**: " + statistics_of(row) + ".\n";
@@ -234,16 +264,8 @@ std::string catalogue_page() {
       "explains each attribute.\n\n"
       "| | layer | statistics of each | source |\n|---|---|---|---|\n";
   for (const Row& row : catalogue()) {
-    std::string anchor;
-    for (const char c : title_of(row))
-      if (c == ' ')
-        anchor += '-';
-      else if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-')
-        anchor += c;
-      else if (c >= 'A' && c <= 'Z')
-        anchor += static_cast<char>(c - 'A' + 'a');
-    text += "| [`" + std::string(row.name) + "`](#" + anchor + ") | " + title_of(row) + " | " +
-            text_of(row.statistics) + " | " + std::string(row.source) + " |\n";
+    text += "| " + link_to(row) + " | " + title_of(row) + " | " + text_of(row.statistics) + " | " +
+            std::string(row.source) + " |\n";
   }
   text += "\n";
   for (const Row& row : catalogue()) text += section_of(row);

@@ -83,7 +83,7 @@ void draw_block(Picture& picture, double left, double top, const Has& has) {
 
 std::string blocks(const std::vector<Set>& sets, const std::vector<std::string>& captions, const std::string& title) {
   const double each = block_width + 3 * margin + text_height;
-  Picture picture(static_cast<double>(sets.size()) * each, block_height + 2 * margin + 2 * text_height);
+  Picture picture(static_cast<double>(sets.size()) * each, block_height + 2 * margin + text_height);
   for (std::size_t i = 0; i < sets.size(); ++i) {
     const double left = static_cast<double>(i) * each + margin + text_height;
     draw_block(picture, left, margin, [&](int n, int c, int s) { return sets[i].has(n, c, s); });
@@ -96,7 +96,7 @@ std::string blocks(const std::vector<Set>& sets, const std::vector<std::string>&
 std::string rows(const std::vector<std::string>& captions, const std::string& title) {
   constexpr int count = 5, width = 8, marked = 1;
   const double each = width * cell + 2 * margin;
-  Picture picture(static_cast<double>(captions.size()) * each, count * cell + 2 * margin + 2 * text_height);
+  Picture picture(static_cast<double>(captions.size()) * each, count * cell + 2 * margin + text_height);
   for (std::size_t i = 0; i < captions.size(); ++i) {
     const double left = static_cast<double>(i) * each + margin;
     for (int r = 0; r < count; ++r)
@@ -118,7 +118,7 @@ std::string picture_of(const Row& row) {
   if (axes.has(Axis::row)) return rows({"one row of the weight"}, title);
   if (axes.has(Axis::leading)) return rows({"one leading index, all trailing ones"}, title);
   if (row.operation == OperationKind::neighbours) {
-    Picture picture(block_width + 3 * margin + text_height, block_height + 2 * margin + 2 * text_height);
+    Picture picture(block_width + 3 * margin + text_height, block_height + 2 * margin + text_height);
     const int ahead = 3;  // a window of as many channels
     draw_block(picture, margin + text_height, margin,
                [&](int n, int c, int s) { return n == 0 && s == 1 && c >= 1 && c <= 1 + ahead; });
