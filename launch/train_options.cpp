@@ -58,7 +58,9 @@ po::options_description describe(TrainOptions& options) {
   add("preset", (new Choice("preset", &options.preset, {"demo", "sweep"}))->value_name("NAME"),
       "demo: 4 ranks of one image; sweep: 4 ranks of 1, 2, 4, 8 and 16 images, and 2 split by label and by domain");
   add("log", po::value(&options.log)->value_name("F.jsonl"),
-      "write events, one JSON object a line");
+      "write events, one JSON object a line; F.csv: a line per epoch");
+  add("tensorboard", po::value(&options.tensorboard)->value_name("DIR"),
+      "write the numbers of every epoch for TensorBoard, a folder per norm, batch and seed");
   add("report", po::value(&options.report)->value_name("F.html"), "write one page with plots and tables");
   add("checkpoint", po::value(&options.checkpoint)->value_name("F.safetensors"),
       "write the state at every epoch's end");

@@ -26,7 +26,7 @@ struct TrainOptions {
   std::optional<double> lr;  ///< the peak; not given: learning_rate()
   std::string split_word = "iid";
   std::string preset;  ///< "demo", "sweep" or empty
-  std::string log, report, checkpoint;
+  std::string log, tensorboard, report, checkpoint;
   std::string resume, resume_if_present;  ///< empty: a start from the beginning
   std::string progress_word = "auto";
 };

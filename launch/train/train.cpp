@@ -1,26 +1,21 @@
 // `allnorm train`: runs the trainings one after another and says what came out.
 #include "launch/train/train.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <utility>
 
 #include "launch/files/atomic_file.hpp"
 #include "launch/files/data_sets.hpp"
-#include "launch/files/input_file.hpp"
-#include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
 #include "launch/progress.hpp"
 #include "launch/terminal.hpp"
 #include "launch/train/checkpoint.hpp"
+#include "launch/train/event_log.hpp"
 #include "launch/train/events.hpp"
 #include "launch/train/report.hpp"
 #include "launch/train/settings.hpp"
@@ -44,46 +39,14 @@ class SharedData {
   std::unique_ptr<DataSet> data_;
 };
 
-/// The log of rank 0. Events are on disk as soon as they are there, and where the disk is full as soon as it is not.
-class Log {
- public:
-  Log(const std::string& path, bool wanted) : path_(path) {
-    if (!wanted || path.empty()) return;
-    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (descriptor_ < 0) bad_file(path, "cannot be written: " + system_reason(errno));
-  }
-  ~Log() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  Log(const Log&) = delete;
-  Log& operator=(const Log&) = delete;
-
-  void write(const Json& event) {
-    if (descriptor_ < 0) return;
-    waiting_ += event.dump() + '\n';
-    const bool waited = waited_;
-    const off_t end = ::lseek(descriptor_, 0, SEEK_CUR);
-    const int error = write_all(descriptor_, std::as_bytes(std::span(waiting_)));
-    waited_ = error != 0;
-    if (error == 0) {
-      waiting_.clear();
-    } else if (end >= 0 && ::ftruncate(descriptor_, end) == 0) {  // no part of a line stays
-      ::lseek(descriptor_, end, SEEK_SET);
-    }
-    if (waited_ && !waited)
-      warn(path_ + ": cannot be written: " + system_reason(error) + "; its lines wait until it can be");
-  }
-
- private:
-  std::string path_, waiting_;
-  int descriptor_ = -1;
-  bool waited_ = false;
-};
-
-/// Rank 0 finds out before the training whether it will be able to write what it is to write at its end.
+/// Rank 0 finds out before the training whether it will be able to write what it is to write.
 void expect_writable(const Settings& settings) {
   for (const std::string& path : {settings.report, settings.checkpoint})
     if (!path.empty()) AtomicFile probe(path);
+  if (settings.tensorboard.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(settings.tensorboard, error);
+  AtomicFile probe(settings.tensorboard + "/events");
 }
 
 /// Texts of a file as they may be shown: they go to the terminal, into the report and into scripts for plots.
@@ -130,9 +93,10 @@ class Training {
              rank_);
     const Position start = resumed ? resumed->position() : Position{};
     const Events past = resumed ? readable(resumed->events()).get<Events>() : Events{config_};
-    Log log(settings_.log, rank_.rank == 0);
+    std::optional<EventLog> log;
+    if (rank_.rank == 0) log.emplace(settings_);
     const auto add = [&](Json event) {
-      log.write(event);
+      if (log) log->write(event);
       events_.push_back(std::move(event));
     };
     for (const Json& event : past) add(event);
@@ -153,7 +117,7 @@ class Training {
         if (!outcome) {
           const Position here{j, epoch, trainer.partial().updates};
           if (!settings_.checkpoint.empty()) save(here, trainer, progress);
-          log.write(stopped_event(settings_, job, here));
+          if (log) log->write(stopped_event(settings_, job, here));
           return say_stopped(here, progress);
         }
         for (Json& event : epoch_events(settings_, job, epoch, *outcome)) add(std::move(event));

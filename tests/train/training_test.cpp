@@ -9,6 +9,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -327,10 +328,34 @@ TEST_F(Training, GoesOnFromACheckpointAsIfItHadNotStopped) {
   EXPECT_NE(message.find("epochs is 3, must be 4"), std::string::npos) << message;
 }
 
-TEST_F(Training, WritesAReport) {
-  ASSERT_EQ(train({"--norm", "cross_iteration_batch_norm,batch_renorm", "--ranks", "2", "--batch-per-rank", "32",
-                   "--epochs", "2", "--seeds", "2", "--report", path("r.html")}),
-            0);
+TEST_F(Training, WritesAReportATableAndEventsForTensorBoard) {
+  ASSERT_EQ(
+      train({"--norm", "cross_iteration_batch_norm,batch_renorm", "--ranks", "2", "--batch-per-rank", "32", "--epochs",
+             "2", "--seeds", "2", "--report", path("r.html"), "--log", path("l.csv"), "--tensorboard", path("board")}),
+      0);
+  std::ifstream table(path("l.csv"));
+  std::vector<std::string> rows;
+  for (std::string row; std::getline(table, row);) rows.push_back(row);
+  ASSERT_EQ(rows.size(), 9u);  // 2 norms, 2 seeds, 2 epochs
+  EXPECT_TRUE(rows[0].starts_with("norm,batch_per_rank,split,seed,epoch,loss,test_error,")) << rows[0];
+  EXPECT_TRUE(rows[1].starts_with("\"cross_iteration_batch_norm\",32,\"iid\",0,1,")) << rows[1];
+  for (const char* norm : {"cross_iteration_batch_norm", "batch_renorm"})
+    for (const char* seed : {"0", "1"}) {
+      std::ifstream board(
+          path("board/" + std::string(norm) + "/images 32, iid, seed " + seed + "/events.out.tfevents.allnorm"),
+          std::ios::binary);
+      const std::string bytes{std::istreambuf_iterator<char>(board), {}};
+      std::size_t records = 0, at = 0;
+      for (; at + 16 <= bytes.size(); ++records) {  // length (8), its checksum (4), data, its checksum (4)
+        std::uint64_t length = 0;
+        std::memcpy(&length, bytes.data() + at, sizeof length);
+        at += 16 + length;
+      }
+      EXPECT_EQ(at, bytes.size());
+      EXPECT_GT(records, 3u);  // the version, and for both epochs the training's numbers and those of layers
+      for (const char* tag : {"training/loss", "training/test_error", "layer 1/mean_gap_max"})
+        EXPECT_NE(bytes.find(tag), std::string::npos) << tag;
+    }
   EXPECT_NE(out.find("cross_iteration_batch_norm"), std::string::npos);
   std::ifstream file(path("r.html"));
   const std::string page{std::istreambuf_iterator<char>(file), {}};
