@@ -22,7 +22,7 @@ Takes kind_of(const std::string& argument) {
   if (argument == "NAME=FILE.npy") return Takes::tensor;
   if (argument == "LIST") return Takes::layers;
   if (argument == "DIR") return Takes::folder;
-  return argument.find('.') != argument.npos ? Takes::file : Takes::other;
+  return argument == "FILE" || argument.find('.') != argument.npos ? Takes::file : Takes::other;
 }
 
 OptionWords option_words(const po::option_description& option) {

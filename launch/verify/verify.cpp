@@ -101,21 +101,28 @@ Plan plan_of(const RankOptions& given, bool device_given) {
 void help(std::ostream& out) {
   Words words;
   RankOptions ranks;
-  out << "allnorm verify [options]\n\n"
-         "Checks this build on this machine: every layer of the catalogue x device x transport x dtype x layout, "
-         "forward "
-         "and\nbackward, with all gradients, statistics and state, against the float64 reference. Errors are in units "
-         "of "
-         "what\nrounding may do. Without a launcher: a lone rank, and --ranks (3) threads with uneven parts, one of "
-         "them "
-         "with none;\nunder mpirun the launcher's ranks. What cannot be run here is listed with the "
-         "reason.\n\nOptions:\n";
+  out << "allnorm verify [options]\n\n";
+  print_text(
+      out,
+      "Checks this build on this machine: every layer of the catalogue x device x transport x dtype x layout, "
+      "forward and backward, with all gradients, statistics and state, against the float64 reference. Errors are "
+      "in units of what rounding may do. Without a launcher: a lone rank, and --ranks (3) threads with uneven "
+      "parts, one of them with none; under mpirun the launcher's ranks. What cannot be run here is listed with "
+      "the reason.");
+  out << "\nOptions:\n";
   print_options(out, describe(words));
   out << "\nRanks (without --device and --transport: all that are there):\n";
   print_options(out, launch::describe(ranks));
-  out << "\nExamples:\n  allnorm verify\n  allnorm verify --transport self --json verify.json\n"
-         "  mpirun -n 3 allnorm verify\n\nExit code 0: all hold; 1: some do not.\n";
+  print_examples(
+      out, {"allnorm verify", "allnorm verify --transport self --json verify.json", "mpirun -n 3 allnorm verify"});
+  out << "\nExit code 0: all hold; 1: some do not.\n";
   print_exit_codes(out);
+}
+
+po::options_description options() {
+  static Words words;  // for their text
+  static RankOptions ranks;
+  return describe(words).add(launch::describe(ranks));
 }
 
 int run(const Arguments& arguments) {
@@ -167,6 +174,6 @@ int run(const Arguments& arguments) {
 namespace allnorm::launch {
 
 const Command verify_command{"verify", "check every layer of this build on this machine against the float64 reference",
-                             verify::run, verify::help};
+                             verify::run, verify::help, verify::options};
 
 }  // namespace allnorm::launch
