@@ -374,7 +374,7 @@ allnorm_status allnorm_halves_sizes_of(const allnorm_halves* made, allnorm_halve
     allnorm_halves_sizes& to = given(sizes, "sizes");
     to.exchanges = halves.exchanges() ? 1 : 0;
     to.of_channels = halves.layer().statistics() == Axes{Axis::channel} ? 1 : 0;
-    to.keeps_running = halves.layer().has_state() ? 1 : 0;
+    to.keeps_running = !halves.layer().has_state() ? 0 : halves.layer().keeps_std() ? 2 : 1;
     to.gates = halves.layer().options.activation.kind != ActivationKind::identity ? 1 : 0;
     to.head = static_cast<std::int64_t>(Halves::head_bytes);
     to.forward_record = linear([&](std::int64_t g) { return halves.record_bytes(Direction::forward, g); });

@@ -33,9 +33,9 @@ struct Inputs {
 struct State {
   const Optional &history, &running_mean, &running_var, &num_batches_tracked;
 
-  void add_to(Slots& slots, bool writes) const {
+  void add_to(Slots& slots, const Ready& layer, bool writes) const {
     slots.add("running_mean", running_mean, false, writes);
-    slots.add("running_var", running_var, false, writes);
+    slots.add(layer.sizes.keeps_running == 2 ? "running_std" : "running_var", running_var, false, writes);
     slots.add("num_batches_tracked", num_batches_tracked, false, writes);
   }
   void add_to(allnorm_memory& memory, bool writes) const {
@@ -47,7 +47,7 @@ struct State {
 
 /// What is asked for of a backward call, and what it makes: empty where it is not.
 struct Gradients {
-  enum Wanted : std::size_t { dx, dresidual, dweight, dbias, dtau, deps, count };
+  enum Wanted : std::size_t { dx, dresidual, dweight, dbias, dtau, deps };
   const std::vector<bool>& wanted;
 
   bool wants(Wanted which) const { return which < wanted.size() && wanted[which]; }
@@ -122,7 +122,7 @@ Tensor forward_local(const Inputs& inputs, const State& state, const Text& layer
   try {
     Slots slots(own.name);
     inputs.add_to(slots);
-    state.add_to(slots, false);
+    state.add_to(slots, own, false);
     own.look_at(inputs.x, slots);
     state.add_to(memory, false);
     memory.work = scratch(own.work);
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_finish(const Inputs& inputs, const St
   Ready& own = ready_for(inputs.x, state.running_mean, layer, name, rank, ranks);
   Slots slots(own.name);
   inputs.add_to(slots);
-  state.add_to(slots, true);
+  state.add_to(slots, own, true);
   own.look_at(inputs.x, slots);
   Tensor y = torch::stable::empty_like(inputs.x), mask = mask_for(inputs, own);
   Tensor frame = empty(inputs.x, own.sizes.frame.fixed + own.sizes.frame.each * own.groups, ScalarType::Double);
@@ -354,7 +354,7 @@ void begin_batch_op(const Optional& state, const Tensor& running_mean, const Opt
   const State kept{state, mean, running_var, num_batches_tracked};
   Ready& own = ready_for(running_mean, mean, layer, name, 0, 1);
   Slots slots(own.name);
-  kept.add_to(slots, true);
+  kept.add_to(slots, own, true);
   allnorm_memory memory{};
   kept.add_to(memory, true);
   expect_ok(allnorm_halves_begin_batch(own.halves.get(), slots.data(), slots.size(), &memory, queue()), own.name);

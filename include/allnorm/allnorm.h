@@ -169,7 +169,7 @@ typedef struct allnorm_length {
 typedef struct allnorm_halves_sizes {
   int64_t exchanges;                            /* 1: there is something to exchange */
   int64_t of_channels;                          /* 1: G is the number of channels */
-  int64_t keeps_running;                        /* 1: there are running statistics of channels */
+  int64_t keeps_running;                        /* 1: running statistics of channels; 2: running_std, not running_var */
   int64_t gates;                                /* 1: with a residual there is a mask */
   int64_t head;                                 /* bytes */
   allnorm_length forward_record, backward_record; /* bytes, a multiple of 8 */
