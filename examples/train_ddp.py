@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--norm", nargs="+", choices=NORMS, default=NORMS)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=2, help="images a rank and step")
+    parser.add_argument("--batch", type=int, default=1, help="images a rank and step")
     parser.add_argument("--rate", type=float, default=0.02, help="learning rate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

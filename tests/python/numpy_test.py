@@ -211,7 +211,7 @@ class Ranks(unittest.TestCase):
 class Readme(unittest.TestCase):
     def test_the_example_runs(self):
         text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-        example = text.split("```python\n", 1)[1].split("```", 1)[0]
+        example = "import numpy as np\n" + text.split("```python\nimport numpy as np\n", 1)[1].split("```", 1)[0]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(example, "README.md", "exec"), {})

@@ -63,12 +63,18 @@ class Convert(unittest.TestCase):
         self.assertTrue(all(a is b for a, b in zip(own.parameters(), parameters)))
 
     def test_report(self):
-        own = nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": Peculiar(3), "c": nn.LazyBatchNorm2d(), "d": nn.BatchNorm2d(3)})
+        own = nn.ModuleDict(
+            {"a": nn.BatchNorm2d(3), "b": Peculiar(3), "c": nn.LazyBatchNorm2d(), "d": nn.BatchNorm2d(3)}
+        )
         own["d"].eval().requires_grad_(False)
         report = an.convert(own, window=4)
         text = report.text()
         self.assertRegex(text, r"a: BatchNorm2d -> BatchNorm2d\(3, .*window=4.*sync=world")
-        for reason in ("b: Peculiar stays: Peculiar may do more", "c: LazyBatchNorm2d stays: it does not know", "frozen"):
+        for reason in (
+            "b: Peculiar stays: Peculiar may do more",
+            "c: LazyBatchNorm2d stays: it does not know",
+            "frozen",
+        ):
             self.assertIn(reason, text)
         self.assertTrue(text.endswith("1 layers converted, 3 left as they were"))
         self.assertEqual(len(json.loads(report.as_json())["skipped"]), 3)

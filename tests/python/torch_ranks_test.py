@@ -1,5 +1,8 @@
 """allnorm.torch over ranks: processes of this machine in a gloo group, against one rank on the whole batch."""
 
+import contextlib
+import io
+import pathlib
 import time
 import unittest
 
@@ -147,7 +150,9 @@ class Ranks(unittest.TestCase):
 
         def make():
             torch.manual_seed(0)
-            return nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+            return nn.Sequential(
+                nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)
+            )
 
         def work(rank):
             model = make()
@@ -189,9 +194,7 @@ class Ranks(unittest.TestCase):
         def work(rank):
             module = an.SyncBatchNorm(3, dtype=F64)
             x = normal(2, 3, 4, 4, seed=rank).requires_grad_()
-            y = torch.utils.checkpoint.checkpoint(
-                module, x, use_reentrant=False, context_fn=an.checkpoint_context
-            )
+            y = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False, context_fn=an.checkpoint_context)
             y.square().sum().backward()
             return int(module.num_batches_tracked), x.grad
 
@@ -248,6 +251,18 @@ class Ranks(unittest.TestCase):
 
         with self.assertRaisesRegex(KeyError, "mine"):
             an.emulate(work, 2, timeout=20)
+
+
+class Readme(unittest.TestCase):
+    def test_the_example_runs(self):
+        text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+        example = "import torch\n" + text.split("```python\nimport torch\n", 1)[1].split("```", 1)[0]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(example, "README.md", "exec"), {})
+        self.assertRegex(
+            printed.getvalue(), r"^1: BatchNorm2d -> BatchNorm2d\(8, .*window=2.*sync=world\)\n1 layers converted"
+        )
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ class BatchNorm(Case):
         own(x)
         frame = own.statistics()
         self.same([frame.mean, frame.var], [x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)])
-        self.assertTrue(torch.equal(frame.r, torch.ones(3, dtype=F64)) and torch.equal(frame.d, torch.zeros(3, dtype=F64)))
+        self.assertTrue(
+            torch.equal(frame.r, torch.ones(3, dtype=F64)) and torch.equal(frame.d, torch.zeros(3, dtype=F64))
+        )
 
     def test_copies(self):
         own, x = an.BatchNorm2d(3, dtype=F64), normal(2, 3, 4, 4)
@@ -323,9 +325,7 @@ class Samples(Case):
         own, x = an.PositionalNorm2d(), normal(2, 3, 4, 5).requires_grad_()
         expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + own.eps).sqrt()
         dy = normal(2, 3, 4, 5, seed=1)
-        self.same(
-            [own(x), *torch.autograd.grad(own(x), x, dy)], [expected, *torch.autograd.grad(expected, x, dy)]
-        )
+        self.same([own(x), *torch.autograd.grad(own(x), x, dy)], [expected, *torch.autograd.grad(expected, x, dy)])
 
     def test_activation_and_residual(self):
         x, residual, dy = normal(2, 6, 4, 4), normal(2, 6, 4, 4, seed=1), normal(2, 6, 4, 4, seed=2)
@@ -335,7 +335,11 @@ class Samples(Case):
         self.same(gradients(own.eval(), x, dy, residual), gradients(together, x, dy, residual))
 
     def test_bad_options(self):
-        for make in (lambda: an.GroupNorm(4, 6), lambda: an.LayerNorm(4, eps=-1), lambda: an.RMSNorm(4, activation="gelu")):
+        for make in (
+            lambda: an.GroupNorm(4, 6),
+            lambda: an.LayerNorm(4, eps=-1),
+            lambda: an.RMSNorm(4, activation="gelu"),
+        ):
             with self.assertRaises(ValueError):
                 make()
 
@@ -378,7 +382,17 @@ class Compiled(Case):
         for residual in (None, x.flip(0)):
             inputs = (x, residual, weight, bias, None, None, None, None)
             y, frame, mask = _ops.forward(*inputs, None, *state, layer, "bn")
-            given = (x, x, weight, bias, None, None, frame, mask, [True, residual is not None, True, True, False, False])
+            given = (
+                x,
+                x,
+                weight,
+                bias,
+                None,
+                None,
+                frame,
+                mask,
+                [True, residual is not None, True, True, False, False],
+            )
             for op, arguments in (
                 (_ops.forward, (*inputs, None, *state, layer, "bn")),
                 (_ops.replay, (x, residual, weight, bias, None, None, frame, layer, "bn")),

@@ -1,7 +1,7 @@
 """One call of a layer: two operators with the exchange between them, in each direction.
 
-    forward    forward_local ─▶ all_gather ─▶ forward_finish ─▶ y, frame
-    backward   backward_local ─▶ all_gather ─▶ backward_finish ─▶ dx
+forward    forward_local ─▶ all_gather ─▶ forward_finish ─▶ y, frame
+backward   backward_local ─▶ all_gather ─▶ backward_finish ─▶ dx
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise Error("unsupported", f"{ctx.name}: the gradient of a gradient is asked for, must be the first alone", layer=ctx.name)
+        raise Error(
+            "unsupported",
+            f"{ctx.name}: the gradient of a gradient is asked for, must be the first alone",
+            layer=ctx.name,
+        )
 
 
 def normalized(

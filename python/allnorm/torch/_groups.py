@@ -30,7 +30,9 @@ class Shared:
         return self
 
     def __reduce__(self) -> Any:
-        raise ValueError("sync of a layer is a process group, which no other process has; must be None, 'world' or a number")
+        raise ValueError(
+            "sync of a layer is a process group, which no other process has; must be None, 'world' or a number"
+        )
 
 
 Sync = Union[None, str, int, Shared]

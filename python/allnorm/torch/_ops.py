@@ -7,14 +7,16 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from allnorm import _library
 from allnorm._library import Handle, expect, library
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _load() -> None:
@@ -100,9 +102,7 @@ def text_of(layer: str, attributes: dict[str, Any]) -> str:
 @functools.lru_cache(maxsize=None)
 def _halves(layer: str, channels: int, ranks: int) -> Handle:
     made = Handle(library.allnorm_halves_free)
-    expect(
-        library.allnorm_halves_make(layer.encode(), channels, 0, ranks, b"", _queue.value, ctypes.byref(made.value))
-    )
+    expect(library.allnorm_halves_make(layer.encode(), channels, 0, ranks, b"", _queue.value, ctypes.byref(made.value)))
     return made
 
 
@@ -194,51 +194,69 @@ def _like(tensor: Optional[Tensor], want: bool, x: Tensor) -> Tensor:
     return torch.empty_like(tensor) if want and tensor is not None else x.new_empty(0)
 
 
-@torch.library.register_fake("allnorm::forward")
-def _(x, residual, weight, bias, tau, eps_learned, conv_input, conv_weight, state, mean, var, tracked, layer, name):  # type: ignore[no-untyped-def]
+def _fake(operator: str) -> Callable[[Function], Function]:
+    return cast(Callable[[Function], Function], torch.library.register_fake("allnorm::" + operator))
+
+
+# Arguments of which no shape depends are in `rest`, the layer's text among its last ones.
+
+
+@_fake("forward")
+def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
+    layer = rest[-2]
     return torch.empty_like(x), _frame(x, layer), _mask(x, residual, layer)
 
 
-@torch.library.register_fake("allnorm::forward_local")
-def _(x, residual, weight, bias, tau, eps_learned, conv_input, conv_weight, state, mean, var, tracked, layer, name, rank, ranks):  # type: ignore[no-untyped-def]
-    return x.new_empty(sizes(layer, x.size(1), ranks).forward_record.of(x.size(1)), dtype=torch.uint8)
+@_fake("forward_local")
+def _(x: Tensor, *rest: Any) -> Any:
+    *_, layer, _, _, ranks = rest
+    channels = x.size(1)
+    return x.new_empty(sizes(layer, channels, ranks).forward_record.of(channels), dtype=torch.uint8)
 
 
-@torch.library.register_fake("allnorm::forward_finish")
-def _(x, residual, weight, bias, tau, eps_learned, conv_input, conv_weight, state, mean, var, tracked, records, layer, name, rank, ranks):  # type: ignore[no-untyped-def]
+@_fake("forward_finish")
+def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
+    layer = rest[-4]
     return torch.empty_like(x), _frame(x, layer), _mask(x, residual, layer)
 
 
-@torch.library.register_fake("allnorm::replay")
-def _(x, residual, weight, bias, tau, eps_learned, frame, layer, name):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x), _mask(x, residual, layer)
+@_fake("replay")
+def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
+    return torch.empty_like(x), _mask(x, residual, rest[-2])
+
+
+def _of_inputs(x: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    return tuple(_like(x, want, x) for want in wanted[:2])
 
 
 def _of_parameters(x: Tensor, parameters: Sequence[Optional[Tensor]], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     return tuple(_like(tensor, want, x) for tensor, want in zip(parameters, wanted[2:]))
 
 
-@torch.library.register_fake("allnorm::backward")
-def _(dy, x, weight, bias, tau, eps_learned, frame, mask, wanted, layer, name):  # type: ignore[no-untyped-def]
-    return _like(x, wanted[0], x), _like(x, wanted[1], x), *_of_parameters(x, (weight, bias, tau, eps_learned), wanted)
+@_fake("backward")
+def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
+    *parameters, _frame, _mask, wanted, _layer, _name = rest
+    return *_of_inputs(x, wanted), *_of_parameters(x, parameters, wanted)
 
 
-@torch.library.register_fake("allnorm::backward_local")
-def _(dy, x, weight, bias, tau, eps_learned, frame, mask, wanted, layer, name, rank, ranks):  # type: ignore[no-untyped-def]
-    record = x.new_empty(sizes(layer, x.size(1), ranks).backward_record.of(x.size(1)), dtype=torch.uint8)
-    return record, *_of_parameters(x, (weight, bias, tau, eps_learned), wanted)
+@_fake("backward_local")
+def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
+    *parameters, _frame, _mask, wanted, layer, _name, _rank, ranks = rest
+    channels = x.size(1)
+    record = x.new_empty(sizes(layer, channels, ranks).backward_record.of(channels), dtype=torch.uint8)
+    return record, *_of_parameters(x, parameters, wanted)
 
 
-@torch.library.register_fake("allnorm::backward_finish")
-def _(dy, x, weight, bias, tau, eps_learned, frame, mask, records, wanted, layer, name, rank, ranks):  # type: ignore[no-untyped-def]
-    return _like(x, wanted[0], x), _like(x, wanted[1], x)
+@_fake("backward_finish")
+def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
+    return _of_inputs(x, rest[-5])
 
 
-@torch.library.register_fake("allnorm::check_heads")
-def _(heads, layer, name, rank):  # type: ignore[no-untyped-def]
+@_fake("check_heads")
+def _(heads: Tensor, *rest: Any) -> None:
     return None
 
 
-@torch.library.register_fake("allnorm::begin_batch")
-def _(state, mean, var, tracked, layer, name):  # type: ignore[no-untyped-def]
+@_fake("begin_batch")
+def _(*arguments: Any) -> None:
     return None

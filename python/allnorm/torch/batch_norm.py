@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union, cast
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,9 @@ class Frame(NamedTuple):
 def _convolution(module: nn.Module) -> dict[str, Any]:
     """The attributes of a convolution or linear layer in front of the norm."""
     if getattr(module, "bias", None) is not None or getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ValueError("compensate is a module with a bias or with a padding that is not of zeros, must be one without")
+        raise ValueError(
+            "compensate is a module with a bias or with a padding that is not of zeros, must be one without"
+        )
     padding = getattr(module, "padding", 0)
     if isinstance(padding, str):
         raise ValueError(f"padding of compensate is {padding!r}, must be numbers")
@@ -211,7 +213,9 @@ class BatchNorm(_BatchNorm):
             return State()
         return State(self._past, self.running_mean, self.running_var, self.num_batches_tracked)
 
-    def _conv(self, x: Tensor, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+    def _conv(
+        self, x: Tensor, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]
+    ) -> tuple[Optional[Tensor], ...]:
         if "conv_stride" not in self._options or conv_input is None or conv_weight is None:
             return None, None  # the core says what is missing
         return ordered_as(conv_input.detach().to(x.dtype), x), conv_weight.detach().contiguous()

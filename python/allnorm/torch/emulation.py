@@ -44,13 +44,16 @@ def _work(rank: int, ranks: int, store: str, timeout: float, pipe: Any, function
         os._exit(0)  # a copy of the parent has nothing of its own to tidy up
 
 
-def emulate(function: Callable[..., Any], ranks: int = 4, *arguments: Any, timeout: float = 60) -> list[Any]:
+def emulate(
+    function: Callable[..., Any], ranks: int = 4, *arguments: Any, timeout: float = 60, method: str = "fork"
+) -> list[Any]:
     """Calls function(rank, *arguments) in as many processes, which share a gloo group and run one thread each, and returns
     what it returned, by rank; results are pickled. Raises the first error that a rank had.
 
-    Processes are forked, so that `function` may be any function; where a GPU is in use, which a fork cannot take along,
-    they are spawned and it must be one of a module."""
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+    Processes are forked, so that `function` may be any function. Where this one has threads of autograd, as after using a
+    GPU or torch.compile, torch refuses the backward pass of a fork: `method` "spawn" starts processes anew, and `function`
+    and arguments must be ones that can be pickled."""
+    context = multiprocessing.get_context(method)
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = {}, []
         for rank in range(ranks):

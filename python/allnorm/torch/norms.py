@@ -103,7 +103,9 @@ class RMSNorm(nn.RMSNorm):
         if not self.training:
             y = super().forward(x)
             return activated(y if residual is None else y + residual, self.activation)
-        return normalized(self._layer(x.dtype), self.name, x.contiguous(), Parameters(self.weight), residual=residual)[0]
+        return normalized(self._layer(x.dtype), self.name, x.contiguous(), Parameters(self.weight), residual=residual)[
+            0
+        ]
 
 
 class _Instance(_InstanceNorm):

@@ -62,7 +62,11 @@ def _hash(tensor: Optional[Tensor]) -> str:
 
 
 def _description(module: _BatchNorm) -> dict[str, str]:
-    found = {"kind": type(module).__name__, "channels": str(module.num_features), "mode": "training" if module.training else "evaluation"}
+    found = {
+        "kind": type(module).__name__,
+        "channels": str(module.num_features),
+        "mode": "training" if module.training else "evaluation",
+    }
     for name in ("eps", "momentum", "track_running_stats"):
         found[name] = str(getattr(module, name))
     if isinstance(module, BatchNorm):
@@ -99,7 +103,10 @@ def average_running_stats(model: nn.Module, group: Any = None) -> None:
     call it: for layers whose ranks have statistics of their own, before a common evaluation or checkpoint."""
     ranks = _ranks(group)
     running = [
-        tensor for _, module in _norms(model) for tensor in (module.running_mean, module.running_var) if tensor is not None
+        tensor
+        for _, module in _norms(model)
+        for tensor in (module.running_mean, module.running_var)
+        if tensor is not None
     ]
     if ranks == 1 or not running:
         return
