@@ -29,8 +29,10 @@ struct Command {
 /// All commands of this build, in the order of the help.
 std::span<const Command> commands() noexcept;
 
-// One per file: apply.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp), verify/verify.cpp.
+// One per file: apply.cpp, bench/bench.cpp, info.cpp, train_started.cpp (or train_unavailable.cpp),
+// verify/verify.cpp.
 extern const Command apply_command;
+extern const Command bench_command;
 extern const Command completion_command;
 extern const Command doctor_command;
 extern const Command info_command;

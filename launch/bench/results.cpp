@@ -1,0 +1,298 @@
+#include "launch/bench/results.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "build_config.hpp"
+#include "kernels/ops.hpp"
+#include "launch/files/input_file.hpp"
+#include "launch/files/json_lines.hpp"
+
+namespace allnorm::launch::bench {
+
+namespace {
+
+// One number of a line: the same in the table, in JSON and in CSV.
+struct Column {
+  const char *name, *title, *unit;
+  int width, digits;
+  bool of_exchange = false;  // shown where there are several ranks
+  double scale = 1;          // from JSON's unit to the table's
+};
+constexpr Column columns[] = {
+    {"bytes", "size", "KiB", 9, 1, false, 1.0 / 1024},
+    {"forward_us", "forward", "us", 10, 1},
+    {"forward_us_p99", "p99", "us", 10, 1},
+    {"backward_us", "backward", "us", 10, 1},
+    {"backward_us_p99", "p99", "us", 10, 1},
+    {"forward_gb_s", "fwd", "GB/s", 7, 1},
+    {"backward_gb_s", "bwd", "GB/s", 7, 1},
+    {"forward_of_triad", "fwd", "%triad", 7, 0, false, 100},
+    {"backward_of_triad", "bwd", "%triad", 7, 0, false, 100},
+    {"exchange_us", "exchange", "us", 9, 1, true},
+    {"exposed_us", "exposed", "us", 9, 1, true},
+    {"message_bytes", "message", "B", 9, 0, true},
+    {"algbw_gb_s", "algbw", "GB/s", 7, 3, true},
+    {"busbw_gb_s", "busbw", "GB/s", 7, 3, true},
+    {"ratio_to_local", "/ local", "", 8, 2, true},
+    {"max_error", "error", "", 9, -2},
+    {"wrong", "wrong", "", 6, 0},
+};
+constexpr const char* kind_names[] = {"layer", "shape", "dtype", "layout", "device", "transport", "ranks", "threads"};
+
+std::string text_of(double value, int digits) {
+  std::array<char, 64> text{};
+  if (digits < 0)
+    std::snprintf(text.data(), text.size(), "%.*g", -digits, value);
+  else
+    std::snprintf(text.data(), text.size(), "%.*f", digits, value);
+  return text.data();
+}
+
+std::string right(const std::string& text, int width) {
+  const auto columns_free =
+      static_cast<std::size_t>(width) - std::min<std::size_t>(text.size(), static_cast<std::size_t>(width) - 1);
+  return std::string(columns_free, ' ') + text;
+}
+std::string left(const std::string& text, std::size_t width) {
+  return text + std::string(text.size() < width ? width - text.size() : 1, ' ');
+}
+
+std::size_t layer_width(const Plan& plan) {
+  std::size_t width = 6;
+  for (const Case& one : plan.cases) width = std::max(width, one.text.size() + 1);
+  return width;
+}
+std::size_t shape_width(const Plan& plan) {
+  std::size_t width = 9;
+  for (const Case& one : plan.cases) width = std::max(width, to_string(one.shape).size() + 6);
+  return width;
+}
+
+// "model name\t: ..." of Linux; empty elsewhere.
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name") && line.find(": ") != line.npos) return line.substr(line.find(": ") + 2);
+  return {};
+}
+
+Json kind_of(const Plan& plan, const Rank& rank) {
+  return {{"dtype", to_string(plan.dtype)},
+          {"layout", plan.order == Order::channels_last ? "channels_last" : "channels_first"},
+          {"device", plan.ranks.device},
+          {"transport", rank.world->transport()},
+          {"ranks", rank.size},
+          {"threads", plan.ranks.threads}};
+}
+
+std::string key_of(const Json& event) {
+  std::string key;
+  for (const char* name : kind_names) key += event.value(name, Json()).dump() + " ";
+  return key + event.value("count", Json(1)).dump();
+}
+
+std::string words_of(const Json& event) {
+  return event.value("layer", std::string()) + " " + event.value("shape", std::string()) + " " +
+         event.value("dtype", std::string());
+}
+
+}  // namespace
+
+std::vector<Seat> seats_of(Rank& rank) {
+  constexpr std::size_t letters = 64, each = letters + 1;  // and the process
+  std::array<char, letters> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host = {};
+  Message message{
+      Header("bench", Direction::agreement, 2), std::vector<double>(each * static_cast<std::size_t>(rank.size)), 0, {}};
+  double* const own = message.payload.data() + each * static_cast<std::size_t>(rank.rank);
+  std::copy(host.begin(), host.end(), own);
+  own[letters] = static_cast<double>(::getpid());
+  const Message all = rank.world->exchange(std::move(message), rank.queue);
+  std::vector<Seat> seats(static_cast<std::size_t>(rank.size));
+  for (std::size_t r = 0; r < seats.size(); ++r) {
+    const double* at = all.payload.data() + each * r;
+    for (std::size_t i = 0; i < letters && at[i] > 0; ++i) seats[r].host += static_cast<char>(at[i]);
+    seats[r].pid = static_cast<std::int64_t>(at[letters]);
+    seats[r].device = to_string(rank.queue.device());
+  }
+  return seats;
+}
+
+Json config_event(const Plan& plan, const std::vector<Seat>& seats, const Rank& rank) {
+  Json event{{"event", "config"},           {"command", "bench"},
+             {"version", build::version},   {"commit", build::commit},
+             {"compiler", build::compiler}, {"build_type", build::type},
+             {"cpu", cpu_name()},           {"vectors", rank.queue.ops().name}};
+  event["cores"] = std::thread::hardware_concurrency();
+  event["iterations"] = plan.iterations;
+  event["warm_up"] = plan.warm_up;
+  if (!plan.model.empty()) event["model"] = plan.model;
+  event.update(kind_of(plan, rank));
+  for (std::size_t r = 0; r < seats.size(); ++r)
+    event["seats"].push_back(
+        {{"rank", r}, {"host", seats[r].host}, {"pid", seats[r].pid}, {"device", seats[r].device}});
+  return event;
+}
+
+Json measurement_event(const Plan& plan, const Measurement& of, const Rank& rank) {
+  const auto gb_s = [](double bytes, double us) { return us > 0 ? Json(1e-3 * bytes / us) : Json(); };
+  Json event{{"event", "measurement"}, {"layer", of.of->text}, {"shape", to_string(of.of->shape)}};
+  if (!plan.model.empty()) event["model"] = plan.model;
+  event["count"] = of.of->count;
+  event.update(kind_of(plan, rank));
+  event["bytes"] = of.bytes;
+  event["forward_us"] = of.forward.median;
+  event["forward_us_p99"] = of.forward.p99;
+  event["backward_us"] = of.backward.median;
+  event["backward_us_p99"] = of.backward.p99;
+  event["forward_gb_s"] = gb_s(3 * of.bytes, of.forward.median);
+  event["backward_gb_s"] = gb_s(5 * of.bytes, of.backward.median);
+  event["triad_gb_s"] = of.triad_gb_s;
+  event["forward_of_triad"] = 1e-3 * 3 * of.bytes / of.forward.median / of.triad_gb_s;
+  event["backward_of_triad"] = 1e-3 * 5 * of.bytes / of.backward.median / of.triad_gb_s;
+  if (of.exchange) {
+    const Measurement::Exchange& x = *of.exchange;
+    const double ranks = x.ranks;
+    event["exchange_us"] = x.alone;
+    event["exposed_us"] = of.both() - x.local;
+    event["message_bytes"] = x.message;
+    event["algbw_gb_s"] = gb_s(x.message, x.alone);
+    event["busbw_gb_s"] = gb_s(x.message * 2 * (ranks - 1) / ranks, x.alone);  // as nccl-tests' all-reduce
+    event["ratio_to_local"] = x.local > 0 ? Json(of.both() / x.local) : Json();
+  }
+  if (of.check) {
+    event["max_error"] = of.check->max_error;
+    event["wrong"] = of.check->wrong;
+  }
+  event["simulated"] = false;
+  return event;
+}
+
+Json sum_event(const Plan& plan, const std::string& layer, const std::vector<Json>& events) {
+  Json sum{{"event", "sum"}, {"layer", layer}, {"shape", plan.model}, {"model", plan.model}};
+  std::int64_t count = 0;
+  for (const Json& event : events) {
+    if (!is_event(event, "measurement") || event["layer"].get<std::string>() != layer) continue;
+    const auto times = event["count"].get<std::int64_t>();
+    count += times;
+    for (const char* name : kind_names)
+      if (!sum.contains(name)) sum[name] = event[name];
+    for (const char* name : {"bytes", "forward_us", "backward_us", "exchange_us", "exposed_us", "message_bytes"})
+      if (event.contains(name))
+        sum[name] = sum.value(name, 0.0) + static_cast<double>(times) * event[name].get<double>();
+  }
+  sum["count"] = count;
+  return sum;
+}
+
+std::string header_text(const Json& config) {
+  const auto word = [&](const char* name) {
+    const Json& value = config[name];
+    return value.is_string() ? value.get<std::string>() : value.dump();
+  };
+  std::string text = "# allnorm " + word("version") + " (commit " + word("commit") + ", " + word("compiler") + ", " +
+                     word("build_type") + ")\n# " + word("cpu") + ", " + word("cores") + " cores, " + word("vectors") +
+                     "; " + word("transport") + ", threads per rank: " + word("threads") +
+                     "\n# iterations: " + word("iterations") + ", warm-up: " + word("warm_up") + ", " + word("dtype") +
+                     ", " + word("layout") + (config.contains("model") ? ", model: " + word("model") : "") + "\n";
+  for (const Json& seat : config["seats"])
+    text += "# rank " + seat["rank"].dump() + ": host " + seat["host"].get<std::string>() + ", pid " +
+            seat["pid"].dump() + ", device " + seat["device"].get<std::string>() + "\n";
+  if (config["ranks"].get<std::uint64_t>() > config["cores"].get<std::uint64_t>())
+    text += "# oversubscribed: there are more ranks than cores\n";
+  return text + "# times: medians of a rank's calls, the largest of the ranks; GB/s: 3 transfers forward, 5 backward\n";
+}
+
+std::string titles_text(const Plan& plan, int ranks) {
+  std::string titles = left("layer", layer_width(plan)) + left("shape", shape_width(plan));
+  std::string units = std::string(titles.size(), ' ');
+  for (const Column& column : columns) {
+    if (column.of_exchange && ranks == 1) continue;
+    titles += right(column.title, column.width);
+    units += right(column.unit, column.width);
+  }
+  return titles + "\n" + units + "\n";
+}
+
+std::string line_text(const Plan& plan, const Json& event) {
+  const auto count = event["count"].get<std::int64_t>();
+  std::string line =
+      left(event["layer"], layer_width(plan)) +
+      left(event["shape"].get<std::string>() + (count > 1 ? " x" + std::to_string(count) : ""), shape_width(plan));
+  for (const Column& column : columns) {
+    if (column.of_exchange && event["ranks"].get<int>() == 1) continue;
+    const Json value = event.value(column.name, Json());
+    line += right(value.is_number() ? text_of(column.scale * value.get<double>(), column.digits) : "-", column.width);
+  }
+  return line + "\n";
+}
+
+std::string csv_text(const std::vector<Json>& events) {
+  std::string text = "event";
+  for (const char* name : kind_names) text += std::string(",") + name;
+  text += ",count,triad_gb_s";
+  for (const Column& column : columns) text += std::string(",") + column.name;
+  text += "\n";
+  for (const Json& event : events) {
+    if (is_event(event, "config")) continue;
+    const auto cell = [&](const char* name) {
+      const Json value = event.value(name, Json());
+      if (value.is_null()) return std::string();
+      std::string cell_text = value.is_string() ? value.get<std::string>() : value.dump();
+      return value.is_string() ? "\"" + cell_text + "\"" : cell_text;
+    };
+    text += cell("event");
+    for (const char* name : kind_names) text += "," + cell(name);
+    text += "," + cell("count") + "," + cell("triad_gb_s");
+    for (const Column& column : columns) text += "," + cell(column.name);
+    text += "\n";
+  }
+  return text;
+}
+
+Comparison compare(const std::vector<Json>& base, const std::vector<Json>& events, double tolerance,
+                   const std::string& path) {
+  Comparison found;
+  for (const char* name : {"cpu", "cores", "device", "vectors"}) {
+    const Json was = base.front().value(name, Json()), is = events.front().value(name, Json());
+    if (was != is)
+      found.warnings.push_back(path + " is of another machine or device: " + name + " was " + was.dump() + ", is " +
+                               is.dump());
+  }
+  std::map<std::string, const Json*> earlier;
+  std::size_t lines = 0;
+  for (const Json& event : base)
+    if (is_event(event, "measurement") || is_event(event, "sum")) ++lines, earlier[key_of(event)] = &event;
+  std::size_t own = 0;
+  for (const Json& event : events) {
+    if (is_event(event, "config")) continue;
+    ++own;
+    const auto at = earlier.find(key_of(event));
+    if (at == earlier.end()) continue;
+    ++found.common;
+    for (const auto& [name, title] : {std::pair{"forward_us", "forward"}, std::pair{"backward_us", "backward"}}) {
+      const Json was = at->second->value(name, Json()), is = event.value(name, Json());
+      if (!was.is_number() || was.get<double>() <= 0)
+        bad_file(path, "has " + std::string(name) + " " + was.dump() + ", must be a number above 0");
+      const double ratio = is.get<double>() / was.get<double>();
+      if (ratio > 1 + tolerance)
+        found.slower.push_back(words_of(event) + ", " + title + ": " + text_of(is, 1) + " us, was " + text_of(was, 1) +
+                               ": " + text_of(100 * (ratio - 1), 0) + " % slower");
+    }
+  }
+  if (found.common > 0 && (found.common < own || found.common < lines))
+    found.warnings.push_back(path + " has other lines: " + std::to_string(found.common) + " are compared, of " +
+                             std::to_string(own) + " of this run and " + std::to_string(lines) + " of it");
+  return found;
+}
+
+}  // namespace allnorm::launch::bench
