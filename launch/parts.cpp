@@ -14,7 +14,6 @@ constexpr Remedy remedies[] = {
     {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
     {"nccl", "ranks with a GPU each: install libnccl-dev and configure again"},
     {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
-    {"gnuplot", "plots in reports: install gnuplot-nox and configure again"},
 };
 
 }  // namespace

@@ -60,12 +60,6 @@ Json deviation_of(const std::vector<double>& values) {
 
 }  // namespace
 
-std::string fixed(double value, int digits) {
-  std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
-  return text.data();
-}
-
 std::string hex(std::uint64_t word) {
   std::array<char, 17> text{};
   std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(word));
@@ -221,27 +215,6 @@ std::string table_of(const Events& events) {
                   fixed(event["seconds"], 1), fixed(event["exchanges"], 1), fixed(event["exchange_bytes"], 0)});
   }
   return table;
-}
-
-std::vector<std::string> remarks_of(const Events& events) {
-  const Json& config = events.front();
-  const Json& settings = config["settings"];
-  std::vector<std::string> remarks;
-  const auto seeds = settings["seeds"].get<std::int64_t>();
-  remarks.push_back("images: per rank and call, on " + std::to_string(settings["ranks"].get<int>()) +
-                    " ranks; test error: mean ± standard deviation over " + std::to_string(seeds) +
-                    (seeds == 1 ? " seed (-: unknown)" : " seeds") +
-                    "; seconds: all seeds together; exchanges and bytes: sent by one rank in one update, gradients "
-                    "included.");
-  const auto unshared = [](const Json& norm) {
-    return norm["attributes"].contains("sync") && norm["attributes"]["sync"] != "world";
-  };
-  if (settings["ranks"] != 1 && std::any_of(settings["norms"].begin(), settings["norms"].end(), unshared))
-    remarks.push_back(
-        "Running statistics of layers whose statistics are not those of all ranks (sync other than world) were "
-        "averaged "
-        "over the ranks at the end of every epoch, before testing.");
-  return remarks;
 }
 
 }  // namespace allnorm::launch::train

@@ -1,19 +1,15 @@
 // The events of a training: what is logged, reported and kept in checkpoints. Rank 0 has them.
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "launch/report/events.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/trainer.hpp"
 
 namespace allnorm::launch::train {
-
-using Json = nlohmann::ordered_json;
-using Events = std::vector<Json>;
 
 /// Where a training stands: `job` (of jobs_of(), or their number after the last), its next epoch, and how many updates
 /// of that are done.
@@ -24,8 +20,6 @@ struct Position {
   bool begins_a_run() const noexcept { return epoch == 0 && update == 0; }
 };
 
-/// With so many digits behind the point.
-std::string fixed(double value, int digits);
 /// 16 hexadecimal digits.
 std::string hex(std::uint64_t word);
 
@@ -46,8 +40,5 @@ Json result_event(const Settings& settings, const Job& last, const Events& event
 
 /// The table at the end, of all `result` events.
 std::string table_of(const Events& events);
-
-/// What a reader of the results must know, line by line: for the table and the report.
-std::vector<std::string> remarks_of(const Events& events);
 
 }  // namespace allnorm::launch::train

@@ -13,11 +13,11 @@
 #include "launch/files/data_sets.hpp"
 #include "launch/help.hpp"
 #include "launch/progress.hpp"
+#include "launch/report/page.hpp"
 #include "launch/terminal.hpp"
 #include "launch/train/checkpoint.hpp"
 #include "launch/train/event_log.hpp"
 #include "launch/train/events.hpp"
-#include "launch/train/report.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/trainer.hpp"
 
@@ -184,7 +184,7 @@ class Training {
     std::cout << std::flush;
     if (settings_.report.empty()) return;
     AtomicFile file(settings_.report);
-    file.write(report_page(events_));
+    file.write(pages::page_of(events_));
     file.commit();
   }
 
