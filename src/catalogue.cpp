@@ -500,7 +500,7 @@ constexpr OutputSpec mean_only_outputs[] = {
 constexpr Attribute group_size_attribute =
     attributes::integer<1, &O::group_size>("group_size", "channels that are whitened together; a divisor of C");
 constexpr Attribute decorrelated_attributes[] = {
-    group_size_attribute, eps_attribute, momentum_attribute, training_attribute, sync_attribute,
+    group_size_attribute, eps_attribute, momentum_attribute, training_attribute, sync_attribute, nonfinite_attribute,
 };
 constexpr Attribute iterative_attributes[] = {
     group_size_attribute,
@@ -509,6 +509,7 @@ constexpr Attribute iterative_attributes[] = {
     momentum_attribute,
     training_attribute,
     sync_attribute,
+    nonfinite_attribute,
 };
 void check_iterations(const O& options) {
   constexpr std::int64_t most = 1000;  // it has converged long before

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "src/exchange.hpp"
+#include "src/nonfinite_text.hpp"
 #include "src/norm_impl.hpp"
 
 namespace allnorm {
@@ -22,14 +23,21 @@ std::string names_of(std::uint64_t ranks, const Communicator& group) {
 
 }  // namespace
 
+std::string nonfinite_text(std::uint64_t ranks, const Communicator& group, const Header& call,
+                           const NonFinitePlaces& places) {
+  std::string text = names_of(ranks, group) + ": " + describe(call) + ": input is not finite in " + places.kind + " " +
+                     std::to_string(places.first);
+  if (places.count > 1) text += " and " + std::to_string(places.count - 1) + " more";
+  return text;
+}
+
+void fail_as_nonfinite(const std::string& text) { fail(Code::non_finite, text + ", must be finite everywhere"); }
+
 NonFiniteCalls NormImpl::nonfinite(const HitsMet& met) const {
   if (met.calls == 0) return {};
   const Header call(name_, Direction::forward, static_cast<std::uint64_t>(met.call));
-  const char* const what = layer_.statistics() == Axes{Axis::channel} ? "channel " : "group ";
-  std::string text = names_of(met.last.ranks, *group_) + ": " + allnorm::describe(call) + ": input is not finite in " +
-                     what + std::to_string(met.last.first);
-  if (met.last.groups > 1) text += " and " + std::to_string(met.last.groups - 1) + " more";
-  return {met.calls, std::move(text)};
+  const char* const kind = layer_.statistics() == Axes{Axis::channel} ? "channel" : "group";
+  return {met.calls, nonfinite_text(met.last.ranks, *group_, call, {kind, met.last.first, met.last.groups})};
 }
 
 void NormImpl::expect_finite() {
@@ -40,7 +48,7 @@ void NormImpl::expect_finite() {
 }
 
 void NormImpl::expect_finite(const HitsMet& met) const {
-  if (met.calls > 0) fail(Code::non_finite, nonfinite(met).last + ", must be finite everywhere");
+  if (met.calls > 0) fail_as_nonfinite(nonfinite(met).last);
 }
 
 void NormImpl::expect_counted(const Turn& call) const {

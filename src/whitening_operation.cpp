@@ -1,10 +1,12 @@
 // The operation of rows that whiten: the channels of a group lose their means, and their correlations by the inverse
 // root of their covariance. Sums and maps over x are kernels; the matrices between them are made on the host.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "allnorm/sizes.hpp"
 #include "src/gpu.hpp"
+#include "src/nonfinite_text.hpp"
 #include "src/norm_impl.hpp"
 #include "src/operations.hpp"
 #include "src/slots.hpp"
@@ -28,6 +30,7 @@ struct SavedWhitening final : SavedCall {
   double count = 0;                  // values of a channel, over the ranks
   std::uint64_t call = 0;
   bool live = false;  // the statistics are this call's, not the running ones
+  bool hit = false;   // and values of the input are not finite
 };
 
 const SavedWhitening& own(const SavedCall& call) {
@@ -50,6 +53,7 @@ class WhiteningOperation final : public Operation {
   const std::string& name() const noexcept override { return name_; }
   Communicator& group() const noexcept override { return *group_; }
   void set_training(bool training) noexcept override { layer_.options.training = training; }
+  NonFiniteCalls nonfinite() const override { return met_; }
 
   State state(Queue&) const override { return running_.named(); }
   void set_state(const State& given, Queue&) override { running_.take_named(*layer_.row, given); }
@@ -95,8 +99,10 @@ class WhiteningOperation final : public Operation {
     made.header.set(Field::dtype, static_cast<std::uint64_t>(saved.input.dtype));
     return made;
   }
-  Values summed(Message message, Queue& queue) const {
-    return group_->size() > 1 ? group_->exchange(std::move(message), queue).payload : std::move(message.payload);
+  Message all_of(Message message, Queue& queue) const {
+    if (group_->size() > 1) return group_->exchange(std::move(message), queue);
+    message.nonfinite = (message.flags & flag_nonfinite) != 0 ? rank_bit(0) : 0;
+    return message;
   }
 
   // Number of values, means (C), sums of products (C, g): merged as such over the ranks.
@@ -113,7 +119,28 @@ class WhiteningOperation final : public Operation {
         {.x = x.data, .dtype = x.dtype, .groups = channel_groups(x), .center = mean, .products = products}, queue);
     made.payload = to_host(std::span<const double>(sums.data(), index(channels_ + pairs())), queue);
     made.payload.insert(made.payload.begin(), static_cast<double>(x.samples() * x.space()));
+    if (channels_hit(made.payload).count > 0) made.flags |= flag_nonfinite;
     return made;
+  }
+
+  // Of such moments: the channels whose mean or variance is not finite.
+  NonFinitePlaces channels_hit(const Values& moments) const {
+    NonFinitePlaces hit;
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      const double mean = moments[index(1 + c)], square = moments[index(1 + channels_ + c * width_ + c % width_)];
+      if (std::isfinite(mean) && std::isfinite(square)) continue;
+      if (hit.count++ == 0) hit.first = static_cast<std::uint64_t>(c);
+    }
+    return hit;
+  }
+  // What the layer's rule says of a call whose moments, of all ranks, are not finite.
+  void judge(SavedWhitening& saved, const Message& all) {
+    const NonFinitePlaces places = channels_hit(all.payload);
+    saved.hit = places.count > 0;
+    if (!saved.hit) return;
+    ++met_.calls;
+    met_.last = nonfinite_text(all.nonfinite, *group_, Header(name_, Direction::forward, saved.call), places);
+    if (layer_.options.nonfinite == NonFinite::fail) fail_as_nonfinite(met_.last);
   }
 
   // What the group's moments are whitened by.
@@ -224,7 +251,7 @@ class WhiteningOperation final : public Operation {
   // ---- calls -------------------------------------------------------------------------------------------------------
 
   std::unique_ptr<SavedWhitening> call(const InputSlots& inputs, const TensorView& output, bool live,
-                                       Queue& queue) const {
+                                       Queue& queue) {
     if (live) group_->check();
     auto saved = std::make_unique<SavedWhitening>();
     saved->input = inputs["input"];
@@ -236,7 +263,9 @@ class WhiteningOperation final : public Operation {
       if (live) own_moments = moments(*saved, queue);
     });
     if (live) {
-      whiten(*saved, summed(std::move(own_moments), queue));
+      const Message all = all_of(std::move(own_moments), queue);
+      judge(*saved, all);
+      whiten(*saved, all.payload);
     } else {
       saved->mean = running_.mean();
       take(*saved, running_.whitening());
@@ -247,7 +276,8 @@ class WhiteningOperation final : public Operation {
 
   std::unique_ptr<SavedCall> run_forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
     auto saved = call(inputs, outputs["output"], layer_.options.training, queue);
-    if (saved->live) running_.move(layer_.options, saved->count, saved->mean, saved->matrix, saved->power);
+    const bool skips = saved->hit && layer_.options.nonfinite == NonFinite::skip_update;
+    if (saved->live && !skips) running_.move(layer_.options, saved->count, saved->mean, saved->matrix, saved->power);
     return saved;
   }
   void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override {
@@ -282,7 +312,7 @@ class WhiteningOperation final : public Operation {
       if (saved.live) own_sums = grad_sums(saved, dy, queue);
     });
     Values sums;
-    if (saved.live) sums = summed(std::move(own_sums), queue);
+    if (saved.live) sums = all_of(std::move(own_sums), queue).payload;
     if (!dx.given()) return;
     if (saved.live)
       write_grad(saved, dy, dx, sums, queue);
@@ -295,6 +325,7 @@ class WhiteningOperation final : public Operation {
   std::shared_ptr<Communicator> group_;
   std::string name_;
   WhiteningState running_;
+  NonFiniteCalls met_;
 };
 
 }  // namespace

@@ -68,13 +68,24 @@ TEST_F(NonFiniteOption, GivesWayToALayersOwnAttribute) {
 }
 
 TEST_F(NonFiniteOption, IsRefusedWhereAnUpdateCannotBeSkipped) {
-  for (const char* layer : {"switchable_norm", "iterative_norm --set group_size=1"}) {
-    const Outcome outcome = run(std::string(layer) + " --nonfinite skip_update");
-    EXPECT_EQ(outcome.code, 6) << outcome.err;
-    EXPECT_NE(outcome.err.find("--nonfinite is skip_update, must be propagate or fail: "), std::string::npos)
-        << outcome.err;
-    EXPECT_FALSE(place.exists("o"));
-  }
+  const Outcome outcome = run("switchable_norm --nonfinite skip_update");
+  EXPECT_EQ(outcome.code, 6) << outcome.err;
+  EXPECT_NE(outcome.err.find("--nonfinite is skip_update, must be propagate or fail: "), std::string::npos)
+      << outcome.err;
+  EXPECT_FALSE(place.exists("o"));
+}
+
+TEST_F(NonFiniteOption, HoldsForLayersThatWhiten) {
+  const std::string layer = "iterative_norm --set group_size=1 --set sync=world --nonfinite ",
+                    named = "rank 1: iterative_norm, call 1, forward: input is not finite in channel 1";
+  const Outcome skipped = run(layer + "skip_update");
+  EXPECT_EQ(skipped.code, 0) << skipped.err;
+  EXPECT_EQ(skipped.err, "allnorm: warning: " + named + "; the layer's update is skipped, 1 so far\n");
+  EXPECT_EQ(place.bytes("o/running_whitening.r0.s1.npy"), place.bytes("o/running_whitening.r0.s0.npy"));
+  EXPECT_NE(place.bytes("o/running_whitening.r0.s2.npy"), place.bytes("o/running_whitening.r0.s0.npy"));
+  const Outcome failed = run(layer + "fail");
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_EQ(failed.err, "allnorm: " + named + ", must be finite everywhere\n");
 }
 
 TEST_F(NonFiniteOption, HasThreeWords) {

@@ -17,10 +17,13 @@ using harness::error_of;
 using harness::World;
 using reference::Doubles;
 
-/// As calls::subjects(), but that no convolution's weights have to stay the same within a batch that is interrupted.
+/// As calls::subjects(), but that no convolution's weights have to stay the same within a batch that is interrupted;
+/// and those that whiten.
 std::vector<calls::Subject> subjects() {
   std::vector<calls::Subject> all = calls::subjects();
   all[1] = {"cross_iteration_batch_norm:sync=world:window=3:minibatches=2:renorm=true:burn_in=1:compensate=false"};
+  all.push_back({"iterative_norm:sync=world:group_size=2", {}});
+  all.push_back({"decorrelated_batch_norm:sync=world:group_size=2", {}});
   return all;
 }
 
@@ -34,7 +37,7 @@ class NonFiniteRules : public testing::TestWithParam<calls::Subject> {
   /// What is told of a call's first value that is not finite.
   std::string told(const std::string& ranks, int call) const {
     const Layer layer = parse_layer(GetParam().layer);
-    const bool channels = layer.statistics() == Axes{Axis::channel};
+    const bool channels = layer.statistics().has(Axis::channel) && !layer.statistics().has(Axis::sample);
     return ranks + ": " + std::string(layer.row->name) + ", call " + std::to_string(call) +
            ", forward: input is not finite in " + (channels ? "channel 0" : "group 0");
   }
