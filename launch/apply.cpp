@@ -17,6 +17,7 @@
 #include "launch/files/leftovers.hpp"
 #include "launch/help.hpp"
 #include "launch/nonfinite.hpp"
+#include "launch/watch/rank_watch.hpp"
 
 namespace allnorm::launch {
 
@@ -99,7 +100,8 @@ void apply_on(const ApplyPlan& plan, Rank& rank) {
   for (std::int64_t step = 0; step < plan.steps; ++step) {
     if (step > 0) tensors.read(step);
     if (finite) finite = is_finite(plan.ranks, plan.layer, tensors.inputs()["input"], step, rank);
-    for (NamedArray& made : run_step(plan, tensors, *operation, rank.queue, step)) results.push_back(std::move(made));
+    const WatchStep watched(rank.watch);
+    for (NamedArray& made : run_step(plan, tensors, *operation, rank, step)) results.push_back(std::move(made));
     teller.tell(0, operation->nonfinite(), plan.layer, operation->group());
   }
   SavedState saved;

@@ -11,6 +11,7 @@
 #include "launch/files/npy_convert.hpp"
 #include "launch/files/staged_files.hpp"
 #include "launch/terminal.hpp"
+#include "launch/watch/rank_watch.hpp"
 
 namespace allnorm::launch {
 
@@ -129,8 +130,9 @@ void stage(std::optional<StagedFiles>& files, const std::string& run, const Appl
 
 }  // namespace
 
-std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Queue& queue,
+std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Rank& rank,
                                  std::int64_t step) {
+  Queue& queue = rank.queue;
   const Layer& layer = tensors.layer();
   const Row& row = *layer.row;
   const LoadedTensor& x = tensors.input();
@@ -138,7 +140,10 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
   InputSlots inputs = tensors.inputs();
   for (auto& [name, view] : inputs) view = memory.upload(view);
   const TensorView y = memory.room("output", x, x.dtype, output_shape(row, inputs));
-  const auto saved = operation.forward(inputs, {{"output", y}}, queue);
+  const auto saved = [&] {
+    const WatchCall call(rank.watch, operation.name(), Direction::forward);
+    return operation.forward(inputs, {{"output", y}}, queue);
+  }();
   if (plan.wants_gradients()) {
     OutputSlots gradients{{"grad_input", memory.room("grad_input", x, x.dtype)}};
     for (const OutputSpec& output : row.outputs)
@@ -147,6 +152,7 @@ std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tenso
                                                is_of_input_type(of->role) ? x.dtype : DType::f64));
     InputSlots given = tensors.gradients();
     for (auto& [name, view] : given) view = memory.upload(view);
+    const WatchCall call(rank.watch, operation.name(), Direction::backward);
     operation.backward(*saved, given, gradients, queue);
   }
 

@@ -21,7 +21,7 @@ struct NamedArray {
 };
 /// Runs forward, and backward where grad_output is given: the arrays that cli.md promises of a step, in the order of
 /// the row's outputs.
-std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Queue& queue,
+std::vector<NamedArray> run_step(const ApplyPlan& plan, const StepTensors& tensors, Operation& operation, Rank& rank,
                                  std::int64_t step);
 
 /// A layer's state after the last call, and why it could not be loaded again, if so: values that are not finite.

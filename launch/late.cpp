@@ -1,12 +1,9 @@
 #include "launch/late.hpp"
 
 #include <cmath>
-#include <exception>
-#include <filesystem>
 
 #include <nlohmann/json.hpp>
 
-#include "launch/files/atomic_file.hpp"
 #include "launch/terminal.hpp"
 #include "src/attributes.hpp"
 
@@ -34,15 +31,6 @@ nlohmann::json json_of(const LateRank& rank) {
   return json;
 }
 
-void write(const LateReport& late, const std::string& folder) {
-  nlohmann::json json{{"event", "late"}, {"rank", late.rank}, {"line", late.line}, {"ranks", nlohmann::json::array()}};
-  for (const LateRank& rank : late.ranks) json["ranks"].push_back(json_of(rank));
-  std::filesystem::create_directories(folder);
-  AtomicFile file(folder + "/late.r" + std::to_string(late.rank) + ".json");
-  file.write(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-  file.commit();
-}
-
 }  // namespace
 
 std::string paragraph_of(const LateReport& late) {
@@ -60,15 +48,16 @@ std::string paragraph_of(const LateReport& late) {
   return text;
 }
 
-void tell_late(const LateReport& late, const std::string& folder) noexcept {
+nlohmann::json json_of(const LateReport& late) {
+  nlohmann::json json{{"line", late.line}, {"ranks", nlohmann::json::array()}};
+  for (const LateRank& rank : late.ranks) json["ranks"].push_back(json_of(rank));
+  return json;
+}
+
+void tell_late(const LateReport& late) noexcept {
   try {
     if (late.speaks && !late.ranks.empty()) print_line_at_once("report: " + paragraph_of(late));
-    if (!folder.empty()) write(late, folder);
-  } catch (const std::exception& error) {
-    try {
-      print_line_at_once("warning: " + folder + ": the record cannot be written: " + error.what());
-    } catch (...) {  // no memory to say so
-    }
+  } catch (...) {  // no memory to say so
   }
 }
 

@@ -15,6 +15,7 @@
 #include "launch/machine.hpp"
 #include "launch/ranks_run.hpp"
 #include "launch/terminal.hpp"
+#include "launch/watch/watching.hpp"
 #include "src/attributes.hpp"
 
 namespace allnorm::launch {
@@ -108,7 +109,13 @@ po::options_description describe(RankOptions& options) {
       "first-timeout", po::value(&options.first_timeout)->value_name("S")->notifier(positive("--first-timeout")),
       "the same until all ranks are there, and in the first exchange: ranks start at different times (600)")(
       "record", po::value(&options.record)->value_name("DIR"),
-      "where a rank is missing, every other one writes what it knows of all to DIR/late.r<rank>.json")(
+      "each rank that ends writes its last 1024 calls, how it ended and what it knows of the others to "
+      "DIR/record.r<rank>.json; 'allnorm diagnose DIR' reads them")(
+      "trace", po::value(&options.trace)->value_name("F.json"),
+      "calls, exchanges and steps as a trace for Perfetto or chrome://tracing; with several ranks F has {rank}")(
+      "metrics", po::value(&options.metrics)->value_name("[ADDRESS:]PORT"),
+      "answer GET /metrics for Prometheus, at 127.0.0.1 unless ADDRESS is given and PORT plus the local rank; 0 picks "
+      "a port and tells it")(
       "nonfinite",
       (new Choice("nonfinite", &options.nonfinite, {"propagate", "fail", "skip_update"}))->value_name("WHAT"),
       "input that is not finite on some rank: propagate (its channels stay out of the layer's state, one warning), "
@@ -117,6 +124,7 @@ po::options_description describe(RankOptions& options) {
 }
 
 void check(const RankOptions& options) {
+  check_watching(options);
   const auto from = launcher_of(options);
   const bool several = from && from->size > 1;
   expect(!several || options.ranks == 0 || options.ranks == from->size, Code::invalid_argument, [&] {
@@ -170,15 +178,16 @@ int expected_ranks(const RankOptions& options) noexcept {
 int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body) {
   check(options);
   warn_of_threads(options);
+  Watching watching(options);
   switch (ranks_of(options)) {
     case Ranks::mpi:
-      return run_mpi(options, body);
+      return run_mpi(options, body, watching);
     case Ranks::meeting:
-      return run_meeting(options, body);
+      return run_meeting(options, body, watching);
     case Ranks::threads:
       break;
   }
-  return run_threads(options, body);
+  return run_threads(options, body, watching);
 }
 
 int report(const std::exception& error) {

@@ -33,6 +33,8 @@ struct RankOptions {
   int threads = 1;  ///< CPU threads per rank
   double timeout = 120, first_timeout = 600;
   std::string record;     ///< the folder of the ranks' records; empty: none
+  std::string trace;      ///< the file of a rank's trace, with {rank}; empty: none
+  std::string metrics;    ///< "[ADDRESS:]PORT" where they are asked for; empty: none
   std::string nonfinite;  ///< the attribute of layers that do not set it themselves; empty: theirs
 };
 /// The options with their help, bound to `options`.
@@ -41,12 +43,15 @@ boost::program_options::options_description describe(RankOptions& options);
 /// unsupported. Call it before any work.
 void check(const RankOptions& options);
 
+class RankWatch;
+
 /// What the function of one rank gets.
 struct Rank {
   int rank = 0, size = 1;
   std::shared_ptr<Communicator> world;
-  Queue queue;            ///< of the CPU, or of a GPU: the ranks of a machine take its GPUs in turn
-  bool emulated = false;  ///< a thread of this process, not a process of its own
+  Queue queue;                 ///< of the CPU, or of a GPU: the ranks of a machine take its GPUs in turn
+  bool emulated = false;       ///< a thread of this process, not a process of its own
+  RankWatch* watch = nullptr;  ///< what it tells of its calls and steps; null where nobody asks
 };
 
 /// True under mpirun, srun or another launcher that tells this process its rank through the environment, unless the

@@ -49,8 +49,15 @@ std::string waits_in(const char* call, double seconds) {
          seconds_text(seconds);
 }
 
+// What a watchdog does last.
+std::function<void()> record_late(RankWatch* watch, const std::string& line) {
+  if (watch == nullptr) return {};
+  return [watch, line] { watch->late({.line = line}); };
+}
+
 // The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other.
-int leave(const Failure& failure, int rank, int size) {
+int leave(const Failure& failure, int rank, int size, RankWatch* watch) {
+  if (watch != nullptr) watch->failed(failure);
   const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
   const int base = aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
   give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
@@ -73,11 +80,13 @@ std::string mpi_library() {
   return name;
 }
 
-int run_mpi(const RankOptions& options, const RankBody& body) {
+int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching) {
   const auto from = launcher();
+  RankWatch* watch = from && from->size > 0 ? watching.rank(from->rank, from->size) : nullptr;
   {
-    const Watchdog watchdog(options.first_timeout, exit_timeout, waits_in("MPI_Init", options.first_timeout),
-                            from ? from->rank : 0, "MPI_Init: a rank is missing or late");
+    const std::string line = waits_in("MPI_Init", options.first_timeout);
+    const Watchdog watchdog(options.first_timeout, exit_timeout, line, from ? from->rank : 0,
+                            "MPI_Init: a rank is missing or late", record_late(watch, line));
     int provided = 0;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
   }
@@ -85,30 +94,33 @@ int run_mpi(const RankOptions& options, const RankBody& body) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (const std::string lost = never_met(size); !lost.empty()) {
-    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost}, rank, size);
+    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost}, rank, size, watch);
     MPI_Finalize();  // nobody waits for this process
     fail(Code::unsupported, lost);
   }
   if (options.ranks > 0 && options.ranks != size)
     return leave({exit_usage, Code::invalid_argument,
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)},
-                 rank, size);
+                 rank, size, watch);
   std::optional<Watchdog> watchdog;
   try {
+    if (watch == nullptr) watch = watching.rank(rank, size);
     Queue queue = queue_of(options, local_rank(rank));
-    const auto bootstrap = mpi(MPI_COMM_WORLD, patience_of(options), gpu_memory_from_environment());
-    Rank own{rank, size, world_over(options, bootstrap, queue), std::move(queue), false};
+    const auto bootstrap = mpi(MPI_COMM_WORLD, patience_of(options, watching), gpu_memory_from_environment());
+    auto world = world_over(options, bootstrap, queue, watching);
+    Rank own = watched_rank(rank, size, std::move(world), std::move(queue), false, watch);
     const auto to_the_end = [&](Rank& here) {
       body(here);
       // MPI_Finalize waits for all ranks, without a deadline and without a name: nobody goes there alone.
       bootstrap->exchange({Header("the end", Direction::agreement, 0), {}, 0, {}}, here.queue);
     };
     if (const auto failure = run_one(own, to_the_end))
-      return leave(*failure, rank, size);  // `own` keeps MPI's objects until the abort
-    watchdog.emplace(options.timeout, exit_timeout, waits_in("MPI_Finalize", options.timeout), rank,
-                     "MPI_Finalize: a rank is missing or late");
+      return leave(*failure, rank, size, watch);  // `own` keeps MPI's objects until the abort
+    const std::string line = waits_in("MPI_Finalize", options.timeout);
+    watchdog.emplace(options.timeout, exit_timeout, line, rank, "MPI_Finalize: a rank is missing or late",
+                     record_late(watch, line));
   } catch (const std::exception& error) {
-    return leave(failure_of(error), rank, size);
+    return leave(failure_of(error), rank, size, watch);
   }
   MPI_Finalize();
   return exit_success;
@@ -122,7 +134,7 @@ namespace allnorm::launch {
 
 std::string mpi_library() { return {}; }
 
-int run_mpi(const RankOptions&, const RankBody&) {
+int run_mpi(const RankOptions&, const RankBody&, Watching&) {
   fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");
 }
 

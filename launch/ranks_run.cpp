@@ -30,9 +30,11 @@ bool names_ranks(const Failure& failure) { return failure.message.starts_with("r
 std::optional<Failure> run_one(Rank& rank, const RankBody& body) {
   try {
     body(rank);
+    if (rank.watch != nullptr) rank.watch->finished();
     return std::nullopt;
   } catch (const std::exception& error) {
     Failure failure = failure_of(error);
+    if (rank.watch != nullptr) rank.watch->failed(failure);
     rank.world->abort(Error(failure.kind, failure.message));
     return failure;
   }
@@ -44,20 +46,29 @@ Queue queue_of(const RankOptions& options, int number) {
   return Queue::cpu(std::clamp(static_cast<int>(usable_cpus().size()), 1, options.threads));
 }
 
-Patience patience_of(const RankOptions& options) {
+Rank watched_rank(int rank, int size, std::shared_ptr<Communicator> world, Queue queue, bool emulated,
+                  RankWatch* watch) {
+  if (watch != nullptr) world = watch->over(std::move(world));
+  return {rank, size, std::move(world), std::move(queue), emulated, watch};
+}
+
+Patience patience_of(const RankOptions& options, const Watching& watching) {
   Patience patience;
   patience.timeout = options.timeout;
   patience.first_timeout = options.first_timeout;
   patience.warn = [](const LateReport& late) {
     if (late.speaks) print_line_at_once("warning: " + late.line);
   };
-  patience.report = [folder = options.record](const LateReport& late) { tell_late(late, folder); };
+  patience.report = [&watching](const LateReport& late) {
+    tell_late(late);
+    if (RankWatch* const watch = watching.find(late.rank)) watch->late(late);
+  };
   return patience;
 }
 
 std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
-                                         Queue& queue) {
-  return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options)) : bootstrap;
+                                         Queue& queue, const Watching& watching) {
+  return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options, watching)) : bootstrap;
 }
 
 void give_way(int rank, std::chrono::milliseconds base) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "launch/ranks.hpp"
+#include "launch/watch/watching.hpp"
 
 namespace allnorm::launch {
 
@@ -26,23 +27,26 @@ int severity(const Failure& failure);
 /// True where the message says which rank by itself: "rank 1: bn, call 3, ...", "ranks 0 and 1 are ...".
 bool names_ranks(const Failure& failure);
 
-/// Calls body(rank); tells the peers if it throws.
+/// Calls body(rank); tells the record and the peers if it throws.
 std::optional<Failure> run_one(Rank& rank, const RankBody& body);
 /// The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
 Queue queue_of(const RankOptions& options, int number);
-Patience patience_of(const RankOptions& options);
+Patience patience_of(const RankOptions& options, const Watching& watching);
+/// A rank of this process, whose exchanges `watch` is told of where it is one.
+Rank watched_rank(int rank, int size, std::shared_ptr<Communicator> world, Queue queue, bool emulated,
+                  RankWatch* watch);
 /// What the ranks exchange over: `bootstrap`, or NCCL between its ranks.
 std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
-                                         Queue& queue);
+                                         Queue& queue, const Watching& watching);
 /// How long rank r leaves the word to the ranks before it when several may have found the same error: `base`, and a
 /// little more from rank to rank.
 void give_way(int rank, std::chrono::milliseconds base);
 
 /// run_ranks() over threads of this process (or one rank alone), over processes that MPI knows, and over processes that
 /// meet over TCP. run_threads does not return where a thread does not: it leaves the process.
-int run_threads(const RankOptions& options, const RankBody& body);
-int run_mpi(const RankOptions& options, const RankBody& body);
-int run_meeting(const RankOptions& options, const RankBody& body);
+int run_threads(const RankOptions& options, const RankBody& body, Watching& watching);
+int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching);
+int run_meeting(const RankOptions& options, const RankBody& body, Watching& watching);
 /// Throws unless the environment says where and how ranks meet over TCP.
 void expect_meeting();
 

@@ -45,16 +45,19 @@ int report_all(const Failures& failures, void (*print)(std::string_view)) {
 
 class ThreadRanks {
  public:
-  ThreadRanks(const RankOptions& options, const RankBody& body)
+  ThreadRanks(const RankOptions& options, const RankBody& body, Watching& watching)
       : options_(options),
         body_(body),
+        watching_(watching),
         size_(static_cast<std::size_t>(std::max(options.ranks, 1))),
         failures_(size_),
         ended_(size_, false) {
     if (size_ == 1 && options.transport != "threads")
       worlds_.push_back(self());
     else
-      worlds_ = threads(static_cast<int>(size_), patience_of(options));
+      worlds_ = threads(static_cast<int>(size_), patience_of(options, watching));
+    for (std::size_t r = 0; r < size_; ++r)
+      watches_.push_back(watching.rank(static_cast<int>(r), static_cast<int>(size_)));
   }
 
   int run() {
@@ -88,11 +91,13 @@ class ThreadRanks {
     std::optional<Failure> failure;
     try {
       Queue queue = queue_of(options_, static_cast<int>(r));
-      auto world = world_over(options_, worlds_[r], queue);
-      Rank rank{static_cast<int>(r), static_cast<int>(size_), std::move(world), std::move(queue), size_ > 1};
+      auto world = world_over(options_, worlds_[r], queue, watching_);
+      Rank rank = watched_rank(static_cast<int>(r), static_cast<int>(size_), std::move(world), std::move(queue),
+                               size_ > 1, watches_[r]);
       failure = run_one(rank, body_);
     } catch (const std::exception& error) {  // no queue, or no NCCL
       failure = failure_of(error);
+      if (watches_[r] != nullptr) watches_[r]->failed(*failure);
       worlds_[r]->abort(Error(failure->kind, failure->message));
     }
     end(r, std::move(failure));
@@ -140,6 +145,7 @@ class ThreadRanks {
   [[noreturn]] void leave(const std::string& why = {}) {
     for (std::thread& thread : threads_) thread.detach();
     int code = report_all(failures_, print_line_at_once);
+    watching_.ends_in("it did not come back, and its process left");
     if (code == exit_success) {
       print_line_at_once(why);
       code = exit_timeout;
@@ -149,8 +155,10 @@ class ThreadRanks {
 
   const RankOptions& options_;
   const RankBody& body_;
+  Watching& watching_;
   std::size_t size_;
   std::vector<std::shared_ptr<Communicator>> worlds_;  // [rank]
+  std::vector<RankWatch*> watches_;                    // [rank]
   std::vector<std::thread> threads_;                   // [rank]
   std::mutex mutex_;                                   // of what follows
   std::condition_variable changed_;
@@ -161,6 +169,8 @@ class ThreadRanks {
 
 }  // namespace
 
-int run_threads(const RankOptions& options, const RankBody& body) { return ThreadRanks(options, body).run(); }
+int run_threads(const RankOptions& options, const RankBody& body, Watching& watching) {
+  return ThreadRanks(options, body, watching).run();
+}
 
 }  // namespace allnorm::launch

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -13,8 +14,9 @@ namespace allnorm::launch {
 /// way to those before it.
 class Watchdog {
  public:
-  /// `warning`, where there is one, is told by rank 0 after 30 s or half of the time.
-  Watchdog(double seconds, int code, std::string line, int rank = 0, std::string warning = {});
+  /// `warning`, where there is one, is told by rank 0 after 30 s or half of the time. `last` is called before the end.
+  Watchdog(double seconds, int code, std::string line, int rank = 0, std::string warning = {},
+           std::function<void()> last = {});
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;

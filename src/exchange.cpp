@@ -184,16 +184,15 @@ class LinkedCommunicator final : public Communicator {
       return hub_->gather(rank(), record, queue);
     }
     if (in_place_ && bytes_of(record) >= worth_a_round) return gather_in_place(record, queue);
-    constexpr std::uint64_t on_cpu = std::uint64_t{1} << 63;  // beside the flags of Flag, between ranks only
-    constexpr std::uint64_t in_host_memory = std::uint64_t{1} << 62;
+    constexpr std::uint64_t in_host_memory = std::uint64_t{1} << 62;  // as flag_on_cpu
     const bool in_place = group_->links->takes_gpu_memory() && size() > 1 && size() <= group_->patience.gather_limit;
-    const std::uint64_t flags = (is_gpu(queue) ? 0 : on_cpu) | (in_place ? 0 : in_host_memory);
+    const std::uint64_t flags = (is_gpu(queue) ? 0 : flag_on_cpu) | (in_place ? 0 : in_host_memory);
     const auto stage = [&](std::size_t bytes) { return staging(bytes, queue); };
     const auto in_its_place = [this](const Header& header, std::uint64_t own_flags, std::span<double> payload) {
       return start(header, own_flags, payload, {}).wait();
     };
     const ThroughHost all = gather_through_host(*this, record, stage, flags, in_its_place, queue);
-    if ((all.flags & on_cpu) != 0) return all.sums;
+    if ((all.flags & flag_on_cpu) != 0) return all.sums;
     hub_ = group_->links->device_hub(group_->members, group_->context, group_->patience);
     in_place_ = (all.flags & in_host_memory) == 0;
     return all.sums;

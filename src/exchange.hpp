@@ -61,6 +61,9 @@ class Links {
   Whereabouts whereabouts;
 };
 
+/// Beside those of Flag, between ranks alone: this one's record is in memory of the host, and has to stay there.
+constexpr std::uint64_t flag_on_cpu = std::uint64_t{1} << 63;
+
 /// Throws invalid_argument for a message of `size` doubles that is not what its header says.
 void expect_sound(const Header& header, std::size_t size);
 

@@ -81,6 +81,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     call.order = given.order;
     torch::Tensor output = given.output();
     const OutputSlots outputs{{"output", writable_view_of(output, given.order)}};
+    const auto scope = module.begin_call(Direction::forward);
     call.saved = plan.earlier ? module.operation().replay(*plan.earlier->saved, given.inputs, outputs, queue)
                               : module.operation().forward(given.inputs, outputs, queue);
     variable_list results{output};
@@ -123,6 +124,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
       outputs.add(gradient,
                   writable_view_of(results[i], Given::order_of(*module.operation().layer().row, slot, call->order)));
     }
+    const auto scope = module.begin_call(Direction::backward);
     module.operation().backward(*call->saved, inputs, outputs, queue);
     return results;
   }

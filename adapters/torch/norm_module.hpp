@@ -5,6 +5,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -77,6 +78,12 @@ class NormModule : public torch::nn::Module {
   Norm& norm();
   /// The queue of calls made now: on a GPU over torch's current stream there.
   Queue& queue() const { return current_queue(*queue_); }
+  /// Who is to know of calls: called as one begins, forward (also again) or backward; what it returns goes as it ends.
+  using CallScope = std::function<std::shared_ptr<void>(const Operation&, Direction)>;
+  void watch_calls(CallScope scope) { scope_ = std::move(scope); }
+  std::shared_ptr<void> begin_call(Direction direction) const {
+    return scope_ ? scope_(*operation_, direction) : nullptr;
+  }
   /// True where the layer acts on trailing axes as they lie.
   bool by_rows() const noexcept { return operation_->layer().row->by_trailing(); }
 
@@ -89,6 +96,7 @@ class NormModule : public torch::nn::Module {
   std::unique_ptr<Operation> operation_;
   Queue* queue_;
   CallHandle last_;
+  CallScope scope_;
 };
 
 }  // namespace allnorm::torch_adapter

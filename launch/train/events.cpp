@@ -7,6 +7,8 @@
 #include <cstdio>
 
 #include "build_config.hpp"
+#include "launch/ranks_run.hpp"
+#include "launch/terminal.hpp"
 
 namespace allnorm::launch::train {
 namespace {
@@ -78,6 +80,7 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
   own["data_hash"] = hash_of_images(data);
   own["ranks"] = rank.size;
   own["threads"] = settings.ranks.threads;
+  own["nonfinite"] = settings.ranks.nonfinite.empty() ? "as the norms say" : settings.ranks.nonfinite;
   Json& batches = own["batch_per_rank"] = Json::array();
   Json& splits = own["split"] = Json::array();
   for (const Scene& scene : settings.scenes) {
@@ -153,6 +156,11 @@ Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch
     events.push_back(std::move(line));
   }
   return events;
+}
+
+Json error_event(const std::exception& error, const Rank& rank) {
+  const Failure failure = failure_of(error);
+  return {{"event", "error"}, {"rank", rank.rank}, {"code", failure.code}, {"line", for_terminal(failure.message)}};
 }
 
 Json stopped_event(const Settings& settings, const Job& job, const Position& here) {

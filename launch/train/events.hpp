@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ Json about_run(const Settings& settings, const Job& job, std::int64_t epoch);
 
 /// The epoch's event and one `statistics` event per layer that has running statistics.
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome);
+
+/// An error that ends the training, as this rank knows it.
+Json error_event(const std::exception& error, const Rank& rank);
 
 /// A training that was stopped in the middle of an epoch.
 Json stopped_event(const Settings& settings, const Job& job, const Position& here);

@@ -18,6 +18,7 @@
 #include "adapters/torch/streams.hpp"
 #include "launch/random.hpp"
 #include "launch/train/unit.hpp"
+#include "launch/watch/rank_watch.hpp"
 
 namespace allnorm::launch::train {
 namespace {
@@ -214,6 +215,13 @@ class Network::Impl {
              std::to_string(window_ > 1 ? used : 0);
     });
     past_ = std::move(made);
+  }
+  void watch_calls(RankWatch& watch) {
+    for (const Unit& block : blocks_)
+      if (block.norm() != nullptr)
+        block.norm()->watch_calls([&watch](const Operation& operation, Direction direction) {
+          return std::make_shared<WatchCall>(&watch, operation.name(), direction);
+        });
   }
   std::size_t layers() const noexcept { return blocks_.size(); }
   Operation* operation(std::size_t layer) noexcept {
@@ -463,6 +471,7 @@ void Network::set_past(const State& past) { impl_->set_past(past); }
 std::int64_t Network::count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch) {
   return impl_->count_errors_by_own_statistics(pixels, labels, batch);
 }
+void Network::watch_calls(RankWatch& watch) { impl_->watch_calls(watch); }
 std::size_t Network::layers() const noexcept { return impl_->layers(); }
 Queue& Network::queue() noexcept { return impl_->queue(); }
 Operation* Network::operation(std::size_t layer) noexcept { return impl_->operation(layer); }

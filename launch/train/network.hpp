@@ -12,6 +12,10 @@
 #include "launch/train/images.hpp"
 #include "launch/train/norm_choice.hpp"
 
+namespace allnorm::launch {
+class RankWatch;
+}
+
 namespace allnorm::launch::train {
 
 /// How far past statistics are from the truth, the statistics that the past batch has under the present weights. Of the
@@ -60,6 +64,9 @@ class Network {
   std::int64_t count_errors(float* pixels, const std::int64_t* labels, std::int64_t batch);
   /// The same with the statistics of every image itself in place of the running ones; of the batch_norm family.
   std::int64_t count_errors_by_own_statistics(float* pixels, const std::int64_t* labels, std::int64_t batch);
+
+  /// Tells all calls of the layers there.
+  void watch_calls(RankWatch& watch);
 
   std::size_t layers() const noexcept;
   /// The operation behind that convolution; null where there is none.

@@ -7,6 +7,7 @@
 #include <csignal>
 
 #include "launch/terminal.hpp"
+#include "launch/watch/watching.hpp"
 
 namespace allnorm::launch::train {
 namespace {
@@ -48,6 +49,7 @@ void Signals::take() {
 
 void Signals::end_soon() {
   end_ = true;
+  Watching::terminated();  // while there is time: a launcher waits a second
   const auto start = std::chrono::steady_clock::now();
   while (!done_) {
     const double waited = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 namespace allnorm::launch::train {
 namespace {
@@ -51,6 +52,31 @@ std::vector<LayerStatistics> measure(Network& network) {
     if (Norm* const norm = network.norm(l); norm != nullptr && norm->has_running())
       layers.push_back(measure_layer(*norm, network.last_call(l), network.queue()));
   return layers;
+}
+
+std::vector<LayerMetric> metrics_of(const std::vector<LayerStatistics>& layers) {
+  std::vector<LayerMetric> metrics;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const LayerStatistics& own = layers[l];
+    const std::string layer = "norm" + std::to_string(l + 1);
+    metrics.push_back({"allnorm_drift", layer, {{"over_channels", "mean"}}, own.gap.mean});
+    metrics.push_back({"allnorm_drift", layer, {{"over_channels", "max"}}, own.gap.max});
+    if (own.renorm) metrics.push_back({"allnorm_clipped_share", layer, {}, own.clipped});
+    for (std::size_t lag = 0; lag < own.past.size(); ++lag) {
+      const auto add = [&](const char* statistic, const char* kind, double value) {
+        metrics.push_back({"allnorm_window_distance",
+                           layer,
+                           {{"lag", std::to_string(lag + 1)}, {"statistic", statistic}, {"kind", kind}},
+                           value});
+      };
+      const PastDistance& past = own.past[lag];
+      add("mean", "stale", past.stale_mean);
+      add("mean", "compensated", past.mean);
+      add("var", "stale", past.stale_var);
+      add("var", "compensated", past.var);
+    }
+  }
+  return metrics;
 }
 
 void PastAverage::add(const PastDistances& distances) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/train/network.hpp"
+#include "launch/watch/rank_watch.hpp"
 
 namespace allnorm::launch::train {
 
@@ -25,6 +26,9 @@ struct LayerStatistics {
 
 /// Statistics of every layer that has running statistics; empty where none has.
 std::vector<LayerStatistics> measure(Network& network);
+
+/// The same for those who watch the rank.
+std::vector<LayerMetric> metrics_of(const std::vector<LayerStatistics>& layers);
 
 /// The average of several measurements of the same layers, lag by lag over those that have the lag.
 class PastAverage {

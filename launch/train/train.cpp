@@ -95,6 +95,17 @@ class Training {
     const Events past = resumed ? readable(resumed->events()).get<Events>() : Events{config_};
     std::optional<EventLog> log;
     if (rank_.rank == 0) log.emplace(settings_);
+    try {
+      train(start, past, resumed, log);
+    } catch (const std::exception& error) {
+      if (log) log->write(error_event(error, rank_));
+      throw;
+    }
+  }
+
+ private:
+  void train(const Position& start, const Events& past, const std::optional<Checkpoint>& resumed,
+             std::optional<EventLog>& log) {
     const auto add = [&](Json event) {
       if (log) log->write(event);
       events_.push_back(std::move(event));
@@ -121,6 +132,7 @@ class Training {
           return say_stopped(here, progress);
         }
         for (Json& event : epoch_events(settings_, job, epoch, *outcome)) add(std::move(event));
+        if (rank_.watch != nullptr) rank_.watch->set_layers(metrics_of(outcome->layers));
         const bool last = epoch + 1 == settings_.epochs;
         progress.say("loss " + fixed(outcome->loss, 3) + ", test error " + fixed(outcome->test_error, 1) + " %", last);
         if (last && job.seed + 1 == static_cast<std::uint64_t>(settings_.seeds))
@@ -132,7 +144,6 @@ class Training {
     if (rank_.rank == 0) finish();
   }
 
- private:
   /// Updates of the first `jobs` jobs and of `epochs` epochs of the next.
   std::int64_t total_updates(std::size_t jobs, std::int64_t epochs) const {
     std::int64_t total = 0;
@@ -173,7 +184,10 @@ class Training {
       if (error.code() != Code::invalid_input) throw;
       why = error.message() + "; the training goes on, and tries again after the next epoch";
     }
-    if (why.empty()) return;
+    if (why.empty()) {
+      if (rank_.watch != nullptr) rank_.watch->saved_checkpoint();
+      return;
+    }
     progress.clear();
     warn(why);
   }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "allnorm/sizes.hpp"
+#include "launch/watch/rank_watch.hpp"
 
 namespace allnorm::launch::train {
 namespace {
@@ -67,6 +68,7 @@ Trainer::Trainer(const Settings& settings, const Job& job, const DataSet& data, 
       network_(std::make_unique<Network>(images_.shape(), data.train.classes, layers_, job.seed, group_, rank.queue)),
       velocity_(network_->parameters().size()),
       wishing_(wishing) {
+  if (rank.watch != nullptr) network_->watch_calls(*rank.watch);
   const auto values = static_cast<std::size_t>(images_.shape().values());
   pixels_.resize(static_cast<std::size_t>(job.batch) * values);
   labels_.resize(static_cast<std::size_t>(job.batch));
@@ -115,7 +117,10 @@ bool Trainer::make_updates(std::int64_t epoch, const Tick& tick) {
   const Communicator::Traffic before = traffic();
   bool stopped = false;
   while (partial_.updates < updates && !stopped) {
-    partial_.loss += update(partial_.updates, epoch * updates + partial_.updates) / static_cast<double>(updates);
+    {
+      const WatchStep watched(rank_.watch);
+      partial_.loss += update(partial_.updates, epoch * updates + partial_.updates) / static_cast<double>(updates);
+    }
     ++partial_.updates;
     stopped = tick && tick(wishes_);
   }

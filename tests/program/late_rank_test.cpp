@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <random>
@@ -147,17 +148,23 @@ class Late : public testing::Test {
     EXPECT_EQ(errors, 1) << outcome.err;
     EXPECT_EQ(reports, 1) << outcome.err;
     const int other = victim.groups ? victim.rank ^ 1 : (victim.rank + 1) % victim.ranks;
-    const std::string name = "records/late.r" + std::to_string(other) + ".json";
+    const std::string name = "records/record.r" + std::to_string(other) + ".json";
     ASSERT_TRUE(place.exists(name)) << outcome.err;
     const auto record = nlohmann::json::parse(place.bytes(name));
     EXPECT_EQ(record["rank"], other);
-    for (const auto& rank : record["ranks"]) {
+    EXPECT_EQ(record["end"]["kind"], "late");
+    for (const auto& rank : record["late"]["ranks"]) {
       EXPECT_EQ(rank["is"] == "missing", rank["rank"] == victim.rank) << record;
       if (rank["rank"] != other) continue;
       EXPECT_EQ(rank["is"], "waiting");
       EXPECT_GT(rank["pid"], 0);
       EXPECT_GE(rank["seconds"], 0.5);
     }
+    const Outcome told = place.run("diagnose records");
+    EXPECT_EQ(told.code, 0) << told.err;
+    const std::string late = "rank " + std::to_string(victim.rank);
+    EXPECT_NE(told.out.find(", " + late + " was late: "), std::string::npos) << told.out;
+    EXPECT_NE(told.out.find(" Look at " + late), std::string::npos) << told.out;
   }
 
   Workplace place;
@@ -263,12 +270,16 @@ class LateProcess : public Late {
   }
 };
 
+// Nor does anything stay in the memory that its processes share, which is moved here so that other jobs are not seen.
 TEST_F(LateProcess, IsNamedWhereverItIsStopped) {
+  const std::string shared = place.path("shm");
+  std::filesystem::create_directory(shared);
   for (const Victim& victim : victims()) {
     SCOPED_TRACE(text_of(victim));
     Openings openings(directory());
-    const pid_t launcher = place.start(layer(victim.groups) + of_ranks + for_minutes + "--record records ",
-                                       "mpirun -n " + std::to_string(victim.ranks));
+    const pid_t launcher =
+        place.start(layer(victim.groups) + of_ranks + for_minutes + "--record records ",
+                    "mpirun --mca btl_vader_backing_directory " + shared + " -n " + std::to_string(victim.ranks));
     EXPECT_TRUE(begins(openings, victim.ranks));
     wait_a_while();
     const auto process = process_of_rank(directory(), victim.rank);
@@ -280,6 +291,7 @@ TEST_F(LateProcess, IsNamedWhereverItIsStopped) {
                 to_end_the_job);
     expect_report(outcome, victim);
     EXPECT_FALSE(place.exists("o"));
+    EXPECT_TRUE(becomes([&] { return place.list("shm").empty(); }));
   }
 }
 
@@ -288,11 +300,16 @@ TEST_F(LateProcess, ThatNeverStartsEndsTheJob) {
   for (const std::string other : {"true", "sleep 60", "sh stop.sh"}) {
     const auto start = Clock::now();
     const Outcome outcome =
-        place.run(layer(false) + "--input x.{rank}.npy --out o --first-timeout 1 : -n 1 " + other, "mpirun -n 1");
+        place.run(layer(false) + "--input x.{rank}.npy --out o --first-timeout 1 --record records : -n 1 " + other,
+                  "mpirun -n 1");
     expect_late(outcome, start,
                 "allnorm: MPI_Init: a rank of mpirun (Open MPI) with 2 ranks is missing or late, not done after 1 s\n",
                 to_end_the_job);
     EXPECT_FALSE(place.exists("o"));
+    EXPECT_EQ(nlohmann::json::parse(place.bytes("records/record.r0.json"))["end"]["kind"], "late");
+    const Outcome told = place.run("diagnose records");
+    EXPECT_TRUE(told.out.starts_with("Of 2 ranks, rank 0 waited too long: MPI_Init: ")) << told.out;
+    EXPECT_NE(told.out.find("rank 1 left no record. Look at rank 1 first: "), std::string::npos) << told.out;
   }
 }
 
