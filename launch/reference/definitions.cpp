@@ -300,17 +300,18 @@ Made stateless(const NormOptions& o, Int) {
 }
 
 using Text = std::string_view;
+// All parts of the batch family at once but the compensation, which needs a convolution.
+constexpr Text composed = "minibatches=2:window=2:compensate=false:renorm=true:momentum=0.3:r_max=1.1:d_max=0.2";
 constexpr Text of_batch[] = {"", "activation=relu:momentum=0.3",
                              "eps=0.1:eps_place=outside:activation=leaky_relu:slope=0.2",
-                             "momentum=cumulative:unbiased_running_var=false"};
-constexpr Text of_sync[] = {"momentum=0.3", "activation=relu"};
+                             "momentum=cumulative:unbiased_running_var=false", composed};
+constexpr Text of_sync[] = {"momentum=0.3", composed};
 constexpr Text of_renorm[] = {"", "momentum=0.3:r_max=1.1:d_max=0.2", "variant=var:momentum=0.3:r_max=1.2:d_max=0.3",
-                              "eps=0.1:eps_place=outside:momentum=0.3:r_max=1e6:d_max=1e6"};
+                              "eps=0.1:eps_place=outside:momentum=0.3:r_max=1e6:d_max=1e6", composed};
 constexpr Text of_window[] = {"conv_padding=1", "window=3:guard=drop:burn_in=1:fill_in_burn_in=true:momentum=0.3",
-                              "window=3:running_source=window:conv_groups=2:conv_stride=2",
-                              "window=3:compensate=false"};
+                              "window=3:running_source=window:conv_groups=2:conv_stride=2", composed};
 constexpr Text of_minibatches[] = {"minibatches=2", "minibatches=3:weighting=count:running=every:momentum=0.3",
-                                   "minibatches=2:window=2:compensate=false:renorm=true:r_max=1.1:d_max=0.2"};
+                                   composed};
 constexpr Text of_layer[] = {"", "activation=relu", "eps=0.1"};
 constexpr Text of_group[] = {"groups=2", "groups=6:activation=leaky_relu", "groups=1:eps=0.1"};
 constexpr Text of_instance[] = {"", "track=true:momentum=0.3", "eps=0.1:activation=relu"};
@@ -318,10 +319,10 @@ constexpr Text of_response[] = {"", "eps=0.1"};
 constexpr Text of_positional[] = {"", "unbiased=true", "eps=0.1"};
 constexpr Text of_nothing[] = {""};
 constexpr Text of_switchable[] = {"momentum=0.3", "unbiased_instance_var=true:eps=0.1", "shard=space:momentum=0.3"};
-constexpr Text of_conditional_batch[] = {"", "renorm=true:momentum=0.3:r_max=1.1:d_max=0.2", "activation=relu"};
+constexpr Text of_conditional_batch[] = {"", composed, "activation=relu"};
 constexpr Text of_conditional_instance[] = {"", "eps=0.1"};
 constexpr Text of_adaptive[] = {"", "alpha=0.25:eps=0.1", "unbiased=true"};
-constexpr Text of_maps[] = {"", "base=instance_norm:activation=relu", "plus_one=false:momentum=0.3"};
+constexpr Text of_maps[] = {"", "base=instance_norm:activation=relu", "plus_one=false:momentum=0.3", composed};
 constexpr Text of_neighbours[] = {"",
                                   "alpha=0.3",
                                   "alpha=0.3:size=4:beta=0.6:k=2",
