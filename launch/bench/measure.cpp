@@ -59,13 +59,13 @@ std::pair<Calls, Calls> time_calls(Subject& subject, const Plan& plan, Rank& ran
 
 // The messages of one call of these, alone.
 double time_exchange(const Calls& calls, Communicator& group, const Plan& plan, Rank& rank) {
+  meet(rank);  // one whose group is itself alone too
   const auto count = static_cast<std::uint64_t>(calls.times.size());
   const std::uint64_t exchanges = (calls.traffic.exchanges + count - 1) / count;
   if (exchanges == 0) return 0;
   Message message{Header("bench", allnorm::Direction::gradients, 0), {}, 0, {}};
   message.payload.resize(calls.traffic.bytes / sizeof(double) / calls.traffic.exchanges);
   Times times;
-  meet(rank);
   for (std::int64_t call = -plan.warm_up; call < plan.iterations; ++call) {
     const double time = microseconds([&] {
       for (std::uint64_t i = 0; i < exchanges; ++i) message = group.exchange(std::move(message), rank.queue);
@@ -122,7 +122,8 @@ Measurement measure(const Plan& plan, const Case& of, Rank& rank) {
   Measurement::Exchange exchange{.ranks = subject.group().size()};
   exchange.message =
       static_cast<double>(forward.traffic.bytes + backward.traffic.bytes) / static_cast<double>(plan.iterations);
-  const bool exchanges = forward.traffic.exchanges + backward.traffic.exchanges > 0;
+  const std::uint64_t sent = forward.traffic.exchanges + backward.traffic.exchanges;
+  const bool exchanges = largest({static_cast<double>(sent)}, *rank.world, rank.queue)[0] > 0;
   if (exchanges) {
     exchange.alone =
         time_exchange(forward, subject.group(), plan, rank) + time_exchange(backward, subject.group(), plan, rank);

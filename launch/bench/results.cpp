@@ -23,7 +23,8 @@ namespace {
 // One number of a line: the same in the table, in JSON and in CSV.
 struct Column {
   const char *name, *title, *unit;
-  int width, digits;
+  std::size_t width;
+  int digits;
   bool of_exchange = false;  // shown where there are several ranks
   double scale = 1;          // from JSON's unit to the table's
 };
@@ -57,14 +58,12 @@ std::string text_of(double value, int digits) {
   return text.data();
 }
 
-std::string right(const std::string& text, int width) {
-  const auto columns_free =
-      static_cast<std::size_t>(width) - std::min<std::size_t>(text.size(), static_cast<std::size_t>(width) - 1);
-  return std::string(columns_free, ' ') + text;
+// What fills a cell up to its width, and parts it from the next in any case.
+std::string space(const std::string& text, std::size_t width) {
+  return std::string(text.size() < width ? width - text.size() : 1, ' ');
 }
-std::string left(const std::string& text, std::size_t width) {
-  return text + std::string(text.size() < width ? width - text.size() : 1, ' ');
-}
+std::string right(const std::string& text, std::size_t width) { return space(text, width) + text; }
+std::string left(const std::string& text, std::size_t width) { return text + space(text, width); }
 
 std::size_t layer_width(const Plan& plan) {
   std::size_t width = 6;

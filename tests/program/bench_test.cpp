@@ -81,6 +81,16 @@ TEST(Bench, GivesRanksTheSameWeights) {
   EXPECT_EQ(run.code, 0) << run.err;
 }
 
+TEST(Bench, TakesGroupsOfWhichOneIsARankAlone) {
+  const Workplace place;
+  const Outcome run = place.run(
+      "bench --layer batch_norm:sync=2 --layer group_norm:groups=2:sync=2 --shape 2,4,3,3 "
+      "--ranks 3 -n 2 -w 0 --timeout 10 --json " +
+      place.path("b.jsonl"));
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_GT(events_of(place, "b.jsonl", "measurement").at(0)["exchange_us"], 0.0);
+}
+
 TEST(Bench, SumsOverAModel) {
   const Workplace place;
   place.write_bytes("tiny.json", R"({"layers": [{"channels": 8, "space": [3, 3], "count": 5}, {"channels": 4}]})");
