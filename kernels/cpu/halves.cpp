@@ -1,18 +1,12 @@
-// The halves of a forward call on the CPU: the kernels, and loops over the steps between them. Where nothing is
-// exchanged, both in the second one, slab by slab.
-#include "kernels/cpu/coefficients.hpp"
+// The halves of a forward call on the CPU: the kernels, and the frames between them. Where nothing is exchanged, both
+// in the second one, slab by slab.
+#include "kernels/cpu/frames.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/slabs.hpp"
 
 namespace allnorm::cpu {
 
 namespace {
-
-/// `commits`: and what the groups do to the state.
-void write_frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn, bool commits) {
-  for (std::int64_t g = 0; g < args.norm.groups(); ++g)
-    args.frame.set(g, steps::frame_of(args, gathered, turn, g, commits));
-}
 
 /// What committed frames note, of the slabs that threads have done in any order.
 void note_hits(const ForwardArgs& args) {
@@ -23,7 +17,7 @@ void note_hits(const ForwardArgs& args) {
 
 /// `whole`: values of the call that `args` is, or is a part of.
 void apply_frames(const ForwardArgs& args, std::int64_t whole, Queue& queue) {
-  const FineCoefficients fine(args);
+  const FineCoefficients fine(args, queue);
   apply_part({args.x, args.residual, args.y, args.dtype, args.fine, fine.center, fine.scale, fine.shift,
               args.activation, along_of(args), floor_of(args)},
              whole, queue);
@@ -35,7 +29,7 @@ void forward_by_slabs(const ForwardArgs& call, const Gathered& gathered, const T
   with_read_parameters(call, [&](const ForwardArgs& args) {
     slabs.for_each(args, queue, [&](const ForwardArgs& slab, std::int64_t, Queue& one) {
       moments({slab.x, slab.dtype, slab.norm, slab.mean, slab.m2}, one);
-      write_frames(slab, gathered, turn, false);
+      frames(slab, gathered, turn, false);
       apply_frames(slab, slabs.whole, one);
     });
   });
@@ -71,7 +65,7 @@ void forward_local(ForwardArgs& args, Queue& queue) {
 }
 
 void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& queue) {
-  const std::int64_t groups = args.norm.groups(), whole = args.norm.elements();
+  const std::int64_t whole = args.norm.elements();
   if (args.source == FrameSource::call) {
     const Turn turn = steps::turn_of(args, gathered);
     if (turn.fails) {  // the caller says why
@@ -82,7 +76,7 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
     if (args.route == Route::groups)
       forward_by_slabs(args, gathered, turn, queue);
     else
-      write_frames(args, gathered, turn, true);
+      frames(args, gathered, turn, true);
     for (std::int64_t c = 0; args.rules.pools && c < args.state.channels; ++c) steps::pool(args, gathered, turn, c);
     *args.frame.scalars = {turn.count, turn.call};
     const bool fails = args.rules.nonfinite == NonFinite::fail && steps::keeps_state(args.rules, args.state);
@@ -94,14 +88,9 @@ void forward_finish(const ForwardArgs& args, const Gathered& gathered, Queue& qu
       steps::advance(args.rules, args.state, settled, true);
     return;
   }
-  if (args.source == FrameSource::running) {
-    for (std::int64_t g = 0; g < groups; ++g) args.frame.set(g, steps::running_frame(args, g));
-    *args.frame.scalars = {0, args.state.now().calls};
-  }
-  if (args.source == FrameSource::unit) {
-    for (std::int64_t g = 0; g < groups; ++g) args.frame.set(g, steps::unit_frame());
-    *args.frame.scalars = {};
-  }
+  frames(args, gathered, {}, false);
+  if (args.source == FrameSource::running) *args.frame.scalars = {0, args.state.now().calls};
+  if (args.source == FrameSource::unit) *args.frame.scalars = {};
   apply_frames(args, whole, queue);
 }
 

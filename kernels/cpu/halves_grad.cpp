@@ -1,8 +1,7 @@
 // The halves of a backward call on the CPU, as those of forward ones (halves.cpp).
 #include <algorithm>
 
-#include "kernels/arrays.hpp"
-#include "kernels/cpu/coefficients.hpp"
+#include "kernels/cpu/frames.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/slabs.hpp"
 
@@ -14,8 +13,8 @@ namespace {
 struct FineSums {
   double *g = nullptr, *gx = nullptr, *level = nullptr;  // (F); level null where there is none
 
-  static Values room(const BackwardArgs& args) {
-    return Values(index((args.level.given() ? 3 : 2) * args.fine.groups()));
+  static Values room(const BackwardArgs& args, Queue& queue) {
+    return Values(index((args.level.given() ? 3 : 2) * args.fine.groups()), queue, Fill::none);
   }
   FineSums(const BackwardArgs& args, Values& room) : g(room.data()), gx(g + args.fine.groups()) {
     if (args.level.given()) level = gx + args.fine.groups();
@@ -36,35 +35,39 @@ void sum_gradient(const BackwardArgs& args, const FineView& fine, const FineSums
                 sums.level},
                queue);
   std::fill_n(args.sums, 2 * groups, 0.0);
-  for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
-    const std::int64_t g = args.to_norm(f);
-    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_of(args, f), sums.g[f], sums.gx[f]);
-    s1[g] += terms.s1;
-    s2[g] += terms.s2;
-  }
+  with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
+    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
+      const std::int64_t g = call.to_norm(f);
+      const auto terms = steps::grad_terms(call.frame.get(g), steps::gamma_of(call, f), sums.g[f], sums.gx[f]);
+      s1[g] += terms.s1;
+      s2[g] += terms.s2;
+    }
+  });
   for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
 }
 
 /// Gradients of what is folded into fine groups, from their sums. Where nothing is, the affine part may have no groups.
-void sum_parameters(const BackwardArgs& args, const FineSums& sums) {
-  const bool wanted = args.wants_weight || args.level.given() || args.learned_eps.given();
-  if (args.along || !wanted) return;
+void sum_parameters(const BackwardArgs& args, const FineSums& sums, Queue& queue) {
+  const bool has_more = args.level.given() || args.learned_eps.given();
+  if (args.along || !(args.wants_weight || has_more)) return;
   const std::int64_t size = args.affine.groups();
-  Values dweight(index(size)), dbias(dweight.size());
-  Values dlevel(args.level.given() ? dweight.size() : 0), deps(args.learned_eps.given() ? dweight.size() : 0);
-  for (std::int64_t f = 0; f < args.fine.groups(); ++f) {
-    const std::int64_t g = args.to_norm(f);
-    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_of(args, f), sums.g[f], sums.gx[f]);
-    const std::size_t p = index(args.to_affine(f));
-    dweight[p] += terms.dgamma;
-    dbias[p] += terms.dbeta;
-    if (args.level.given()) dlevel[p] += sums.level[f];
-    if (args.learned_eps.given()) deps[p] += steps::eps_grad(args, g, terms.s2);
-  }
+  Values all(index((has_more ? 4 : 2) * size), queue);
+  double *const dweight = all.data(), *const dbias = dweight + size;
+  double *const dlevel = has_more ? dbias + size : nullptr, *const deps = has_more ? dlevel + size : nullptr;
+  with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
+    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
+      const std::int64_t g = call.to_norm(f), p = call.to_affine(f);
+      const auto terms = steps::grad_terms(call.frame.get(g), steps::gamma_of(call, f), sums.g[f], sums.gx[f]);
+      dweight[p] += terms.dgamma;
+      dbias[p] += terms.dbeta;
+      if (call.level.given()) dlevel[p] += sums.level[f];
+      if (call.learned_eps.given()) deps[p] += steps::eps_grad(call, g, terms.s2);
+    }
+  });
   for (std::int64_t p = 0; p < size; ++p) {
-    if (args.wants_weight) args.dweight.set(p, dweight[index(p)]), args.dbias.set(p, dbias[index(p)]);
-    if (args.level.given()) args.dlevel.set(p, dlevel[index(p)]);
-    if (args.learned_eps.given()) args.deps.set(p, deps[index(p)]);
+    if (args.wants_weight) args.dweight.set(p, dweight[p]), args.dbias.set(p, dbias[p]);
+    if (args.level.given()) args.dlevel.set(p, dlevel[p]);
+    if (args.learned_eps.given()) args.deps.set(p, deps[p]);
   }
 }
 
@@ -86,23 +89,11 @@ void join_along(const BackwardArgs& args, Values& sums, std::int64_t parts) {
 void sum_along(const BackwardArgs& args, const FineView& fine, Queue& queue) {
   AffineGradArgs affine = along_gradient(args, fine);
   if (affine_grad_values(affine, args.dweight, args.dbias, args.norm.elements(), queue)) return;
-  Values sums(index(2 * args.affine.groups()));
+  Values sums(index(2 * args.affine.groups()), queue, Fill::none);
   affine.dweight = sums.data();
   affine.dbias = sums.data() + args.affine.groups();
   affine_grad(affine, queue);
   join_along(args, sums, 1);
-}
-
-/// The coefficients of dx of every fine group, in `room`.
-GradArrays grad_coefficients(const BackwardArgs& args, const Gathered& gathered, Values& room) {
-  const std::int64_t size = args.fine.groups();
-  room.resize(index(4 * size));
-  const GradArrays k{room.data(), room.data() + size, room.data() + 2 * size, room.data() + 3 * size};
-  for (std::int64_t f = 0; f < size; ++f) {
-    const std::int64_t g = args.to_norm(f);
-    k.set(f, steps::grad_of(args, gathered, args.frame.get(g), steps::gamma_of(args, f), g));
-  }
-  return k;
 }
 
 /// `whole`: values of the call that `args` is, or is a part of.
@@ -129,24 +120,24 @@ void map_by_slabs(const BackwardArgs& call, const FineView& fine, const GradArra
 
 void backward_by_slabs(const BackwardArgs& call, Queue& queue) {
   const Slabs slabs = slabs_of(call, queue);
-  Values room = FineSums::room(call);
+  Values room = FineSums::room(call, queue);
   const FineSums sums(call, room);
   const std::int64_t columns = sums_along(call) ? call.affine.groups() : 0;
-  Values along(index(slabs.tasks() * 2 * columns));  // (tasks, 2, columns)
+  Values along(index(slabs.tasks() * 2 * columns), queue);  // (tasks, 2, columns)
   with_read_parameters(call, [&](const BackwardArgs& args) {
     slabs.for_each(args, queue, [&](const BackwardArgs& slab, std::int64_t task, Queue& one) {
-      const FineCoefficients fine(slab);
+      const FineCoefficients fine(slab, one);
       sum_gradient(slab, fine, sums.from(slab.to_affine.first), one);
       if (columns > 0)
         affine_grad_rows(along_gradient(slab, fine), along.data() + task * 2 * columns);
       else if (args.along && args.wants_weight)
         affine_grad_values(along_gradient(slab, fine), slab.dweight, slab.dbias, slabs.whole, one);
       Values of_slab;
-      map_gradient(slab, fine, grad_coefficients(slab, {nullptr, 0, 0, slab.sums}, of_slab), slabs.whole, one);
+      map_gradient(slab, fine, grad_frames(slab, {nullptr, 0, 0, slab.sums}, of_slab, one), slabs.whole, one);
     });
   });
   if (columns > 0) join_along(call, along, slabs.tasks());
-  sum_parameters(call, sums);
+  sum_parameters(call, sums, queue);
 }
 
 }  // namespace
@@ -157,11 +148,11 @@ void backward_local(BackwardArgs& args, Queue& queue) {
     args.route = Route::groups;
     return;
   }
-  const FineCoefficients fine(args);
-  Values room = FineSums::room(args);
+  const FineCoefficients fine(args, queue);
+  Values room = FineSums::room(args, queue);
   const FineSums sums(args, room);
   sum_gradient(args, fine, sums, queue);
-  sum_parameters(args, sums);
+  sum_parameters(args, sums, queue);
   if (args.along && args.wants_weight && !maps_with_gradient(args)) sum_along(args, fine, queue);
   if (args.record == nullptr) return;
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * args.norm.groups())};
@@ -172,9 +163,9 @@ void backward_local(BackwardArgs& args, Queue& queue) {
 void backward_finish(const BackwardArgs& args, const Gathered& gathered, Queue& queue) {
   if (args.route == Route::groups) return backward_by_slabs(args, queue);
   if (args.dx == nullptr && args.dresidual == nullptr) return;
-  const FineCoefficients fine(args);
+  const FineCoefficients fine(args, queue);
   Values room;
-  const GradArrays k = grad_coefficients(args, gathered, room);
+  const GradArrays k = grad_frames(args, gathered, room, queue);
   if (maps_with_gradient(args)) return map_by_slabs(args, fine, k, queue);
   map_gradient(args, fine, k, args.norm.elements(), queue);
 }

@@ -1,0 +1,75 @@
+// The stations between two kernels, a few doubles per group: frames and coefficients of y, grad_frames and those of dx;
+// and gamma and beta that are read along. Formulas are steps.hpp's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/arrays.hpp"
+#include "kernels/calls.hpp"
+#include "kernels/cpu/along.hpp"
+#include "kernels/ops.hpp"
+
+namespace allnorm::cpu {
+
+using Values = Buffer<double>;
+
+inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
+
+/// The frame of every group of a forward call, from its moments or from where the call takes it; where it `commits`,
+/// and what the groups do to the state.
+void frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn, bool commits);
+
+/// Of a loop that is translated once more for what is known of a call.
+#define ALLNORM_INLINED __attribute__((always_inline))
+
+/// Runs `run`, a loop that is ALLNORM_INLINED, on the call; where fine groups are found without divisions, which is
+/// nearly always, on a copy that says so by constants: compilers make one division of "divide == 1 ? f : f / divide",
+/// and it takes as long as the other steps.
+template <class Call, class Run>
+void with_known_divisors(const Call& call, const Run& run) {
+  if (call.to_norm.divide != 1 || call.to_affine.divide != 1) return run(call);
+  Call known = call;
+  known.to_norm.divide = known.to_affine.divide = 1;
+  run(known);
+}
+
+/// Per fine group F: y = (x - center) * scale + shift.
+struct FineView {
+  const double *center = nullptr, *scale = nullptr, *shift = nullptr;  // (F); shift null: 0
+
+  Gate gate(const BackwardArgs& call) const { return {call.activation, call.mask, scale, shift, floor_of(call)}; }
+  FineView from(std::int64_t first) const {
+    return {center + first, scale == nullptr ? nullptr : scale + first, shift == nullptr ? nullptr : shift + first};
+  }
+};
+/// Those of a call, from its frames.
+class FineCoefficients : public FineView {
+ public:
+  FineCoefficients(const ForwardArgs& call, Queue& queue);
+  /// Of what backward reads: scale and shift where they are the gate's.
+  FineCoefficients(const BackwardArgs& call, Queue& queue);
+
+ private:
+  void make(const LayerCall& call, bool scales, Queue& queue);
+  Values own_{};
+};
+
+/// The coefficients of dx of every fine group of a backward call, from its frames and the sums over the ranks; they are
+/// in `room`.
+GradArrays grad_frames(const BackwardArgs& args, const Gathered& gathered, Values& room, Queue& queue);
+
+/// Runs `run` on the call with gamma and beta along as the kernels read them, which slabs would each make them.
+template <class Args, class Run>
+void with_read_parameters(Args args, const Run& run) {
+  if (!args.along) return run(args);
+  visit(args.dtype, [&](auto type) {
+    using C = compute_t<typename decltype(type)::type>;
+    const AlongParameter<C> weight(args.weight, args.affine), bias(args.bias, args.affine);
+    if (weight.ready() != nullptr) args.weight = {weight.ready(), dtype_of<C>()};
+    if (bias.ready() != nullptr) args.bias = {bias.ready(), dtype_of<C>()};
+    run(args);
+  });
+}
+
+}  // namespace allnorm::cpu
