@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "kernels/cpu/grad_sums-inl.hpp"
 #include "kernels/cpu/grid.hpp"
@@ -168,8 +167,8 @@ HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, c
     const auto x = get<access()>(d, in.x + i, n), dy = get<access()>(d, in.dy + i, n);
     auto centred = x, scale = x, shift = x;  // read where z is the gate
     if constexpr (kind == GateKind::sign)
-      centred = centred_of(x, of(d, gates.center.data()), of(d, gates.power.data())), scale = of(d, gates.scale.data()),
-      shift = of(d, gates.shift.data());
+      centred = centred_of(x, of(d, gates.center), of(d, gates.power)), scale = of(d, gates.scale),
+      shift = of(d, gates.shift);
     const auto g = to_double(gradient_of<kind, along>(d, dy, centred, scale, shift, hn::Zero(d), in, i, own, j, n));
     const auto zero = hn::Zero(dd);
     const auto offset = args.gate.shift != nullptr ? of(dd, args.gate.shift) : zero;
@@ -182,17 +181,23 @@ HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, c
 /// The gate's coefficients of all groups.
 template <class C>
 struct GateCoefficients {
-  std::vector<C> center{}, power{}, scale{}, shift{};  // (G), where the gate reads them
+  C *center = nullptr, *power = nullptr, *scale = nullptr, *shift = nullptr;  // (G), where the gate reads them
 
   template <GateKind kind>
-  void take(const AffineGradArgs& args) {
-    if constexpr (kind == GateKind::sign)
-      for (std::int64_t g = 0; g < args.norm.groups(); ++g) {
+  void take(const AffineGradArgs& args, Queue& queue) {
+    if constexpr (kind == GateKind::sign) {
+      const std::int64_t size = args.norm.groups();
+      own_ = Buffer<C>(static_cast<std::size_t>(4 * size), queue, Fill::none);
+      center = own_.data(), power = center + size, scale = power + size, shift = scale + size;
+      for (std::int64_t g = 0; g < size; ++g) {
         const auto gate = gate_affine<kind, C>(args.center[g], args.gate, g);
-        center.push_back(gate.center), power.push_back(gate.power);
-        scale.push_back(gate.scale), shift.push_back(gate.shift);
+        center[g] = gate.center, power[g] = gate.power, scale[g] = gate.scale, shift[g] = gate.shift;
       }
+    }
   }
+
+ private:
+  Buffer<C> own_{};
 };
 
 template <class T, GateKind kind, bool along>
@@ -201,7 +206,7 @@ void affine_grad_map(const AffineGradArgs& args, const GradMaps<compute_t<T>>& t
   const GradInput<T> in(args, args.norm);
   const Values values(args.along);
   GateCoefficients<compute_t<T>> gates;
-  gates.template take<kind>(args);
+  gates.template take<kind>(args, queue);
   const std::int64_t elements = args.norm.elements(), task = task_values;
   for_items(queue, ceil_div(elements, task), 1, [&](std::int64_t item) {
     GroupWalk groups(args.norm);

@@ -7,7 +7,6 @@
 #endif
 
 #include <array>
-#include <vector>
 
 #include "kernels/cpu/gate-inl.hpp"
 #include "kernels/cpu/grid.hpp"
@@ -92,7 +91,8 @@ void sum_columns(const ColumnGrid& grid, const SumsOf<count>& to, Queue& queue, 
     return;
   }
   const auto tile = static_cast<std::size_t>(grid.tile);
-  std::vector<double> sums(static_cast<std::size_t>(grid.units()) * count * tile);  // (units, count, tile)
+  const auto room = static_cast<std::size_t>(grid.units()) * count * tile;
+  Buffer<double> sums(room, queue, Fill::none);  // (units, count, tile)
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     SumsOf<count> out;
     out.fill(sums.data() + static_cast<std::size_t>(u) * count * tile);

@@ -5,8 +5,6 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/moments.cpp"
 #include <hwy/foreach_target.h>
 
-#include <vector>
-
 #include "kernels/cpu/grid.hpp"
 #include "kernels/cpu/kernels.hpp"
 #include "kernels/cpu/vectors-inl.hpp"
@@ -52,7 +50,7 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 
 /// One block: differences from its first value, and their sums, in double.
 template <class T>
-Shifted block_moments(const T* x, const RunGrid::Block& block, std::int64_t stride, double pivot) {
+HWY_INLINE Shifted block_moments(const T* x, const RunGrid::Block& block, std::int64_t stride, double pivot) {
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
@@ -90,7 +88,7 @@ Shifted block_moments(const T* x, const RunGrid::Block& block, std::int64_t stri
 template <class T>
 void moments_by_runs(const MomentsArgs& args, const RunGrid& grid, Queue& queue) {
   const T* x = static_cast<const T*>(args.x);
-  const auto part = [&](std::int64_t group, std::int64_t part_index) {
+  const auto part = [x, grid](std::int64_t group, std::int64_t part_index) HWY_ATTR {  // copies stay in registers
     const double pivot = static_cast<double>(load(x[grid.first_of(group)]));
     const std::int64_t end = min_of(grid.blocks, (part_index + 1) * grid.blocks_per_part);
     Shifted total;
@@ -102,10 +100,11 @@ void moments_by_runs(const MomentsArgs& args, const RunGrid& grid, Queue& queue)
     total.store(static_cast<double>(load(x[grid.first_of(group)])), args.mean[group], args.m2[group]);
   };
   if (grid.parts == 1) {
-    for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t group) { finish(group, part(group, 0)); });
+    for_items(queue, grid.units(), grid.units_per_task(),
+              [&](std::int64_t group) HWY_ATTR { finish(group, part(group, 0)); });
     return;
   }
-  std::vector<Shifted> sums(static_cast<std::size_t>(grid.units()));  // (groups, parts)
+  Buffer<Shifted> sums(static_cast<std::size_t>(grid.units()), queue, Fill::none);  // (groups, parts)
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t unit) {
     sums[static_cast<std::size_t>(unit)] = part(unit / grid.parts, unit % grid.parts);
   });
@@ -210,7 +209,8 @@ void moments_by_columns(const MomentsArgs& args, const ColumnGrid& grid, Queue& 
     return;
   }
   const auto tile = static_cast<std::size_t>(grid.tile);
-  std::vector<double> sums(static_cast<std::size_t>(grid.units()) * 2 * tile);  // (units, sum and m2, tile)
+  const auto room = static_cast<std::size_t>(grid.units()) * 2 * tile;
+  Buffer<double> sums(room, queue, Fill::none);  // (units, sum and m2, tile)
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     double* out = sums.data() + static_cast<std::size_t>(u) * 2 * tile;
     tile_moments(x, grid, grid.unit(u), out, out + tile);

@@ -7,7 +7,6 @@
 #include <hwy/foreach_target.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/grad_sums-inl.hpp"
 #include "kernels/cpu/grid.hpp"
@@ -19,9 +18,9 @@ namespace allnorm::cpu::HWY_NAMESPACE {
 
 /// One block of one group. The gate is apply's, in the compute type; differences, products and sums are in double.
 template <class T, GateKind kind, bool along>
-GradSums block_sums(const GradInput<T> in, const AlongValues<compute_t<T>>& values, GroupWalk& walk,
-                    const RunGrid::Block& block, std::int64_t stride, double exact_center,
-                    const Affine<compute_t<T>>& a, compute_t<T> a_level) {
+HWY_INLINE GradSums block_sums(const GradInput<T> in, const AlongValues<compute_t<T>>& values, GroupWalk& walk,
+                               const RunGrid::Block& block, std::int64_t stride, double exact_center,
+                               const Affine<compute_t<T>>& a, compute_t<T> a_level) {
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
@@ -70,7 +69,7 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
   using C = compute_t<T>;
   const GradInput<T> in(args, args.partition);
   const AlongValues<C> values(args.along);
-  const auto part = [&](GroupWalk& walk, std::int64_t group, std::int64_t part_index) {
+  const auto part = [&args, &values, in, grid](GroupWalk& walk, std::int64_t group, std::int64_t part_index) HWY_ATTR {
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
     const auto level = gate_level<kind, C>(args.gate, group);
     const std::int64_t end = min_of(grid.blocks, (part_index + 1) * grid.blocks_per_part);
@@ -86,10 +85,10 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
   };
   if (grid.parts == 1) {
     for_items(queue, grid.units(), grid.units_per_task(), values.walk(),
-              [&](GroupWalk& walk, std::int64_t group) { finish(group, part(walk, group, 0)); });
+              [&](GroupWalk& walk, std::int64_t group) HWY_ATTR { finish(group, part(walk, group, 0)); });
     return;
   }
-  std::vector<GradSums> sums(static_cast<std::size_t>(grid.units()));  // (groups, parts)
+  Buffer<GradSums> sums(static_cast<std::size_t>(grid.units()), queue, Fill::none);  // (groups, parts)
   for_items(queue, grid.units(), grid.units_per_task(), values.walk(), [&](GroupWalk& walk, std::int64_t unit) {
     sums[static_cast<std::size_t>(unit)] = part(walk, unit / grid.parts, unit % grid.parts);
   });
