@@ -95,8 +95,8 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, std::int64_
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto t = tensors;  // as above
     const auto unit = grid.unit(u);
-    alignas(64) C center[tile_columns], power[tile_columns], scale[tile_columns], shift[tile_columns];
-    alignas(64) C level[kind == ZKind::level ? tile_columns : 1];
+    constexpr std::int64_t size = periodic_columns<WideTag<T>>;
+    alignas(64) C center[size], power[size], scale[size], shift[size], level[kind == ZKind::level ? size : 1];
     typename AlongValues<C>::Room room;
     auto walk = values.walk();
     bool scaled = false;
@@ -107,8 +107,11 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, std::int64_
       if constexpr (kind == ZKind::level) level[j] = level_of<kind, C>(args.floor, group);
       scaled = scaled || a.power != 1;
     }
-    for (std::int64_t row = 0; row < unit.rows; ++row) {
-      const std::int64_t offset = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+    const ColumnRuns runs(grid, unit, !along && !scaled);
+    runs.repeat(d, center, scale, shift);
+    if constexpr (kind == ZKind::level) runs.repeat(d, level);
+    for (std::int64_t run = 0; run < runs.count; ++run) {
+      const std::int64_t offset = runs.first + run * grid.width;
       typename AlongValues<C>::Stretch own;
       if constexpr (along) own = values.at(walk, offset, unit.columns, room);
       if (scaled) {
@@ -120,11 +123,14 @@ void apply_by_columns(const ApplyArgs& args, const ColumnGrid& grid, std::int64_
         });
         continue;
       }
-      for_vectors(d, unit.columns, t.streamed(offset), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+      std::int64_t j = 0;  // in the period
+      for_vectors(d, runs.length, t.streamed(offset), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
         const auto floor = kind == ZKind::level ? at(level) : hn::Zero(d);
-        apply_vector<T, kind, with_residual, along, access()>(t, offset + j, n, own, j, at(center), at(scale),
+        apply_vector<T, kind, with_residual, along, access()>(t, offset + i, n, own, j, at(center), at(scale),
                                                               at(shift), floor);
+        j += n;
+        if (j >= runs.period) j %= runs.period;
       });
     }
     if (t.streams) flush_streams();

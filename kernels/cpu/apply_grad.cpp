@@ -127,9 +127,9 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, st
   for_items(queue, grid.units(), grid.units_per_task(), [&](std::int64_t u) {
     const auto t = tensors;  // as above
     const auto unit = grid.unit(u);
-    alignas(64) C center[tile_columns], power[tile_columns], gate_scale[tile_columns], gate_shift[tile_columns];
-    alignas(64) C gain[tile_columns], slope[tile_columns], offset[tile_columns];
-    alignas(64) C level[kind == GateKind::level ? tile_columns : 1];
+    constexpr std::int64_t size = periodic_columns<WideTag<T>>;
+    alignas(64) C center[size], power[size], gate_scale[size], gate_shift[size], gain[size], slope[size], offset[size];
+    alignas(64) C level[kind == GateKind::level ? size : 1];
     typename AlongValues<C>::Room room;
     auto walk = values.walk();
     bool scaled = false;
@@ -140,8 +140,11 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, st
       if constexpr (kind == GateKind::level) level[j] = k.level;
       scaled = scaled || k.power != 1;
     }
-    for (std::int64_t row = 0; row < unit.rows; ++row) {
-      const std::int64_t first = (unit.matrix * grid.rows + unit.row + row) * grid.width + unit.column;
+    const ColumnRuns runs(grid, unit, !along && !scaled);
+    runs.repeat(d, center, gate_scale, gate_shift, gain, slope, offset);
+    if constexpr (kind == GateKind::level) runs.repeat(d, level);
+    for (std::int64_t run = 0; run < runs.count; ++run) {
+      const std::int64_t first = runs.first + run * grid.width;
       typename AlongValues<C>::Stretch own;
       if constexpr (along) own = values.at(walk, first, unit.columns, room);
       if (scaled) {
@@ -153,11 +156,14 @@ void apply_grad_by_columns(const ApplyGradArgs& args, const ColumnGrid& grid, st
         });
         continue;
       }
-      for_vectors(d, unit.columns, t.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
+      std::int64_t j = 0;  // in the period
+      for_vectors(d, runs.length, t.streamed(first), [&](auto access, std::int64_t i, std::int64_t n) HWY_ATTR {
         const auto at = [&](const C* array) HWY_ATTR { return get<access()>(d, array + j, n); };
         const auto floor = kind == GateKind::level ? at(level) : hn::Zero(d);
-        grad_vector<T, kind, along, access()>(t, first + j, n, own, j, at(center), at(gate_scale), at(gate_shift),
+        grad_vector<T, kind, along, access()>(t, first + i, n, own, j, at(center), at(gate_scale), at(gate_shift),
                                               at(gain), at(slope), at(offset), floor);
+        j += n;
+        if (j >= runs.period) j %= runs.period;
       });
     }
     if (t.streams) flush_streams();

@@ -109,6 +109,31 @@ HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<D>& low, const M
   }
 }
 
+/// Room for the coefficients of a tile of columns, and for as many as a vector reads beyond them.
+template <class D>
+constexpr std::int64_t periodic_columns = tile_columns + static_cast<std::int64_t>(hn::MaxLanes(D()));
+
+/// What a map by columns walks of a unit: rows one by one, or where the unit has whole rows, all of them as one run,
+/// whose coefficients come again with every row. Then vectors are cut at both ends of a unit alone, and not of each
+/// row, wherever results are to be aligned and however many columns there are.
+struct ColumnRuns {
+  std::int64_t first, count, length, period;
+
+  ColumnRuns(const ColumnGrid& grid, const ColumnGrid::Unit& unit, bool joins) noexcept
+      : first((unit.matrix * grid.rows + unit.row) * grid.width + unit.column),
+        count(unit.rows),
+        length(unit.columns),
+        period(unit.columns) {
+    if (joins && unit.columns == grid.width) length *= count, count = 1;
+  }
+  /// The coefficients again behind the period, as far as a vector reads.
+  template <class D, class... Arrays>
+  void repeat(D d, Arrays*... arrays) const noexcept {
+    if (period == length) return;
+    for (std::int64_t j = 0; j < lanes(d); ++j) ((arrays[period + j] = arrays[j]), ...);
+  }
+};
+
 /// scale and shift of the gate of one group; nothing is read unless the gate needs it.
 template <GateKind kind, class C>
 HWY_INLINE Affine<C> gate_affine(double center, const Gate& gate, std::int64_t group) {
