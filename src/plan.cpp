@@ -1,8 +1,9 @@
 #include "src/plan.hpp"
 
 #include <algorithm>
+#include <array>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "allnorm/sizes.hpp"
 
@@ -102,10 +103,10 @@ int Layer::row_axis(const Shape& input) const {
 bool Layer::fits(Axes axes, const Shape& given, const Shape& input) const {
   if (given == shape_of(axes, input)) return true;
   if (!axes.has(Axis::row) || axes == every_axis) return false;
-  std::vector<std::int64_t> kept(static_cast<std::size_t>(input.rank()), 1);
   const int axis = row_axis(input);
-  kept[static_cast<std::size_t>(axis)] = input[axis];
-  return given == Shape(kept);
+  bool same = given.rank() == input.rank();
+  for (int i = 0; same && i < input.rank(); ++i) same = given[i] == (i == axis ? input[i] : 1);
+  return same;
 }
 
 Shape Layer::shape_of(Axes axes, const Shape& input) const {
@@ -118,14 +119,15 @@ Shape Layer::shape_of(Axes axes, const Shape& input) const {
   if (axes.has(Axis::leading)) return Shape(std::span(input.begin(), static_cast<std::size_t>(first)));
   if (axes.has(Axis::trailing)) return Shape(std::span(input.begin() + first, static_cast<std::size_t>(cut.trailing)));
   const bool space = axes.has(Axis::space);
-  std::vector<std::int64_t> extents;
+  std::array<std::int64_t, Shape::max_rank> extents;  // as many as the input's at most
+  std::size_t rank = 0;
   const auto add = [&](bool kept, std::int64_t extent) {
-    if (kept || space) extents.push_back(kept ? extent : 1);
+    if (kept || space) extents[rank++] = kept ? extent : 1;
   };
   add(axes.has(Axis::sample), input[0]);
   add(axes.has(Axis::channel) || axes.has(Axis::group), axes.has(Axis::channel) ? input[1] : cut.groups);
-  if (space) extents.insert(extents.end(), input.begin() + 2, input.end());
-  return Shape(extents);
+  for (int i = 2; space && i < input.rank(); ++i) add(true, input[i]);
+  return Shape(std::span(extents.data(), rank));
 }
 
 }  // namespace allnorm
