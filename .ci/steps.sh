@@ -44,6 +44,16 @@ check() {  # check NAME COMMAND...: a step that counts as one
   shift
   if "$@"; then passed=$((passed + 1)) && took "$name" passed; else failed=$((failed + 1)) && took "$name" FAILED; fi
 }
+check_or_skip() {  # check_or_skip NAME COMMAND...: one that ends with 77 where the machine lacks what it needs, and then counts as none
+  local name=$1 status=0
+  shift
+  "$@" || status=$?
+  case $status in
+    0) passed=$((passed + 1)) && took "$name" passed ;;
+    77) took "$name" "skipped: the machine lacks what it needs" ;;
+    *) failed=$((failed + 1)) && took "$name" FAILED ;;
+  esac
+}
 without_passed() {  # drops the lines of cases that passed in silence: a failure is then easy to find
   sed -u -e '/^\[ RUN      \]/{N;/\n\[       OK \]/d;}' -e '/^\[----------\]/d' -e '/^$/d'
 }

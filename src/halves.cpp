@@ -395,7 +395,6 @@ int Halves::ranks() const noexcept { return impl_->norm.group_->size(); }
 bool Halves::exchanges() const noexcept { return impl_->exchanges; }
 
 // ---- sizes
-// -----------------------------------------------------------------------------------------------------------
 
 const std::size_t Halves::head_bytes = sizeof(RecordHead);
 
@@ -427,7 +426,6 @@ std::size_t Halves::history_bytes(const ConstTensorView& conv_weight, bool wide)
 }
 
 // ---- state
-// -----------------------------------------------------------------------------------------------------------
 
 void Halves::start_history(std::span<std::byte> history, Queue& queue, const ConstTensorView& conv_weight,
                            bool wide) const {
@@ -464,7 +462,6 @@ void Halves::begin_batch(const KeptState& state, Queue& queue) const {
 }
 
 // ---- calls
-// -----------------------------------------------------------------------------------------------------------
 
 void Halves::forward_local(const ForwardInputs& inputs, const KeptState& state, std::byte* work, std::byte* record,
                            Queue& queue) const {
@@ -563,7 +560,6 @@ void Halves::expect_agreement(const std::byte* heads, std::size_t stride) const 
 }
 
 // ---- saving
-// ----------------------------------------------------------------------------------------------------------
 
 State Halves::save(const KeptState& state, Queue& queue) const {
   return impl_->with_state(state, queue).norm.save(queue);

@@ -250,8 +250,7 @@ class WhiteningOperation final : public Operation {
 
   // ---- calls -------------------------------------------------------------------------------------------------------
 
-  std::unique_ptr<SavedWhitening> call(const InputSlots& inputs, const TensorView& output, bool live,
-                                       Queue& queue) {
+  std::unique_ptr<SavedWhitening> call(const InputSlots& inputs, const TensorView& output, bool live, Queue& queue) {
     if (live) group_->check();
     auto saved = std::make_unique<SavedWhitening>();
     saved->input = inputs["input"];

@@ -31,8 +31,8 @@ struct Outcome {
 /// How many runs a sweep of these layers has.
 std::int64_t runs_of(const std::vector<const Row*>& layers);
 
-/// Every trial of the layers with every type and layout, on the ranks of `rank`: each run is told to `tick`, by what has
-/// come out of its layer so far. All ranks return the same. A lone rank goes on after a run that threw.
+/// Every trial of the layers with every type and layout, on the ranks of `rank`: each run is told to `tick`, by what
+/// has come out of its layer so far. All ranks return the same. A lone rank goes on after a run that threw.
 std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
                            const std::function<void(const Outcome&)>& tick);
 

@@ -4,8 +4,8 @@
 #include "adapters/torch/conv_norm.hpp"
 #include "adapters/torch/dynamic_shortcut.hpp"
 #include "adapters/torch/views.hpp"
-#include "module_support.hpp"
 #include "launch/reference/reference.hpp"
+#include "module_support.hpp"
 
 namespace allnorm::torch_adapter {
 namespace {

@@ -19,9 +19,9 @@
 #include <vector>
 
 #include "launch/command.hpp"
+#include "launch/random.hpp"
 #include "launch/train/checkpoint.hpp"
 #include "launch/train/images.hpp"
-#include "launch/random.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/train.hpp"
 
