@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import unittest
 
 import torch
@@ -429,6 +431,21 @@ class Checkpointing(Case):
                 found.append([y, *torch.autograd.grad(y.square().sum(), [inputs, *model.parameters()])])
             self.same(*found, 0)
         self.same(list(checkpointed.state_dict().values()), list(plain.state_dict().values()), 0)
+
+
+class Importing(unittest.TestCase):
+    def test_says_what_is_missing(self):
+        for prepare, text in (
+            ("sys.modules['torch'] = None", "allnorm.torch needs torch >= 2.10, which is not installed"),
+            (
+                "sys.modules['torch'] = types.SimpleNamespace(__version__='2.9.1+cpu')",
+                "torch is 2.9.1.cpu, must be at least 2.10",
+            ),
+            ("os.environ['ALLNORM_TORCH_LIBRARY'] = '/nowhere.so'", "/nowhere.so is not there"),
+        ):
+            program = f"import os, sys, types; {prepare}; import allnorm.torch"
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+            self.assertRegex(done.stderr, "ImportError: " + text)
 
 
 class _Then(nn.Module):
