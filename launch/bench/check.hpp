@@ -9,7 +9,7 @@
 namespace allnorm::launch::bench {
 
 struct Check {
-  double max_error = 0;    ///< of a value, over the largest of its tensor
+  double max_error = 0;    ///< of a value, over the largest of its tensor and of what that sums up
   std::int64_t wrong = 0;  ///< values of this rank beyond what rounding may do
 };
 

@@ -48,7 +48,7 @@ TEST(Bench, PrintsAndWritesALineForEachShape) {
 TEST(Bench, TimesEveryLayerOfActivations) {
   const Workplace place;
   const Outcome run =
-      place.run("bench --layer all --shape 2,64,3,3 --layout channels_last --dtype bf16 -n 1 -w 1 --json " +
+      place.run("bench --layer all --shape 2,32,3,3 --layout channels_last --dtype bf16 -n 1 -w 1 --json " +
                 place.path("b.jsonl"));
   ASSERT_EQ(run.code, 0) << run.err;
   const auto rows = catalogue();
