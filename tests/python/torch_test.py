@@ -269,6 +269,9 @@ class History(Case):
         y = conv(x)
         self.assertLess((own.norm.statistics().mean - y.mean((0, 2, 3))).abs().max(), 1e-12)
         self.assertLess((own.norm.statistics().var - y.var((0, 2, 3), correction=0)).abs().max(), 1e-6)
+        half = an.ConvBatchNorm2d(nn.Conv2d(2, 3, 3, bias=False), window=2).bfloat16()
+        for _ in range(2):
+            self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
         with self.assertRaisesRegex(ValueError, "bias"):
             an.ConvBatchNorm2d(nn.Conv2d(2, 3, 3), window=2)
 

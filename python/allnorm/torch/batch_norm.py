@@ -218,7 +218,9 @@ class BatchNorm(_BatchNorm):
     ) -> tuple[Optional[Tensor], ...]:
         if "conv_stride" not in self._options or conv_input is None or conv_weight is None:
             return None, None  # the core says what is missing
-        return ordered_as(conv_input.detach().to(x.dtype), x), conv_weight.detach().contiguous()
+        weight = conv_weight.detach().contiguous()
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        return ordered_as(conv_input.detach().to(x.dtype), x), weight
 
     def _find_place(self) -> _groups.Place:
         self._place = _groups.place(self._sync)
