@@ -1,18 +1,27 @@
 #include "launch/watch/metrics_server.hpp"
 
+#include <netdb.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <limits>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "build_config.hpp"
+#include "launch/files/input_file.hpp"
 #include "launch/launcher.hpp"
 #include "launch/terminal.hpp"
 
 #if ALLNORM_HAVE_PROMETHEUS
-#include <prometheus/collectable.h>
-#include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
 #endif
 
 namespace allnorm::launch {
@@ -121,11 +130,94 @@ void add_layers(const RankMetrics& rank, const Labels& own, Families& families) 
 
 }  // namespace
 
-class MetricsServer::Impl final : public prometheus::Collectable {
+// Of few words, and on a thread of the size that all have: the threads of prometheus-cpp's own server are too small for
+// a process with libtorch, whose thread-local memory lies on their stacks.
+class MetricsServer::Impl {
  public:
-  explicit Impl(Source source) : source_(std::move(source)) {}
+  Impl(const Endpoint& at, Source source) : source_(std::move(source)), socket_(listening(at)) {
+    thread_ = std::thread([this] { serve(); });
+  }
+  ~Impl() {
+    done_ = true;
+    thread_.join();
+    ::close(socket_);
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
 
-  std::vector<MetricFamily> Collect() const override {
+  int port() const {
+    sockaddr_storage own{};
+    socklen_t size = sizeof own;
+    std::array<char, NI_MAXSERV> text{};
+    ::getsockname(socket_, reinterpret_cast<sockaddr*>(&own), &size);
+    ::getnameinfo(reinterpret_cast<sockaddr*>(&own), size, nullptr, 0, text.data(), text.size(), NI_NUMERICSERV);
+    int port = 0;
+    std::from_chars(text.data(), text.data() + text.size(), port);
+    return port;
+  }
+
+ private:
+  static int listening(const Endpoint& at) {
+    addrinfo hints{}, *found = nullptr;
+    hints.ai_flags = AI_PASSIVE | AI_NUMERICHOST;
+    hints.ai_socktype = SOCK_STREAM;
+    const std::string port = std::to_string(at.port);
+    if (const int error = ::getaddrinfo(at.address.c_str(), port.c_str(), &hints, &found); error != 0)
+      fail(Code::transport, ::gai_strerror(error));
+    const int made = ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    ::setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    const bool listens = ::bind(made, found->ai_addr, found->ai_addrlen) == 0 && ::listen(made, 16) == 0;
+    const int error = errno;
+    ::freeaddrinfo(found);
+    if (listens) return made;
+    ::close(made);
+    fail(Code::transport, system_reason(error));
+  }
+
+  void serve() {
+    while (!done_) {
+      pollfd waiting{socket_, POLLIN, 0};
+      if (::poll(&waiting, 1, 100) <= 0) continue;
+      const int client = ::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC);
+      if (client < 0) continue;
+      const timeval patience{1, 0};  // of one who asks slowly
+      ::setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+      ::setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+      send_all(client, answer_to(request_of(client)));
+      ::close(client);
+    }
+  }
+  static std::string request_of(int client) {
+    constexpr std::size_t longest = 1 << 13;
+    std::string request;
+    for (std::array<char, 1024> bytes{}; request.size() < longest && request.find("\r\n\r\n") == request.npos;) {
+      const ssize_t size = ::recv(client, bytes.data(), bytes.size(), 0);
+      if (size <= 0) break;
+      request.append(bytes.data(), static_cast<std::size_t>(size));
+    }
+    return request;
+  }
+  std::string answer_to(const std::string& request) const {
+    const auto answer = [](const std::string& status, const std::string& body) {
+      return "HTTP/1.1 " + status + "\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: " +
+             std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" + body;
+    };
+    if (!request.starts_with("GET ")) return answer("405 Method Not Allowed", "");
+    if (!request.starts_with("GET /metrics ")) return answer("404 Not Found", "");
+    try {
+      return answer("200 OK", prometheus::TextSerializer().Serialize(collect()));
+    } catch (const std::exception&) {  // no memory
+      return answer("503 Service Unavailable", "");
+    }
+  }
+  static void send_all(int client, std::string_view text) {
+    while (!text.empty()) {
+      const ssize_t size = ::send(client, text.data(), text.size(), MSG_NOSIGNAL);
+      if (size <= 0) return;
+      text.remove_prefix(static_cast<std::size_t>(size));
+    }
+  }
+  std::vector<MetricFamily> collect() const {
     Families families;
     for (const RankMetrics& rank : source_()) {
       const Labels own{{"rank", std::to_string(rank.rank)}};
@@ -140,31 +232,27 @@ class MetricsServer::Impl final : public prometheus::Collectable {
     return families.take();
   }
 
-  std::shared_ptr<Impl> shared;  // what the exposer looks at while it is there
-  std::unique_ptr<prometheus::Exposer> exposer;
-
- private:
   Source source_;
+  int socket_;
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
 };
 
-MetricsServer::MetricsServer(const std::string& where, int rank, bool processes, Source source)
-    : impl_(std::make_unique<Impl>(std::move(source))) {
+MetricsServer::MetricsServer(const std::string& where, int rank, bool processes, Source source) {
   Endpoint at = endpoint_of(where);
   if (at.port > 0 && processes) at.port += local_rank(rank);
-  const std::string place = at.address + ":" + std::to_string(at.port);
   try {
-    impl_->shared = std::shared_ptr<Impl>(impl_.get(), [](Impl*) {});
-    impl_->exposer = std::make_unique<prometheus::Exposer>(place, 1);
-    impl_->exposer->RegisterCollectable(impl_->shared, "/metrics$");  // nothing behind it
+    impl_ = std::make_unique<Impl>(at, std::move(source));
     if (at.port == 0)
       print_line((processes ? "rank " + std::to_string(rank) + ": " : std::string()) + "metrics: http://" + at.address +
-                 ":" + std::to_string(impl_->exposer->GetListeningPorts().at(0)) + "/metrics");
+                 ":" + std::to_string(impl_->port()) + "/metrics");
   } catch (const std::exception& error) {
-    impl_->exposer.reset();
-    warn("--metrics: " + place + " cannot be listened at, there are none: " + error.what());
+    const auto* const own = dynamic_cast<const Error*>(&error);
+    warn("--metrics: " + at.address + ":" + std::to_string(at.port) +
+         " cannot be listened at, there are none: " + (own != nullptr ? own->message() : error.what()));
   }
 }
-MetricsServer::~MetricsServer() { impl_->exposer.reset(); }
+MetricsServer::~MetricsServer() = default;
 
 #else
 
