@@ -73,6 +73,22 @@ build() {  # build PRESET [OPTION OF CMAKE...]: configures and builds the preset
 }
 run_tests() { ctest --preset "$1" --parallel "$(nproc)"; }
 
+# Fuzzes every reader of files for so many seconds, from the corpus of the repository; what is found stays in
+# build/FOLDER/fuzz.
+fuzz() {  # fuzz PRESET SECONDS
+  local target folder="build/$1/fuzz"
+  check "fuzzers build" build_fuzzers "$1"
+  for target in tests/fuzz/corpus/*/; do
+    target=$(basename "$target")
+    mkdir -p "$folder/$target"
+    check "fuzz $target" env ALLNORM_FUZZ_TARGET="$target" "build/$1/tests/fuzz/fuzzer" -max_total_time="$2" -max_len=8192 \
+      -rss_limit_mb=2048 -artifact_prefix="$folder/$target/" -print_final_stats=1 -verbosity=0 "$folder/$target" "tests/fuzz/corpus/$target"
+  done
+}
+build_fuzzers() {
+  cmake --preset "$1" --log-level=NOTICE -D ALLNORM_BUILD_FUZZERS=ON && cmake --build --preset "$1" --target fuzzers
+}
+
 ends_with_counts() {
   printf 'ci: %s\n' "${steps[@]}"
   printf 'ci: %6d s %6d s of CPU  in all\n' "$SECONDS" "$(cpu_seconds)"
