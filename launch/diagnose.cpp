@@ -21,8 +21,12 @@ int run_diagnose(const Arguments& words) {
 
 void help_diagnose(std::ostream& out) {
   out << "allnorm diagnose DIR\n\n"
-         "What happened to a job whose ranks were run with --record DIR, in one paragraph: who failed, was late, has "
-         "left or\ndisagrees, where every rank was, and what to do.\n\n";
+         "What happened to a job whose ranks were run with --record DIR, in one\n"
+         "paragraph: who failed, was late, has left or disagrees, where every rank was,\n"
+         "and what to do.\n\n"
+         "Examples:\n"
+         "  mpirun -n 4 allnorm train --record records\n"
+         "  allnorm diagnose records\n\n";
   print_exit_codes(out);
 }
 
