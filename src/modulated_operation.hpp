@@ -18,6 +18,7 @@ class ModulatedOperation : public Operation {
   Communicator& group() const noexcept override { return norm_->group(); }
   void set_training(bool training) noexcept override;
   Norm* norm() noexcept override { return norm_->norm(); }
+  void check() override { norm_->check(); }
   NonFiniteCalls nonfinite() const override { return norm_->nonfinite(); }
 
   State state(Queue& queue) const override { return norm_->state(queue); }

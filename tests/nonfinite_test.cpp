@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "allnorm/norm.hpp"
+#include "allnorm/operation.hpp"
 #include "backend.hpp"
 #include "cases.hpp"
 #include "harness.hpp"
@@ -193,6 +194,30 @@ TEST(NonfiniteRule, HoldsOnEveryDevice) {
           EXPECT_EQ(call(false), "");  // it is told once, and the layer goes on
           EXPECT_NE(bytes(), before);
         });
+}
+
+// What is told by the next call at the latest, a check tells before it: of layers around a norm too.
+TEST(NonfiniteRule, IsToldByACheck) {
+  for (const char* layer : {"batch_norm", "conditional_batch_norm", "spade"}) {
+    SCOPED_TRACE(layer);
+    Queue queue = backend::queue();
+    const auto operation = make_operation(parse_layer(std::string(layer) + ":nonfinite=fail"), C, self(), queue);
+    backend::Array<double> x(N * C * S, 0.5), y(x.size()), maps(x.size(), 0.25);
+    x[S] = std::nan("");
+    InputSlots in{{"input", backend::view(x.data(), Shape{N, C, S})}};
+    if (operation->layer().row->tensor("gamma") != nullptr)
+      for (const char* map : {"gamma", "beta"}) in.add(map, backend::view(maps.data(), Shape{N, C, S}));
+    std::string error = harness::error_of([&] {
+      operation->forward(in, {{"output", backend::view(y.data(), Shape{N, C, S})}}, queue);
+    });
+    queue.wait();
+    if (backend::device().kind != DeviceKind::cpu) {
+      EXPECT_EQ(error, "");
+      error = harness::error_of([&] { operation->check(); });
+    }
+    EXPECT_NE(error.find("input is not finite in channel 1, must be finite everywhere"), std::string::npos) << error;
+    EXPECT_EQ(harness::error_of([&] { operation->check(); }), "");  // once
+  }
 }
 
 // An iteration leaves the average of its channel: beside the current one, that before it remains of a window of 3.
