@@ -76,7 +76,7 @@ class Convert(unittest.TestCase):
             "frozen",
         ):
             self.assertIn(reason, text)
-        self.assertTrue(text.endswith("1 layers converted, 3 left as they were"))
+        self.assertTrue(text.endswith("layers converted: 1, left as they were: 3"))
         self.assertEqual(len(json.loads(report.as_json())["skipped"]), 3)
 
     def test_norm_and_activation(self):

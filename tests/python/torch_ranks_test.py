@@ -261,7 +261,7 @@ class Readme(unittest.TestCase):
         with contextlib.redirect_stdout(printed):
             exec(compile(example, "README.md", "exec"), {})
         self.assertRegex(
-            printed.getvalue(), r"^1: BatchNorm2d -> BatchNorm2d\(8, .*window=2.*sync=world\)\n1 layers converted"
+            printed.getvalue(), r"^1: BatchNorm2d -> BatchNorm2d\(8, .*window=2.*sync=world\)\nlayers converted: 1"
         )
 
 

@@ -36,7 +36,7 @@ class Report:
     def text(self) -> str:
         lines = [f"{entry.name or '(the model)'}: {entry.before} -> {entry.after}" for entry in self.converted]
         lines += [f"{entry.name or '(the model)'}: {entry.before} stays: {entry.why}" for entry in self.skipped]
-        return "\n".join([*lines, f"{len(self.converted)} layers converted, {len(self.skipped)} left as they were"])
+        return "\n".join([*lines, f"layers converted: {len(self.converted)}, left as they were: {len(self.skipped)}"])
 
     def as_json(self) -> str:
         return json.dumps(
