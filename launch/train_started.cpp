@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -22,6 +23,11 @@ int start(const Arguments& arguments) {
   for (const std::string& argument : arguments) words.push_back(const_cast<char*>(argument.c_str()));
   words.push_back(nullptr);
   std::cout.flush();
+  // One that comes while that program loads waits until it takes it.
+  sigset_t saves;
+  ::sigemptyset(&saves);
+  ::sigaddset(&saves, SIGUSR1);
+  ::sigprocmask(SIG_BLOCK, &saves, nullptr);
   ::execv(program.c_str(), words.data());
   fail(Code::unsupported, program + ": cannot be started: " + system_reason(errno));
 }
