@@ -33,6 +33,8 @@ from allnorm.torch.batch_norm import (  # noqa: E402
 )
 from allnorm.torch.conversion import Report, convert, revert  # noqa: E402
 from allnorm.torch.emulation import emulate  # noqa: E402
+from allnorm.torch.fusion import fuse  # noqa: E402
+from allnorm.torch.monitoring import StatisticsHook, statistics_hook  # noqa: E402
 from allnorm.torch.norms import (  # noqa: E402
     FilterResponseNorm2d,
     GroupNorm,
@@ -87,6 +89,7 @@ __all__ = [
     "RenormOptions",
     "Report",
     "SPADE2d",
+    "StatisticsHook",
     "SwitchableNorm2d",
     "SyncBatchNorm",
     "WeightStandardizedConv2d",
@@ -95,7 +98,9 @@ __all__ = [
     "checkpoint_context",
     "convert",
     "emulate",
+    "fuse",
     "precise_statistics",
     "revert",
+    "statistics_hook",
     "version",
 ]

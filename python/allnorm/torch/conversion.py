@@ -64,6 +64,11 @@ _NORMS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_plain(module: nn.Module) -> bool:
+    """One of torch's batch norms, and not of a class of its own."""
+    return type(module) in _CLASSES
+
+
 class BatchNormAct2d(BatchNorm2d):
     """A BatchNorm2d with the modules `drop` and `act` behind it, as timm has them."""
 
@@ -128,12 +133,21 @@ def _made(own: type[_BatchNorm], old: _BatchNorm, **options: Any) -> _BatchNorm:
     return new
 
 
-def _refuse_wrapped(model: nn.Module, what: str) -> None:
+def refuse_wrapped(model: nn.Module, what: str) -> None:
     for module in model.modules():
         kind = type(module)
         wrapped = kind.__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
         if wrapped or any(base.__name__ == "FSDPModule" for base in kind.__mro__):
             raise ValueError(f"the model has a {kind.__name__}, must not: {what} it before it is wrapped or compiled")
+
+
+def put_in_place(model: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The model with other modules in place of some, under all their names."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in done:
+                parent._modules[name] = done[child]
+    return done.get(model, model)
 
 
 Names = Optional[Union[Iterable[str], Callable[[str, nn.Module], bool]]]
@@ -165,11 +179,7 @@ def _replace(
             report.converted.append(Entry(name, kind, f"{type(new).__name__}({new.extra_repr()})"))
         elif new is not None:
             report.skipped.append(Entry(name, kind, kind, new))
-    for parent in list(report.model.modules()):
-        for name, child in parent._modules.items():
-            if child in done:
-                parent._modules[name] = done[child]
-    report.model = done.get(report.model, report.model)
+    report.model = put_in_place(report.model, done)
     return report
 
 
@@ -193,7 +203,7 @@ def convert(
     timm's BatchNormAct2d keeps its activation. Frozen layers, lazy ones and other subclasses stay, and the Report says
     why. ValueError where the model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes
     nothing. torch's convert_sync_batchnorm must not follow: it would take these layers for its own."""
-    _refuse_wrapped(model, "convert")
+    refuse_wrapped(model, "convert")
     if norm not in _NORMS:
         raise ValueError(f"norm is {norm!r}, must be one of {', '.join(_NORMS)}")
     chosen = {"sync": None, **_NORMS[norm], **options}
@@ -222,7 +232,7 @@ def revert(model: nn.Module, *, inplace: bool = True) -> Report:
     """Replaces layers of this package by torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm, with the same parameters, buffers,
     hooks and mode. Windows and open batches are lost. Layers with an activation of their own, and those that know no
     number of axes, stay."""
-    _refuse_wrapped(model, "revert")
+    refuse_wrapped(model, "revert")
 
     def replaced(_: str, module: _BatchNorm) -> Union[_BatchNorm, str, None]:
         if not isinstance(module, BatchNorm):
