@@ -24,43 +24,73 @@ struct Case {
   int least_parts = 0;      // of gamma's sums along groups: with more threads there are no slabs
 };
 
-/// A call of a lone rank, forward and backward, with everything that the layer can be given and asked for.
+/// Everything that a case's layer can be given.
+template <class T>
+struct Inputs {
+  explicit Inputs(const Case& c)
+      : layer(parse_layer(c.layer)),
+        plan(plan_of(layer, c)),
+        has_residual(c.residual),
+        channels(c.shape[1]),
+        size(c.shape.elements()),
+        groups(plan.norm.groups()),
+        gammas(plan.affine.groups()),
+        x(normal<T>(size, 1, 0.5, 2)),
+        dy(normal<T>(size, 2)),
+        residual(normal<T>(size, 3)),
+        weight(normal<compute_t<T>>(gammas, 4, 1)),
+        bias(normal<double>(gammas, 5)),
+        tau(normal<double>(gammas, 6)),
+        eps(normal<double>(gammas, 7, 0, 1e-3)),
+        direct(normal<float>(groups, 8)) {}
+
+  static Plan plan_of(const Layer& layer, const Case& c) {
+    Plan plan = plan_for(layer, c.shape, c.order);
+    if (!c.own_gammas) return plan;
+    plan.affine = {1, 1, c.shape.elements(), 1};
+    plan.fine = plan.norm;
+    plan.to_norm = {1, plan.norm.groups()};
+    plan.along = true;
+    return plan;
+  }
+
+  const Layer layer;
+  const Plan plan;
+  const bool has_residual;
+  const std::int64_t channels, size, groups, gammas;
+  const Walled<T> x, dy, residual;
+  const Walled<compute_t<T>> weight;
+  const Walled<double> bias, tau, eps;
+  const Walled<float> direct;
+};
+
+/// A call of a lone rank, forward and backward, that asks for everything.
 template <class T>
 class Call {
  public:
-  Call(const Case& c, Queue& queue)
-      : layer_(parse_layer(c.layer)),
-        plan_(plan_of(layer_, c)),
-        memory_(layer_, c.shape[1], queue),
-        size_(c.shape.elements()),
-        groups_(plan_.norm.groups()),
-        gammas_(plan_.affine.groups()),
-        x_(normal<T>(size_, 1, 0.5, 2)),
-        dy_(normal<T>(size_, 2)),
-        residual_(normal<T>(size_, 3)),
-        weight_(normal<compute_t<T>>(gammas_, 4, 1)),
-        bias_(normal<double>(gammas_, 5)),
-        tau_(normal<double>(gammas_, 6)),
-        eps_(normal<double>(gammas_, 7, 0, 1e-3)),
-        direct_(normal<float>(groups_, 8)) {
-    frame_ = Walled<double>(7 * groups_ + 2);
-    mask_.assign(index((size_ + 7) / 8), 0xaa);
-    for (Walled<T>* to : {&y_, &dx_, &dresidual_}) *to = Walled<T>(size_);
-    for (Walled<compute_t<T>>* to : {&dweight_, &dbias_}) *to = Walled<compute_t<T>>(gammas_);
-    for (Walled<double>* to : {&dtau_, &deps_}) *to = Walled<double>(gammas_);
-    has_residual_ = c.residual;
-  }
+  Call(const Inputs<T>& in, Queue& queue)
+      : in_(in),
+        memory_(in.layer, in.channels, queue),
+        y_(in.size),
+        dx_(in.size),
+        dresidual_(in.size),
+        dweight_(in.gammas),
+        dbias_(in.gammas),
+        frame_(7 * in.groups + 2),
+        dtau_(in.gammas),
+        deps_(in.gammas),
+        mask_(index((in.size + 7) / 8), 0xaa) {}
 
   /// The route that each direction takes, or in two halves; with the gradients of gamma and beta or without.
   std::vector<Route> run(Queue& queue, bool in_halves, bool wants_weight = true) {
     ForwardArgs forward;
     describe(forward);
-    forward.residual = has_residual_ ? residual_.data() : nullptr;
+    forward.residual = in_.has_residual ? in_.residual.data() : nullptr;
     forward.y = y_.data();
     forward.mask = masked() ? mask_.data() : nullptr;
     forward.state = memory_.view();
-    std::vector<double> moments(index(2 * groups_));
-    forward.mean = moments.data(), forward.m2 = forward.mean + groups_;
+    std::vector<double> moments(index(2 * in_.groups));
+    forward.mean = moments.data(), forward.m2 = forward.mean + in_.groups;
     if (in_halves)
       queue.ops().moments({forward.x, forward.dtype, forward.norm, forward.mean, forward.m2}, queue);
     else
@@ -69,17 +99,17 @@ class Call {
 
     BackwardArgs backward;
     describe(backward);
-    backward.dy = dy_.data();
+    backward.dy = in_.dy.data();
     backward.dx = dx_.data();
-    backward.dresidual = has_residual_ ? dresidual_.data() : nullptr;
+    backward.dresidual = in_.has_residual ? dresidual_.data() : nullptr;
     backward.mask = forward.mask;
     backward.dweight = {dweight_.data(), dtype_of<compute_t<T>>()};
     backward.dbias = {dbias_.data(), dtype_of<compute_t<T>>()};
     backward.wants_weight = wants_weight;
     if (backward.level.given())
       backward.dlevel = {dtau_.data(), DType::f64}, backward.deps = {deps_.data(), DType::f64};
-    if (!backward.level.given()) backward.direct = {{direct_.data(), DType::f32}, {direct_.data(), DType::f32}};
-    std::vector<double> record(index(2 * groups_) + sizeof(RecordHead) / sizeof(double));
+    if (!backward.level.given()) backward.direct = {{in_.direct.data(), DType::f32}, {in_.direct.data(), DType::f32}};
+    std::vector<double> record(index(2 * in_.groups) + sizeof(RecordHead) / sizeof(double));
     auto* const bytes = reinterpret_cast<std::byte*>(record.data());
     backward.sums = steps::payload_of(bytes);
     backward.record = in_halves ? bytes : nullptr;  // of something to exchange
@@ -92,9 +122,9 @@ class Call {
   void expect_gamma_sums(Queue& queue) {
     BackwardArgs call;
     describe(call);
-    Walled<double> dweight(gammas_), dbias(gammas_);
-    backend::affine_grad({x_.data(),
-                          dy_.data(),
+    Walled<double> dweight(in_.gammas), dbias(in_.gammas);
+    backend::affine_grad({in_.x.data(),
+                          in_.dy.data(),
                           call.dtype,
                           call.norm,
                           call.frame.mean,
@@ -103,7 +133,7 @@ class Call {
                           dweight.data(),
                           dbias.data()},
                          queue);
-    for (std::int64_t i = 0; i < gammas_; ++i) {
+    for (std::int64_t i = 0; i < in_.gammas; ++i) {
       ASSERT_EQ(dweight_.data()[i], static_cast<compute_t<T>>(dweight[i])) << i;
       ASSERT_EQ(dbias_.data()[i], static_cast<compute_t<T>>(dbias[i])) << i;
     }
@@ -132,51 +162,35 @@ class Call {
     const char* name;
   };
   static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-  static Plan plan_of(const Layer& layer, const Case& c) {
-    Plan plan = plan_for(layer, c.shape, c.order);
-    if (!c.own_gammas) return plan;
-    plan.affine = {1, 1, c.shape.elements(), 1};
-    plan.fine = plan.norm;
-    plan.to_norm = {1, plan.norm.groups()};
-    plan.along = true;
-    return plan;
-  }
-  bool masked() const { return has_residual_ && layer_.options.activation.kind != ActivationKind::identity; }
+  bool masked() const { return in_.has_residual && in_.layer.options.activation.kind != ActivationKind::identity; }
 
   void describe(LayerCall& call) {
-    call.x = x_.data();
+    call.x = in_.x.data();
     call.dtype = dtype_of<T>();
-    call.norm = plan_.norm, call.affine = plan_.affine, call.fine = plan_.fine;
-    call.to_norm = plan_.to_norm, call.to_affine = plan_.to_affine, call.along = plan_.along;
+    call.norm = in_.plan.norm, call.affine = in_.plan.affine, call.fine = in_.plan.fine;
+    call.to_norm = in_.plan.to_norm, call.to_affine = in_.plan.to_affine, call.along = in_.plan.along;
     call.rules = memory_.rules();
-    call.activation = layer_.options.activation;
-    call.weight = {weight_.data(), dtype_of<compute_t<T>>(), 1, plan_.along ? 0.5 : 0};
-    call.bias = {bias_.data(), DType::f64};
-    if (layer_.row->tensor("tau") != nullptr)
-      call.level = {tau_.data(), DType::f64}, call.learned_eps = {eps_.data(), DType::f64};
+    call.activation = in_.layer.options.activation;
+    call.weight = {in_.weight.data(), dtype_of<compute_t<T>>(), 1, in_.plan.along ? 0.5 : 0};
+    call.bias = {in_.bias.data(), DType::f64};
+    if (in_.layer.row->tensor("tau") != nullptr)
+      call.level = {in_.tau.data(), DType::f64}, call.learned_eps = {in_.eps.data(), DType::f64};
     double* const at = frame_.data();
     call.frame = {at,
-                  at + groups_,
-                  at + 2 * groups_,
+                  at + in_.groups,
+                  at + 2 * in_.groups,
                   nullptr,
                   nullptr,
-                  at + 3 * groups_,
-                  reinterpret_cast<steps::FrameScalars*>(at + 7 * groups_),
-                  at + 4 * groups_};
+                  at + 3 * in_.groups,
+                  reinterpret_cast<steps::FrameScalars*>(at + 7 * in_.groups),
+                  at + 4 * in_.groups};
   }
 
-  Layer layer_;
-  Plan plan_;
+  const Inputs<T>& in_;
   LayerMemory memory_;
-  std::int64_t size_, groups_, gammas_;
-  bool has_residual_ = false;
-  Walled<T> x_, dy_, residual_;
-  Walled<compute_t<T>> weight_;
-  Walled<double> bias_, tau_, eps_;
-  Walled<float> direct_;
-  Walled<T> y_{0}, dx_{0}, dresidual_{0};
-  Walled<compute_t<T>> dweight_{0}, dbias_{0};
-  Walled<double> frame_{0}, dtau_{0}, deps_{0};
+  Walled<T> y_, dx_, dresidual_;
+  Walled<compute_t<T>> dweight_, dbias_;
+  Walled<double> frame_, dtau_, deps_;
   std::vector<std::uint8_t> mask_;
 };
 
@@ -203,39 +217,47 @@ const Case cases[] = {
 };
 
 TYPED_TEST(Slabs, HaveTheBitsOfHalves) {
-  for (const Case& c : cases)
+  for (const Case& c : cases) {
+    const Inputs<TypeParam> inputs(c);
+    Queue alone = Queue::cpu(1);
+    Call<TypeParam> halves(inputs, alone);
+    EXPECT_EQ(halves.run(alone, true), (std::vector{Route::halves, Route::halves}));
     for (const int threads : {1, 3}) {
       SCOPED_TRACE(std::string(c.layer) + " " + to_string(c.shape) + (c.order == last ? " channels last, " : ", ") +
                    std::to_string(threads) + " threads");
       Queue pool = Queue::cpu(threads);
-      Call<TypeParam> slabs(c, pool), halves(c, pool);
+      Call<TypeParam> slabs(inputs, pool);
       const bool enough = c.least_parts == 0 || threads <= c.least_parts;
       EXPECT_EQ(slabs.run(pool, false), (std::vector{Route::groups, enough ? Route::groups : Route::halves}));
-      EXPECT_EQ(halves.run(pool, true), (std::vector{Route::halves, Route::halves}));
       slabs.expect_same(halves);
     }
+  }
 }
 
 // Gradients of maps of gamma and dx in one pass, slab by slab, against passes of their own over the whole tensor.
 TYPED_TEST(Slabs, OfMapsHaveTheBitsOfWholeMaps) {
   for (const char* layer : {"batch_norm", "batch_norm:activation=relu"})
-    for (const Order order : {Order::channels_first, last})
+    for (const Order order : {Order::channels_first, last}) {
+      const Inputs<TypeParam> inputs({layer, {9, 24, 31, 61}, order, true, true});
+      Queue alone = Queue::cpu(1);
+      Call<TypeParam> wholes(inputs, alone);
+      wholes.run(alone, false, false);
       for (const int threads : {1, 3}) {
         SCOPED_TRACE(std::string(layer) + (order == last ? " channels last, " : ", ") + std::to_string(threads));
         Queue pool = Queue::cpu(threads);
-        const Case c{layer, {9, 24, 31, 61}, order, true, true};
-        Call<TypeParam> slabs(c, pool), wholes(c, pool);
+        Call<TypeParam> slabs(inputs, pool);
         slabs.run(pool, false);
-        wholes.run(pool, false, false);
         slabs.expect_same_dx(wholes);
         slabs.expect_gamma_sums(pool);
       }
+    }
 }
 
 // Where the outermost index of the tensor is summed over, or ranks exchange, there is nothing to cut.
 TEST(SlabsOfABatch, AreNone) {
   Queue queue = Queue::cpu(1);
-  Call<float> call({"batch_norm", {40, 24, 31, 17}}, queue);
+  const Inputs<float> inputs({"batch_norm", {40, 24, 31, 17}});
+  Call<float> call(inputs, queue);
   EXPECT_EQ(call.run(queue, false), (std::vector{Route::halves, Route::halves}));
 }
 
