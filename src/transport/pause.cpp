@@ -12,6 +12,7 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr microseconds spinning{40}, awake{1000};    // of a wait
+constexpr microseconds crowded_awake{20'000};        // ... where it is the other ranks that have the cores
 constexpr microseconds shortest{10}, longest{1000};  // sleep
 constexpr microseconds slow{200};                    // of a yield: somebody else has the core
 constexpr microseconds remembered{100'000};
@@ -35,7 +36,9 @@ Pause::Step Pause::next(bool crowded) noexcept {
   const Clock::time_point time = Clock::now();
   if (began_ == Clock::time_point{}) began_ = time;
   const Clock::duration waited = time - began_;
-  if (!crowded && waited < spinning) {
+  if (crowded && waited < crowded_awake) {
+    std::this_thread::yield();
+  } else if (!crowded && waited < spinning) {
     hwy::Pause();
   } else if (waited < awake && time >= sleeps_until) {
     std::this_thread::yield();

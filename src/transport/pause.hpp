@@ -15,7 +15,8 @@ bool are_crowded(int ranks, const cpu_set_t& cores) noexcept;
 /// The pauses of one wait, which begins with the first. A peer that runs on another core is some microseconds away: so
 /// a rank first looks again and again. Then it gives way to those who have work. Whoever yields beside a busy process
 /// is away for a time slice, and whoever sleeps comes back at once: so a thread whose yield took long sleeps for a
-/// while in its place, and so does one that waits long, an eighth of the time that it has waited.
+/// while in its place, and so does one that waits long, an eighth of the time that it has waited. Crowded ranks give
+/// way to each other: they yield at once, and longer.
 class Pause {
  public:
   using Step = std::chrono::microseconds;

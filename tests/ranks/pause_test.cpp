@@ -41,7 +41,8 @@ TEST(Pauses, EndInSleepsThatGrowAndStayShort) {
     Pause pause;
     pause.next(crowded);  // the wait begins
     sleep(2);
-    EXPECT_GE(pause.next(crowded), Step{250});
+    const Step step = pause.next(crowded);
+    EXPECT_EQ(step >= Step{250}, !crowded);  // where it is, other ranks have the cores
     sleep(40);
     EXPECT_EQ(pause.next(crowded), Step{1000});
   }
