@@ -13,6 +13,16 @@ CrossIteration::CrossIteration(const ForwardInputs& in, const Convolution& convo
   if (rules.compensates()) source_ = derivative_source(in, convolution, queue);
 }
 
+// A captured graph is the same for every call; where the host can see the counters, messages grow with the window.
+std::int64_t CrossIteration::take_room(LayerMemory& memory, Queue& queue) const {
+  if (!source_) return 0;
+  memory.make_window(source_->shape, source_->wide, queue);
+  const Rules& rules = memory.rules();
+  if (queue.device().kind != DeviceKind::cpu) return rules.window - 1;
+  const Counters now = memory.counters(queue);
+  return now.batches < rules.burn_in ? 0 : now.entries;
+}
+
 void CrossIteration::join(ForwardArgs& args, std::int64_t entries) {
   if (!source_) return;
   source_->args.rules = args.rules;

@@ -17,6 +17,8 @@ class CrossIteration {
 
   /// What the window must have room for; null without compensation.
   const DerivativeSource* source() const noexcept { return source_ ? &*source_ : nullptr; }
+  /// Gives the window of `memory` that room. Returns how many of its entries the call's message tells of.
+  std::int64_t take_room(LayerMemory& memory, Queue& queue) const;
   /// Takes part in the call of `args`, whose window has that room: its message has products of `entries` of it.
   void join(ForwardArgs& args, std::int64_t entries);
 

@@ -19,9 +19,8 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     const Plan plan = check(inputs, output, queue);
     saved = saved_for(inputs, plan.norm.groups(), queue);
     call.past = CrossIteration(inputs, layer_.options.convolution, memory_.rules(), queue);
-    if (const auto* source = call.past.source()) memory_.make_window(source->shape, source->wide, queue);
-    open(call, inputs, output, plan, memory_of(saved), call.past.source() != nullptr ? entries_told(queue) : 0, nullptr,
-         queue);
+    const std::int64_t entries = call.past.take_room(memory_, queue);
+    open(call, inputs, output, plan, memory_of(saved), entries, nullptr, queue);
     first_half(call, queue);
   });
   saved.training_ = true;
@@ -31,14 +30,6 @@ Saved NormImpl::forward(const ForwardInputs& inputs, TensorView output, Queue& q
     expect_finite();
   }
   return saved;
-}
-
-// A captured graph is the same for every call; where the host can see the counters, messages grow with the window.
-std::int64_t NormImpl::entries_told(Queue& queue) const {
-  const Rules& rules = memory_.rules();
-  if (queue.device().kind != DeviceKind::cpu) return rules.window - 1;
-  const Counters now = memory_.counters(queue);
-  return now.batches < rules.burn_in ? 0 : now.entries;
 }
 
 void NormImpl::open(ForwardCall& call, const ForwardInputs& inputs, const TensorView& output, const Plan& plan,

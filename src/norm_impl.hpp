@@ -176,7 +176,6 @@ class NormImpl {
   CallMemory memory_of(Saved& saved) const noexcept {
     return {memory_.view(), saved.memory_.data(), saved.mask_.data()};
   }
-  std::int64_t entries_told(Queue& queue) const;
   Saved map(const ForwardInputs& inputs, const TensorView& output, FrameSource source, const Saved* earlier,
             Queue& queue) const;
 };

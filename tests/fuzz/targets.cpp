@@ -31,15 +31,11 @@ void write_file(const std::string& path, std::span<const std::byte> bytes) {
       .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-// A folder of this process, in memory where the system has such a place.
+// A folder of this process.
 const std::string& folder() {
   struct Folder {
-    std::string path;
+    std::string path = (std::filesystem::temp_directory_path() / "allnorm-fuzz-XXXXXX").string();
     Folder() {
-      const std::filesystem::path memory = "/dev/shm";
-      path =
-          ((std::filesystem::exists(memory) ? memory : std::filesystem::temp_directory_path()) / "allnorm-fuzz-XXXXXX")
-              .string();
       if (::mkdtemp(path.data()) == nullptr) fault("no temporary folder");
     }
     ~Folder() { std::filesystem::remove_all(path); }
