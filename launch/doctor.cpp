@@ -295,9 +295,12 @@ void check_cpus(const Job& job, Findings& found) {
   else
     found.push_back({State::note, text + ": they take turns, which is slow",
                      "fewer ranks or --threads, or more CPUs: --cpus-per-task of Slurm, taskset"});
-  if (const auto quota = cpu_quota(); quota && *quota < all)
-    found.push_back({State::note, "the container may use " + std::to_string(*quota).substr(0, 4) + " CPUs' time",
+  if (const auto quota = cpu_quota(); quota && *quota < all) {
+    char share[32];
+    std::snprintf(share, sizeof share, "%.4g", *quota);
+    found.push_back({State::note, "the container may use " + std::string(share) + " CPUs' time",
                      "docker run --cpus, resources.limits.cpu of Kubernetes"});
+  }
 }
 
 // ---- GPUs, data, parts ----------------------------------------------------------------------------------------------

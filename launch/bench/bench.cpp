@@ -1,9 +1,11 @@
 // `allnorm bench`: times layers and their exchange.
 #include <algorithm>
 #include <cstdint>
+#include <iomanip>
 #include <iostream>
 #include <mutex>
 #include <optional>
+#include <sstream>
 
 #include "launch/bench/models.hpp"
 #include "launch/bench/results.hpp"
@@ -43,8 +45,9 @@ class Output {
       wrong += event.value("wrong", 0.0);
       ++count;
     }
-    std::cout << "# average: forward " << forward / count << " GB/s, backward " << backward / count
-              << " GB/s; wrong: " << wrong << "\n";
+    std::ostringstream average;  // with the digits of the table
+    average << std::fixed << std::setprecision(1) << forward / count << " GB/s, backward " << backward / count;
+    std::cout << "# average: forward " << average.str() << " GB/s; wrong: " << static_cast<std::int64_t>(wrong) << "\n";
     std::string lines;
     for (const Json& event : events_) lines += event.dump() + "\n";
     if (json_) json_->write(lines);
@@ -66,8 +69,9 @@ class Output {
     for (const std::string& warning : found.warnings) warn(warning);
     expect(found.common > 0, Code::invalid_argument,
            [&] { return "--compare is " + plan_.compare + ", must have a line in common with this run"; });
-    std::cout << "# compared with " << plan_.compare << ": " << found.common << " lines, " << found.slower.size()
-              << " slower by more than " << 100 * plan_.tolerance << " %\n";
+    std::cout << "# compared with " << plan_.compare << ": " << found.common
+              << (found.common == 1 ? " line, " : " lines, ") << found.slower.size() << " slower by more than "
+              << 100 * plan_.tolerance << " %\n";
     for (const std::string& line : found.slower) print_line(line);
     return found.slower.empty();
   }

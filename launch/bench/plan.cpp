@@ -32,9 +32,9 @@ po::options_description describe(Plan& plan, Words& words) {
   po::options_description options("Options");
   auto add = options.add_options();
   add("layer", po::value(&words.layers)->value_name("NAME[:attr=value...]"),
-      "what is timed; any number, or all: every layer of activations (batch_norm)");
+      "what is timed; once for each layer, or all: every layer of activations (batch_norm)");
   add("shape", po::value(&words.shapes)->value_name("N,C,H,W"),
-      "the input of each rank, with any number of axes; any number of them (8,64,56,56)");
+      "the input of each rank, with any number of axes; once for each (8,64,56,56)");
   add("model", po::value(&plan.model)->value_name("NAME"),
       "in place of --shape: all normalization layers of resnet50 or another, or those of FILE.json, and their sum");
   add("batch-per-rank", po::value(&words.batch)->value_name("B"), "with --model: samples of each rank (1)");

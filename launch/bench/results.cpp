@@ -43,7 +43,7 @@ constexpr Column columns[] = {
     {"message_bytes", "message", "B", 9, 0, true},
     {"algbw_gb_s", "algbw", "GB/s", 7, 3, true},
     {"busbw_gb_s", "busbw", "GB/s", 7, 3, true},
-    {"ratio_to_local", "/ local", "", 8, 2, true},
+    {"ratio_to_local", "ratio", "to local", 10, 2, true},
     {"max_error", "error", "", 9, -2},
     {"wrong", "wrong", "", 6, 0},
 };

@@ -1,5 +1,7 @@
 // The sections that show what bench has measured, one log or several beside each other.
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <iterator>
 #include <map>
 #include <set>
@@ -15,7 +17,7 @@ namespace {
 // A column of the table: a number of a measurement.
 struct Column {
   const char *name, *title;
-  int digits;
+  int digits;  // behind the point; below 0: so many that count, for numbers of any size
   double scale = 1;
 };
 constexpr Column columns[] = {
@@ -32,13 +34,20 @@ constexpr Column columns[] = {
     {"message_bytes", "message, bytes", 0},
     {"busbw_gb_s", "busbw, GB/s", 3},
     {"ratio_to_local", "to local", 2},
-    {"max_error", "largest error", 9},
+    {"max_error", "largest error", -2},
     {"wrong", "wrong", 0},
 };
 
 std::string word(const Json& event, const char* name) {
   const Json value = event.value(name, Json());
   return value.is_null() ? "" : value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+std::string text_of(double value, int digits) {
+  if (digits >= 0) return fixed(value, digits);
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.*g", -digits, value);
+  return text.data();
 }
 
 std::vector<const Json*> lines_of(const Log& log) {
@@ -103,7 +112,7 @@ std::string table_of(const std::vector<const Json*>& lines) {
     Cells& row = rows.emplace_back(Cells{escaped(names[i])});
     for (const Column* column : shown) {
       const Json value = lines[i]->value(column->name, Json());
-      row.push_back(value.is_number() ? fixed(column->scale * value.get<double>(), column->digits) : "–");
+      row.push_back(value.is_number() ? text_of(column->scale * value.get<double>(), column->digits) : "–");
     }
   }
   return html_table(head, rows);

@@ -29,8 +29,7 @@ std::vector<std::string> remarks_of(const Events& events) {
   if (settings.at("ranks") != 1 && std::any_of(settings.at("norms").begin(), settings.at("norms").end(), unshared))
     remarks.push_back(
         "Running statistics of layers whose statistics are not those of all ranks (sync other than world) were "
-        "averaged "
-        "over the ranks at the end of every epoch, before testing.");
+        "averaged over the ranks at the end of every epoch, before testing.");
   return remarks;
 }
 

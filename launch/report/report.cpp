@@ -32,9 +32,9 @@ po::options_description describe(Words& words) {
 
 void help_report(std::ostream& out) {
   Words words;
-  out << "allnorm report FILE.jsonl... -o F.html\n\nOne self-contained HTML page of what train --log and bench --json "
-         "have\n"
-         "written. Of several files of bench the first is the base that the others are\ncompared with.\n\nOptions:\n";
+  out << "allnorm report FILE.jsonl... -o F.html\n\n"
+         "One self-contained HTML page of what train --log and bench --json have\nwritten. Of several files of bench "
+         "the first is the base that the others are\ncompared with.\n\nOptions:\n";
   print_options(out, describe(words));
   out << "\nExamples:\n  allnorm bench --layer all --json bench.jsonl\n  allnorm report bench.jsonl -o bench.html\n"
          "  allnorm report before.jsonl after.jsonl -o compared.html\n\n";
@@ -67,9 +67,9 @@ int run_report(const Arguments& arguments) {
   for (const std::string& file : files) {
     logs.push_back({std::filesystem::path(file).filename().string(), read_json_lines(file)});
     names += (names.empty() ? "" : ", ") + file;
-    const std::string command = logs.back().events.front().value("command", std::string());
+    const nlohmann::ordered_json command = logs.back().events.front().value("command", nlohmann::ordered_json());
     if (command != "train" && command != "bench")
-      bad_file(file, "is of command " + printable(command) + ", must be of train or bench");
+      bad_file(file, "is of command " + printable(command.dump()) + ", must be of train or bench");
   }
   AtomicFile page(words.out);
   page.write(page_of(logs, names));

@@ -107,10 +107,9 @@ class Page {
                        "exchanges per update", "KiB per update"},
                       rows) +
            "<p class=\"note\">With own statistics: the same weights, but every test image is normalized with its own "
-           "mean and "
-           "variance instead of the running ones. Where the first number is high and this one low, the weights are "
-           "good and training and testing disagree about the statistics. Exchanges and KiB are what one rank sends "
-           "in one update, gradients included; seconds are those of all seeds together.</p>\n";
+           "mean and variance instead of the running ones. Where the first number is high and this one low, the "
+           "weights are good and training and testing disagree about the statistics. Exchanges and KiB are what one "
+           "rank sends in one update, gradients included; seconds are those of all seeds together.</p>\n";
   }
 
   std::size_t colour_of(const std::string& norm) const {

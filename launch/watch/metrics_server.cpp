@@ -187,10 +187,12 @@ class MetricsServer::Impl {
       ::close(client);
     }
   }
-  static std::string request_of(int client) {
+  // Who asks byte by byte does not keep the process from its end.
+  std::string request_of(int client) const {
     constexpr std::size_t longest = 1 << 13;
     std::string request;
-    for (std::array<char, 1024> bytes{}; request.size() < longest && request.find("\r\n\r\n") == request.npos;) {
+    for (std::array<char, 1024> bytes{};
+         !done_ && request.size() < longest && request.find("\r\n\r\n") == request.npos;) {
       const ssize_t size = ::recv(client, bytes.data(), bytes.size(), 0);
       if (size <= 0) break;
       request.append(bytes.data(), static_cast<std::size_t>(size));

@@ -112,7 +112,7 @@ TEST(Bench, ComparesWithAnEarlierRun) {
   ASSERT_EQ(place.run(words + "--json " + base).code, 0);
   const Outcome same = place.run(words + "--tolerance 1000 --compare " + base);
   EXPECT_EQ(same.code, 0) << same.err;
-  EXPECT_NE(same.out.find("1 lines, 0 slower"), same.out.npos) << same.out;
+  EXPECT_NE(same.out.find("1 line, 0 slower"), same.out.npos) << same.out;
 
   auto events = launch::read_json_lines(base);
   events[1]["forward_us"] = 1e-3;

@@ -68,6 +68,7 @@ TEST(Report, RefusesWhatIsNoLog) {
   place.write_bytes("t.jsonl", training);
   place.write_bytes("broken.jsonl", "{\"event\":\"config\",\"command\":\"bench\"}\n{\"event\":");
   place.write_bytes("other.jsonl", "{\"event\":\"config\",\"command\":\"walk\"}\n");
+  place.write_bytes("number.jsonl", "{\"event\":\"config\",\"command\":3}\n");
   place.write_bytes("half.jsonl", "{\"event\":\"config\",\"command\":\"train\"}\n");
   const std::string out = " -o " + place.path("r.html");
   const auto expect_refused = [&](const std::string& words, int code, const char* told) {
@@ -81,6 +82,7 @@ TEST(Report, RefusesWhatIsNoLog) {
   expect_refused(" " + place.path("none.jsonl") + out, 3, "none.jsonl");
   expect_refused(" " + place.path("broken.jsonl") + out, 3, "has in line 2");
   expect_refused(" " + place.path("other.jsonl") + out, 3, "must be of train or bench");
+  expect_refused(" " + place.path("number.jsonl") + out, 3, "is of command 3, must be of train or bench");
   expect_refused(" " + place.path("half.jsonl") + out, 3, "lacks what train and bench write");
   EXPECT_FALSE(place.exists("r.html"));
 }
