@@ -81,10 +81,13 @@ bool is_of_activations(const Row& row) { return !row.statistics.has(Axis::row); 
 
 std::vector<std::string> layer_texts(const std::vector<std::string>& given) {
   std::vector<std::string> texts;
+  const auto add = [&](std::string_view text) {  // once: a model's sum is of all lines of its layer
+    if (std::find(texts.begin(), texts.end(), text) == texts.end()) texts.emplace_back(text);
+  };
   for (const std::string& text : given) {
-    if (text != "all") texts.push_back(text);
+    if (text != "all") add(text);
     for (const Row& row : catalogue())
-      if (text == "all" && is_of_activations(row)) texts.emplace_back(row.name);
+      if (text == "all" && is_of_activations(row)) add(row.name);
   }
   if (texts.empty()) texts.emplace_back(default_layer);
   return texts;

@@ -69,7 +69,8 @@ int run_report(const Arguments& arguments) {
     names += (names.empty() ? "" : ", ") + file;
     const nlohmann::ordered_json command = logs.back().events.front().value("command", nlohmann::ordered_json());
     if (command != "train" && command != "bench")
-      bad_file(file, "is of command " + printable(command.dump()) + ", must be of train or bench");
+      bad_file(file, "is of command " + printable(command.is_string() ? command.get<std::string>() : command.dump()) +
+                         ", must be of train or bench");
   }
   AtomicFile page(words.out);
   page.write(page_of(logs, names));

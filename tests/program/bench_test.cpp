@@ -94,8 +94,8 @@ TEST(Bench, TakesGroupsOfWhichOneIsARankAlone) {
 TEST(Bench, SumsOverAModel) {
   const Workplace place;
   place.write_bytes("tiny.json", R"({"layers": [{"channels": 8, "space": [3, 3], "count": 5}, {"channels": 4}]})");
-  const Outcome run = place.run("bench --model " + place.path("tiny.json") + " --batch-per-rank 2 -n 2 -w 0 --json " +
-                                place.path("b.jsonl"));
+  const Outcome run = place.run("bench --layer batch_norm --layer batch_norm --model " + place.path("tiny.json") +
+                                " --batch-per-rank 2 -n 2 -w 0 --json " + place.path("b.jsonl"));
   ASSERT_EQ(run.code, 0) << run.err;
   const auto lines = events_of(place, "b.jsonl", "measurement");
   ASSERT_EQ(lines.size(), 2u);

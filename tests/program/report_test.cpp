@@ -82,7 +82,7 @@ TEST(Report, RefusesWhatIsNoLog) {
   expect_refused(" " + place.path("none.jsonl") + out, 3, "none.jsonl");
   expect_refused(" " + place.path("broken.jsonl") + out, 3, "has in line 2");
   expect_refused(" " + place.path("other.jsonl") + out, 3, "must be of train or bench");
-  expect_refused(" " + place.path("number.jsonl") + out, 3, "is of command 3, must be of train or bench");
+  expect_refused(" " + place.path("number.jsonl") + out, 3, "is of command '3', must be of train or bench");
   expect_refused(" " + place.path("half.jsonl") + out, 3, "lacks what train and bench write");
   EXPECT_FALSE(place.exists("r.html"));
 }
