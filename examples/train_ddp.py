@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small network on the digits under DistributedDataParallel, few images a rank, once with each normalization:
 
-    torchrun --nproc-per-node 2 examples/train_ddp.py                # on CPUs (gloo); on GPUs NCCL
+    torchrun --nproc-per-node 2 examples/train_ddp.py                # on CPUs, over gloo
 
 batch_norm sees its rank's images alone. sync_batch_norm takes those of all ranks, window those of the last four
 iterations too. A line for every epoch."""
@@ -52,22 +52,22 @@ def network(norm: str, burn_in: int) -> nn.Module:
     return model
 
 
-def train(norm: str, options: argparse.Namespace, device: torch.device) -> None:
+def train(norm: str, options: argparse.Namespace) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(options.seed)
-    images, labels = (tensor.to(device) for tensor in digits())
+    images, labels = digits()
     steps = TRAINING // (ranks * options.batch)
-    model = network(norm, options.epochs * steps // 2).to(device)
+    model = network(norm, options.epochs * steps // 2)
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parallel.parameters(), options.rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
     for epoch in range(1, options.epochs + 1):
-        start, losses = time.monotonic(), torch.zeros((), device=device)
+        start, losses = time.monotonic(), torch.zeros(())
         order = torch.randperm(TRAINING, generator=torch.Generator().manual_seed(1000 * options.seed + epoch))
         model.train()
         for step in range(steps):
             first = (step * ranks + rank) * options.batch
-            own = order[first : first + options.batch].to(device)
+            own = order[first : first + options.batch]
             optimizer.zero_grad()
             loss = F.cross_entropy(parallel(images[own]), labels[own])
             loss.backward()
@@ -94,12 +94,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02, help="learning rate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
     torch.set_num_threads(1)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    device = torch.device("cuda", dist.get_rank() % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    dist.init_process_group("gloo")
     for norm in options.norm:
-        train(norm, options, device)
+        train(norm, options)
     dist.destroy_process_group()
 
 

@@ -62,6 +62,18 @@ class Convert(unittest.TestCase):
         torch.testing.assert_close(own.eval()(x), reference.eval()(x))
         self.assertTrue(all(a is b for a, b in zip(own.parameters(), parameters)))
 
+    def test_hooks_of_the_backward_pass_stay(self):
+        own, calls = nn.Sequential(nn.BatchNorm2d(3)), []
+        own[0].register_full_backward_hook(lambda *_: calls.append(1))
+        an.convert(own, "batch_norm")
+        own(torch.randn(2, 3, 4, 4, requires_grad=True)).sum().backward()
+        self.assertEqual(len(calls), 1)
+
+    def test_running_statistics_of_a_model_that_was_cast(self):
+        own = nn.Sequential(nn.BatchNorm2d(3)).half()
+        an.convert(own, "batch_norm")
+        self.assertEqual((own[0].weight.dtype, own[0].running_var.dtype), (torch.float16, torch.float32))
+
     def test_report(self):
         own = nn.ModuleDict(
             {"a": nn.BatchNorm2d(3), "b": Peculiar(3), "c": nn.LazyBatchNorm2d(), "d": nn.BatchNorm2d(3)}

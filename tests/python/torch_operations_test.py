@@ -141,6 +141,21 @@ class Operations(unittest.TestCase):
                 self.assertTrue(torch.equal(own.eval()(x, *more), other.eval()(x, *more)))
                 self.assertTrue(all(torch.equal(value, kept[name]) for name, value in own.named_buffers()))
 
+    def test_checkpointing_changes_no_state_twice(self):
+        own, x = torch.nn.Sequential(an.SwitchableNorm2d(6, dtype=F64), torch.nn.Sigmoid()), normal(*SHAPE)
+        context = an.checkpoint_context
+        y = torch.utils.checkpoint.checkpoint(own, x.requires_grad_(), use_reentrant=False, context_fn=context)
+        kept = own[0].running_mean.clone()
+        y.sum().backward()
+        self.assertTrue(torch.equal(own[0].running_mean, kept))
+
+    def test_an_input_that_was_changed_is_refused(self):
+        x = normal(*SHAPE).requires_grad_() * 1
+        y = an.AdaIN()(x, normal(*SHAPE, seed=1))
+        x.mul_(0)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            y.sum().backward()
+
     def test_labels_of_any_integer_type(self):
         own, x = shaken(an.ConditionalBatchNorm2d(6, 3, dtype=F64)), normal(*SHAPE)
         self.close(own(x, LABELS.int()), own(x, LABELS))

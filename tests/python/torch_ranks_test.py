@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import tempfile
 import time
 import unittest
 
@@ -218,6 +219,32 @@ class Ranks(unittest.TestCase):
             self.assertRegex(different, "rank 1: 0: eps is 2e-05, must be 1e-05 as on rank 0")
             self.assertRegex(different, "rank 1: 1: hash of running_mean is")
             self.assertEqual(len(different.splitlines()), 2)
+
+    def test_a_process_group_is_the_same_on_its_ranks_and_stays(self):
+        def work(rank):
+            group = dist.new_group([0, 1])
+            model = nn.Sequential(nn.SyncBatchNorm(3, process_group=group))
+            an.convert(model)
+            same = an.check(model)
+            an.revert(model)
+            return bool(same), model[0].process_group is group
+
+        self.assertEqual(an.emulate(work, 2), [(True, True)] * 2)
+
+    def test_groups_of_a_world_that_is_made_anew(self):
+        def work(rank, store):
+            for world in range(2):
+                if world:
+                    dist.barrier()
+                    dist.destroy_process_group()
+                    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+                y = an.BatchNorm2d(3, sync=2)(torch.full((2, 3, 4, 4), float(rank)))
+            return y[0, 0, 0, 0].item()
+
+        with tempfile.TemporaryDirectory() as folder:
+            low, high = an.emulate(work, 2, folder + "/store", timeout=20)
+        self.assertAlmostEqual(low, -1, places=3)
+        self.assertAlmostEqual(high, 1, places=3)
 
     def test_averaged_running_statistics(self):
         def work(rank):

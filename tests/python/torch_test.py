@@ -190,6 +190,16 @@ class BatchNorm(Case):
         x = normal(2, 3, 4, 4)
         self.same([own(x)], [nn.BatchNorm2d(3, dtype=F64)(x)])
 
+    def test_loads_into_meta(self):
+        own, x = an.BatchNorm2d(3, window=3, dtype=F64), normal(2, 3, 4, 4)
+        own(x)
+        with torch.device("meta"):
+            other = an.BatchNorm2d(3, window=3, dtype=F64)
+        other.load_state_dict(own.state_dict(), assign=True)
+        self.assertIn("allnorm_past", other.state_dict())
+        other = copy.deepcopy(other)  # assigned tensors are own's
+        self.same([other(x + 1)], [own(x + 1)], 0)
+
     def test_bad_input(self):
         x = normal(2, 4, 5, 5, dtype=torch.float32)
         with self.assertRaisesRegex(ValueError, "5 axes|4 axes"):

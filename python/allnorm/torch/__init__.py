@@ -4,7 +4,7 @@
 
     an.convert(model, "sync_batch_norm")                     # or layers by hand: an.BatchNorm2d(64, sync="world", window=4)
 
-Layers take their statistics over the process groups of torch.distributed, on CPUs (gloo) as on GPUs (NCCL).
+Layers take their statistics over the process groups of torch.distributed, on CPUs (gloo).
 """
 
 import re as _re

@@ -36,7 +36,7 @@ class Shared:
 
 
 Sync = Union[None, str, int, Shared]
-_groups_of: dict[tuple[str, int], Any] = {}  # by the world's name and their size: this rank's
+_groups_of: dict[int, tuple[Any, Any]] = {}  # by their size: the world that they are of, and this rank's
 _warned = False
 
 
@@ -62,15 +62,14 @@ def _of_size(ranks: int) -> Any:
     groups, as torch.distributed wants it."""
     world = dist.group.WORLD
     assert world is not None
-    key = (world.group_name, ranks)
-    if key not in _groups_of:
+    if ranks not in _groups_of or _groups_of[ranks][0] is not world:  # a world that is made anew has the old one's name
         size, own = dist.get_world_size(), dist.get_rank()
         for first in range(0, size, ranks):
             members = list(range(first, min(first + ranks, size)))
             group = dist.new_group(members)
             if own in members:
-                _groups_of[key] = group
-    return _groups_of[key]
+                _groups_of[ranks] = world, group
+    return _groups_of[ranks][1]
 
 
 def place(sync: Sync) -> Optional[Place]:

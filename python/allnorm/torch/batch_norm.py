@@ -295,8 +295,10 @@ class BatchNorm(_BatchNorm):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self._past is None or self._past.is_meta:
+        if self._past is None or self.running_mean is None or self.running_mean.is_meta:
             return
+        if self._past.is_meta:  # assign=True has given the layer its memory
+            self._past = self._fresh_past()
         if past is None:
             past = self._fresh_past()
         if past.dtype != torch.uint8 or past.shape != self._past.shape:

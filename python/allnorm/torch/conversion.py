@@ -114,6 +114,7 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
     for name, value in vars(old).items():
         if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_hooks_always_called"):
             setattr(new, name, value)
+    new._is_full_backward_hook = old._is_full_backward_hook  # without it torch calls no hook of the backward pass
     new.training = old.training
 
 
@@ -129,6 +130,7 @@ def _made(own: type[_BatchNorm], old: _BatchNorm, **options: Any) -> _BatchNorm:
     )
     _take_over(new, old)
     if isinstance(new, BatchNorm):
+        new._keep_running_types({})  # those of a model that was cast before
         new.reset_past()
     return new
 
@@ -241,6 +243,8 @@ def revert(model: nn.Module, *, inplace: bool = True) -> Report:
             return "torch's has no activation"
         if type(module) not in _TORCHS:
             return "torch has no such layer"
-        return _made(_TORCHS[type(module)], module)
+        sync = module.options().get("sync")  # torch's has the world or a process group
+        own_group = isinstance(module, SyncBatchNorm) and not isinstance(sync, (str, int, type(None)))
+        return _made(_TORCHS[type(module)], module, **({"process_group": sync} if own_group else {}))
 
     return _replace(model, replaced, inplace)

@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def _work(rank: int, ranks: int, store: str, timeout: float, pipe: Any, function
         _send(pipe, True, error)
     finally:
         pipe.close()
+        sys.stdout.flush()
         os._exit(0)  # a copy of the parent has nothing of its own to tidy up
 
 

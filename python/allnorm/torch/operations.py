@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from allnorm import _library
 from allnorm._library import Error, Handle, expect, library
-from allnorm.torch import _ops
+from allnorm.torch import _ops, _replay
 from allnorm.torch._call import ordered, ordered_as
 
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
@@ -146,11 +146,13 @@ class _Call(torch.autograd.Function):
     def forward(ctx: Any, core: _Core, training: bool, names: tuple[str, ...], *tensors: Tensor) -> Tensor:  # pylint: disable=arguments-differ
         output, ctx.given, ctx.last, ctx.call = core.forward(dict(zip(names, tensors)), training)
         ctx.core, ctx.names = core, names
+        ctx.save_for_backward(*tensors)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:  # pylint: disable=arguments-differ
+        ctx.saved_tensors  # pylint: disable=pointless-statement  # raises where one was changed in place since
         wanted = {name for name, want in zip(ctx.names, ctx.needs_input_grad[3:]) if want}
         gradients = ctx.core.backward(ctx.call, ctx.given, ctx.last, dy, wanted)
         return None, None, None, *(gradients.get("grad_" + name) for name in ctx.names)
@@ -180,7 +182,8 @@ class Operation(nn.Module):
         if state:
             self._core.load(state)
         y = cast(Tensor, _Call.apply(self._core, self.training, tuple(given), *given.values()))  # type: ignore[no-untyped-call]
-        if state and self.training:
+        context = _replay.current()
+        if state and self.training and not (context is not None and context.replays):
             for name, values in self._core.state().items():
                 state[name].copy_(values)
         return y

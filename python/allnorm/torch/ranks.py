@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -61,6 +62,13 @@ def _hash(tensor: Optional[Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def _text(option: Any) -> str:
+    """The same on all ranks that have the same: a process group's own text is its address."""
+    if dist.is_available() and isinstance(option, dist.ProcessGroup):
+        return f"a group of {dist.get_world_size(option)} ranks"
+    return str(option)
+
+
 def _description(module: _BatchNorm) -> dict[str, str]:
     found = {
         "kind": type(module).__name__,
@@ -70,7 +78,7 @@ def _description(module: _BatchNorm) -> dict[str, str]:
     for name in ("eps", "momentum", "track_running_stats"):
         found[name] = str(getattr(module, name))
     if isinstance(module, BatchNorm):
-        found |= {name: str(value) for name, value in module.options().items()}
+        found |= {name: _text(value) for name, value in module.options().items()}
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         found["hash of " + name] = _hash(getattr(module, name))
     return found
@@ -143,7 +151,7 @@ class _Population:
 @torch.no_grad()
 def precise_statistics(model: nn.Module, loader: Iterable[Any], batches: int = 200, group: Any = None) -> None:
     """Sets the running statistics of all batch norms to those of the whole of the first `batches` batches of `loader`,
-    over all ranks of `group`, which must all call it: exact means and variances of what the layers read, every batch
+    over all ranks of `group`, which must all call it (with equally many batches where layers have `sync`): exact means and variances of what the layers read, every batch
     normalized by its own. `loader` gives inputs of the model, or tuples of which they are the first. Other modules
     are in the mode that they are in; nothing else of the layers changes."""
     norms = [(name, module) for name, module in _norms(model) if module.running_mean is not None]
@@ -154,16 +162,14 @@ def precise_statistics(model: nn.Module, loader: Iterable[Any], batches: int = 2
     ]
     try:
         for _, module in norms:
-            module.train()
-        for index, batch in enumerate(loader):
-            if index == batches:
-                break
+            module.training = True  # not train(): modules within, as timm's drop, keep their mode
+        for batch in itertools.islice(loader, batches):
             model(batch[0] if isinstance(batch, (tuple, list)) else batch)
     finally:
         for hook in hooks:
             hook.remove()
         for (_, module), (training, kept) in zip(norms, before):
-            module.train(training)
+            module.training = training
             for name, tensor in _kept(module).items():
                 tensor.copy_(kept[name])
     parts: list[Any] = [[(p.count, p.mean, p.squares) for p in found.values()]]
