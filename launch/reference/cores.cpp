@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "launch/reference/switchable.hpp"
@@ -165,51 +166,28 @@ class MeanOnlyCore final : public Core {
 
 // ---- statistics within a sample ------------------------------------------------------------------------------------
 
-class LayerCore final : public Core {
+class RowsCore final : public Core {
  public:
-  LayerCore(const NormOptions& o, bool centred) : o_(o), centred_(centred) {}
+  using SetsOf = std::function<Sets(const std::vector<Int>& shape)>;
+  RowsCore(double eps, bool centred, SetsOf sets_of) : eps_(eps), centred_(centred), sets_of_(std::move(sets_of)) {}
 
   Values forward(const Tensors& given, bool, Answers& out) override {
     x_ = input(given);
-    const auto axes = o_.normalized_shape.empty() ? x_.shape.size() - 1 : o_.normalized_shape.size();
-    sets_ = layer_norm_sets(x_.shape, static_cast<int>(axes));
-    result_ = centred_ ? rows_forward(x_, sets_, {}, {}, o_.eps) : rms_forward(x_, sets_, {}, o_.eps);
+    sets_ = sets_of_(x_.shape);
+    result_ = centred_ ? rows_forward(x_, sets_, {}, {}, eps_) : rms_forward(x_, sets_, {}, eps_);
     if (centred_) out["mean"] = statistic(result_.mean, largest(x_.v));
     out["rstd"] = statistic(result_.rstd);
     return normalized(result_.y.v);
   }
   Values backward(const Array& dz, const Tensors&, Answers&) override {
-    const auto made = centred_ ? rows_backward(x_, sets_, {}, dz, o_.eps) : rms_backward(x_, sets_, {}, dz, o_.eps);
+    const auto made = centred_ ? rows_backward(x_, sets_, {}, dz, eps_) : rms_backward(x_, sets_, {}, dz, eps_);
     return gradient(made.dx, terms_of_dx(sets_.set, result_.y.v, dz.v, result_.rstd));
   }
 
  private:
-  NormOptions o_;
+  double eps_;
   bool centred_;
-  Array x_;
-  Sets sets_;
-  RowsResult result_;
-};
-
-class GroupCore final : public Core {
- public:
-  explicit GroupCore(const NormOptions& o) : o_(o) {}
-
-  Values forward(const Tensors& given, bool, Answers& out) override {
-    x_ = input(given);
-    sets_ = group_norm_sets(x_.shape, o_.groups);
-    result_ = rows_forward(x_, sets_, {}, {}, o_.eps);
-    out["mean"] = statistic(result_.mean, largest(x_.v));
-    out["rstd"] = statistic(result_.rstd);
-    return normalized(result_.y.v);
-  }
-  Values backward(const Array& dz, const Tensors&, Answers&) override {
-    return gradient(rows_backward(x_, sets_, {}, dz, o_.eps).dx,
-                    terms_of_dx(sets_.set, result_.y.v, dz.v, result_.rstd));
-  }
-
- private:
-  NormOptions o_;
+  SetsOf sets_of_;
   Array x_;
   Sets sets_;
   RowsResult result_;
@@ -435,8 +413,15 @@ std::unique_ptr<Core> batch_core(const NormOptions& o, Int channels) {
 std::unique_ptr<Core> mean_only_core(const NormOptions& o, Int channels) {
   return std::make_unique<MeanOnlyCore>(o, channels);
 }
-std::unique_ptr<Core> layer_core(const NormOptions& o, bool centred) { return std::make_unique<LayerCore>(o, centred); }
-std::unique_ptr<Core> group_core(const NormOptions& o) { return std::make_unique<GroupCore>(o); }
+std::unique_ptr<Core> layer_core(const NormOptions& o, bool centred) {
+  return std::make_unique<RowsCore>(o.eps, centred, [trailing = o.normalized_shape.size()](const auto& shape) {
+    return layer_norm_sets(shape, static_cast<int>(trailing == 0 ? shape.size() - 1 : trailing));
+  });
+}
+std::unique_ptr<Core> group_core(const NormOptions& o) {
+  return std::make_unique<RowsCore>(o.eps, true,
+                                    [groups = o.groups](const auto& shape) { return group_norm_sets(shape, groups); });
+}
 std::unique_ptr<Core> instance_core(const NormOptions& o, Int channels) {
   return std::make_unique<InstanceCore>(o, channels);
 }

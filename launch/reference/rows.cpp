@@ -81,6 +81,22 @@ RowsGradients standardize_backward(const Array& x, const Sets& sets, const Doubl
   return result;
 }
 
+/// So many sets in every sample; `set` and `affine`, of channel and position, say which one.
+template <class Set, class Affine>
+Sets sets_in_samples(const Extents& shape, Int sets, Int affines, Set set, Affine affine) {
+  const Int samples = shape.at(0), channels = shape.at(1), space = elements(Extents(shape.begin() + 2, shape.end()));
+  Sets made;
+  made.sets = samples * sets;
+  made.affines = affines;
+  for (Int n = 0; n < samples; ++n)
+    for (Int c = 0; c < channels; ++c)
+      for (Int s = 0; s < space; ++s) {
+        made.set.push_back(n * sets + set(c, s));
+        made.affine.push_back(affine(c, s));
+      }
+  return made;
+}
+
 }  // namespace
 
 Sets layer_norm_sets(const Extents& shape, int axes) {
@@ -97,18 +113,10 @@ Sets layer_norm_sets(const Extents& shape, int axes) {
 }
 
 Sets group_norm_sets(const Extents& shape, Int groups) {
-  const Int samples = shape.at(0), channels = shape.at(1), space = elements(Extents(shape.begin() + 2, shape.end()));
+  const Int channels = shape.at(1);
   if (groups < 1 || channels % groups != 0) throw std::invalid_argument("group_norm: groups must divide C");
-  Sets sets;
-  sets.sets = samples * groups;
-  sets.affines = channels;
-  for (Int n = 0; n < samples; ++n)
-    for (Int c = 0; c < channels; ++c)
-      for (Int s = 0; s < space; ++s) {
-        sets.set.push_back(n * groups + c / (channels / groups));
-        sets.affine.push_back(c);
-      }
-  return sets;
+  const auto of_group = [=](Int c, Int) { return c / (channels / groups); };
+  return sets_in_samples(shape, groups, channels, of_group, [](Int c, Int) { return c; });
 }
 
 Sets instance_norm_sets(const Extents& shape) { return group_norm_sets(shape, shape.at(1)); }
@@ -130,17 +138,9 @@ RowsGradients rms_backward(const Array& x, const Sets& sets, const Doubles& gamm
 }
 
 Sets positional_norm_sets(const Extents& shape) {
-  const Int samples = shape.at(0), channels = shape.at(1), space = elements(Extents(shape.begin() + 2, shape.end()));
-  Sets sets;
-  sets.sets = samples * space;
-  sets.affines = space;
-  for (Int n = 0; n < samples; ++n)
-    for (Int c = 0; c < channels; ++c)
-      for (Int s = 0; s < space; ++s) {
-        sets.set.push_back(n * space + s);
-        sets.affine.push_back(s);
-      }
-  return sets;
+  const Int space = elements(Extents(shape.begin() + 2, shape.end()));
+  const auto position = [](Int, Int s) { return s; };
+  return sets_in_samples(shape, space, space, position, position);
 }
 
 RowsResult positional_forward(const Array& x, const Sets& sets, const Doubles& gamma, const Doubles& beta, double eps,
