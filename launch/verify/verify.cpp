@@ -78,7 +78,10 @@ Plan plan_of(const RankOptions& given, bool device_given) {
     devices.emplace_back("cuda");
   if (under_launcher(given)) {
     plan.sweeps.push_back(given);
-    if (given.transport.empty()) plan.not_run.push_back({"self, threads", "they are of a run without a launcher"});
+    if (!given.transport.empty()) return plan;
+    plan.not_run.push_back({"self, threads", "they are of a run without a launcher"});
+    plan.not_run.push_back({"nccl", ALLNORM_HAVE_NCCL ? "it takes a run of its own: --device cuda --transport nccl"
+                                                      : "this build has no NCCL"});
     return plan;
   }
   for (const char* transport : {"self", "threads", "mpi", "nccl"}) {
