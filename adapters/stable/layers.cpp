@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -22,7 +23,10 @@ allnorm_dtype dtype_of(const Tensor& tensor, const char* slot, const std::string
     case ScalarType::Long:
       return ALLNORM_I64;
     default:
-      refuse(std::string(slot) + " has another type, must be float64, float32, float16, bfloat16 or int64", name);
+      refuse(std::string(slot) + " is of torch's type " + torch::headeronly::toString(tensor.scalar_type()) +
+                 ", must be " +
+                 (std::string_view(slot) == "num_batches_tracked" ? "int64" : "float64, float32, float16 or bfloat16"),
+             name);
   }
 }
 
@@ -76,13 +80,22 @@ void Slots::add(const char* slot, const Tensor& tensor, bool channels_last, bool
                      -1};
 }
 
-void Ready::look_at(const Tensor& input, const Slots& inputs) {
+void Ready::look_at(const Tensor& input, const Optional& conv_weight, const Slots& inputs) {
+  const auto is = [](const std::vector<std::int64_t>& seen, const Tensor& tensor) {
+    const auto extents = tensor.sizes();
+    return std::equal(seen.begin(), seen.end(), extents.begin(), extents.end());
+  };
+  if (work > 0 && is(shape, input) && (conv_weight ? is(conv_shape, *conv_weight) : conv_shape.empty())) return;
+  work = 0;  // until all is known of these
   const auto extents = input.sizes();
-  if (work > 0 && std::equal(shape.begin(), shape.end(), extents.begin(), extents.end())) return;
   expect_ok(allnorm_halves_groups(halves.get(), extents.data(), static_cast<std::int32_t>(extents.size()), &groups),
             name);
-  expect_ok(allnorm_halves_work(halves.get(), inputs.data(), inputs.size(), &work), name);
+  std::int64_t needed = 0;
+  expect_ok(allnorm_halves_work(halves.get(), inputs.data(), inputs.size(), &needed), name);
   shape.assign(extents.begin(), extents.end());
+  conv_shape.clear();
+  if (conv_weight) conv_shape.assign(conv_weight->sizes().begin(), conv_weight->sizes().end());
+  work = needed;
 }
 
 allnorm_queue* queue() {

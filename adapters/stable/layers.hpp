@@ -62,11 +62,12 @@ struct Ready {
   std::unique_ptr<allnorm_halves, Free> halves{};
   allnorm_halves_sizes sizes{};
   std::string name{};
-  std::vector<std::int64_t> shape{};  // of the last input
-  std::int64_t groups = 0, work = 0;  // of that shape
+  std::vector<std::int64_t> shape{}, conv_shape{};  // of the last input and its conv_weight; empty without one
+  std::int64_t groups = 0, work = 0;                // of those shapes
 
-  /// Takes in an input of that shape. Throws as the layer refuses it.
-  void look_at(const Tensor& input, const Slots& inputs);
+  /// Takes in an input of that shape. Throws as the layer refuses it. Layers of one name may follow convolutions of
+  /// other sizes, and backward calls have no conv_weight: what a call needs depends on it.
+  void look_at(const Tensor& input, const Optional& conv_weight, const Slots& inputs);
 };
 Ready& ready(const std::string& layer, const std::string& name, std::int64_t channels, std::int64_t rank,
              std::int64_t ranks);

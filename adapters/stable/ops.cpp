@@ -1,5 +1,5 @@
 // The operators torch.ops.allnorm: the halves of a layer's calls on tensors, for the modules of the Python package.
-#include <stdexcept>
+#include <exception>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -102,7 +102,7 @@ Tensor mask_for(const Inputs& inputs, const Ready& layer) {
   return bytes(inputs.x, inputs.residual && layer.sizes.gates != 0 ? (inputs.x.numel() + 7) / 8 : 0);
 }
 /// What failed, for the peers: without what expect_ok adds for this process.
-std::string reason_of(const std::runtime_error& error) {
+std::string reason_of(const std::exception& error) {
   const std::string text = error.what();
   return text.substr(0, text.find(" [allnorm: "));
 }
@@ -123,11 +123,11 @@ Tensor forward_local(const Inputs& inputs, const State& state, const Text& layer
     Slots slots(own.name);
     inputs.add_to(slots);
     state.add_to(slots, own, false);
-    own.look_at(inputs.x, slots);
+    own.look_at(inputs.x, inputs.conv_weight, slots);
     state.add_to(memory, false);
     memory.work = scratch(own.work);
     expect_ok(allnorm_halves_forward_local(own.halves.get(), slots.data(), slots.size(), &memory, queue()), own.name);
-  } catch (const std::runtime_error& error) {  // the peers wait for this rank's record: the second half throws
+  } catch (const std::exception& error) {  // the peers wait for this rank's record: the second half throws
     if (own.sizes.exchanges == 0) throw;
     expect_ok(allnorm_halves_decline(own.halves.get(), 0, reason_of(error).c_str(), &memory, queue()), own.name);
   }
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_finish(const Inputs& inputs, const St
   Slots slots(own.name);
   inputs.add_to(slots);
   state.add_to(slots, own, true);
-  own.look_at(inputs.x, slots);
+  own.look_at(inputs.x, inputs.conv_weight, slots);
   Tensor y = torch::stable::empty_like(inputs.x), mask = mask_for(inputs, own);
   Tensor frame = empty(inputs.x, own.sizes.frame.fixed + own.sizes.frame.each * own.groups, ScalarType::Double);
   allnorm_memory memory{};
@@ -227,14 +227,14 @@ OfParameters backward_local(const Backward& call, const Text& layer, const Text&
   try {
     Slots slots(own.name), gradients(own.name);
     call.add_to(slots);
-    own.look_at(call.x, slots);
+    own.look_at(call.x, std::nullopt, slots);
     memory = call.memory(own);
     memory.record = record.data_ptr();
     Backward::add(gradients, made);
     expect_ok(allnorm_halves_backward_local(own.halves.get(), slots.data(), slots.size(), gradients.data(),
                                             gradients.size(), &memory, queue()),
               own.name);
-  } catch (const std::runtime_error& error) {
+  } catch (const std::exception& error) {
     if (own.sizes.exchanges == 0) throw;
     expect_ok(allnorm_halves_decline(own.halves.get(), 1, reason_of(error).c_str(), &memory, queue()), own.name);
   }
@@ -248,7 +248,7 @@ std::tuple<Tensor, Tensor> backward_finish(const Backward& call, const Tensor* r
   Ready& own = ready_for(call.x, std::nullopt, layer, name, rank, ranks);
   Slots slots(own.name), gradients(own.name);
   call.add_to(slots);
-  own.look_at(call.x, slots);
+  own.look_at(call.x, std::nullopt, slots);
   allnorm_memory memory = call.memory(own);
   Tensor dx = call.of_activation(Gradients::dx), dresidual = call.of_activation(Gradients::dresidual);
   call.add(gradients, dx, dresidual);

@@ -206,6 +206,8 @@ class BatchNorm(Case):
             an.BatchNorm1d(4)(x)
         with self.assertRaises(ValueError):
             an.BatchNorm2d(3)(x)
+        with self.assertRaisesRegex(ValueError, "input is of torch's type Int, must be float64, .* or bfloat16$"):
+            an.BatchNorm2d(4)(x.int())
         with self.assertRaisesRegex(ValueError, "eps"):
             an.BatchNorm2d(3, eps=-1)
         with self.assertRaisesRegex(ValueError, "sync is 'all'"):
@@ -284,6 +286,15 @@ class History(Case):
             self.assertEqual(half(x.bfloat16()).dtype, torch.bfloat16)
         with self.assertRaisesRegex(ValueError, "bias"):
             an.ConvBatchNorm2d(nn.Conv2d(2, 3, 3), window=2)
+
+    def test_layers_of_one_name_follow_convolutions_of_other_sizes(self):
+        # Both are one layer to the operators, whose scratch depends on the convolution: 8 MB more behind the second.
+        layers = [an.ConvBatchNorm2d(nn.Conv2d(n, 256, 1, bias=False), window=2) for n in (8, 2048)]
+        for _ in range(2):
+            for layer in layers:
+                y = layer(normal(2, layer.conv.in_channels, 4, 4, dtype=torch.float32))
+                self.assertTrue(y.isfinite().all())
+                y.sum().backward()
 
 
 class Samples(Case):
