@@ -113,6 +113,7 @@ class _Views:
             )
         )
         self.size = len(slots)
+        self.given = self.array, self.size
 
 
 class Layer:
@@ -191,10 +192,8 @@ class Layer:
         expect(
             library.allnorm_forward(
                 self._operation.value,
-                inputs.array,
-                inputs.size,
-                outputs.array,
-                outputs.size,
+                *inputs.given,
+                *outputs.given,
                 self._queue.value,
                 ctypes.byref(call.value),
             )
@@ -225,10 +224,8 @@ class Layer:
             library.allnorm_backward(
                 self._operation.value,
                 self._call.value,
-                views.array,
-                views.size,
-                outputs.array,
-                outputs.size,
+                *views.given,
+                *outputs.given,
                 self._queue.value,
             )
         )

@@ -37,6 +37,7 @@ class _Views:
                 for (name, tensor), slot, shape in zip(tensors.items(), self._kept[1], self._shapes)
             )
         )
+        self.given = self.array, self.size
 
 
 class _Core:
@@ -89,10 +90,8 @@ class _Core:
             expect(
                 library.allnorm_forward(
                     self._operation.value,
-                    inputs.array,
-                    inputs.size,
-                    outputs.array,
-                    outputs.size,
+                    *inputs.given,
+                    *outputs.given,
                     _queue.value,
                     ctypes.byref(call.value),
                 )
@@ -111,10 +110,8 @@ class _Core:
                 library.allnorm_backward(
                     self._operation.value,
                     call.value,
-                    inputs.array,
-                    inputs.size,
-                    outputs.array,
-                    outputs.size,
+                    *inputs.given,
+                    *outputs.given,
                     _queue.value,
                 )
             )
