@@ -122,6 +122,10 @@ Gathered Communicator::gather(const Record& record, Queue& queue) {
   };
   const auto as_message = [&](const Header& header, std::uint64_t flags, std::span<double> payload) {
     Message sum = exchange({header, {payload.begin(), payload.end()}, flags, {}}, queue);
+    expect(sum.payload.size() == payload.size(), Code::transport, [&] {
+      return "an exchange of " + std::to_string(payload.size()) + " doubles gave " +
+             std::to_string(sum.payload.size()) + ", must give as many";
+    });
     std::ranges::copy(sum.payload, payload.begin());
     return sum;
   };

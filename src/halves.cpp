@@ -5,6 +5,7 @@
 #include <array>
 #include <exception>
 #include <utility>
+#include <vector>
 
 #include "allnorm/sizes.hpp"
 #include "kernels/group_steps.hpp"
