@@ -57,10 +57,13 @@ std::vector<const Json*> lines_of(const Log& log) {
   return lines;
 }
 
+// What a line is of.
+constexpr const char* parts[] = {"layer", "shape", "dtype", "layout", "device", "transport", "ranks", "threads"};
+
 // What tells the lines of a log apart: words that are the same on all are left out.
 std::vector<std::string> names_of(const std::vector<const Json*>& lines) {
   std::vector<std::string> names(lines.size());
-  for (const char* part : {"layer", "shape", "dtype", "layout", "device", "transport", "ranks", "threads"}) {
+  for (const char* part : parts) {
     std::set<std::string> values;
     for (const Json* line : lines) values.insert(word(*line, part));
     const std::string_view unit = std::string_view(part) == "ranks"     ? " ranks"
@@ -121,9 +124,8 @@ std::string table_of(const std::vector<const Json*>& lines) {
 // Lines that both have: the second's times over the first's.
 std::string comparison_of(const Log& base, const Log& log) {
   const auto key = [](const Json& line) {
-    std::string text;
-    for (const char* part : {"layer", "shape", "count", "dtype", "layout", "device", "ranks", "threads"})
-      text += word(line, part) + " ";
+    std::string text = word(line, "count");  // of a sum
+    for (const char* part : parts) text += " " + word(line, part);
     return text;
   };
   std::map<std::string, const Json*> earlier;

@@ -57,8 +57,11 @@ void EventLog::write(const Json& event) {
   if (!csv_) file_.append(event.dump() + '\n');
   if (board_.empty() || !(of_an_epoch || event["event"] == "statistics")) return;
   const std::string folder = board_ + "/" + run_of(event);
-  const auto run = runs_.try_emplace(folder, folder).first;
-  run->second.write(event["epoch"].get<std::int64_t>(), scalars_of(event));
+  if (folder != run_) {  // runs come one after the other
+    of_run_.emplace(folder);
+    run_ = folder;
+  }
+  of_run_->write(event["epoch"].get<std::int64_t>(), scalars_of(event));
 }
 
 }  // namespace allnorm::launch::train

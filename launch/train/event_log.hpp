@@ -1,7 +1,7 @@
 // Where the events of a training go while it runs: JSON lines or CSV, and TensorBoard.
 #pragma once
 
-#include <map>
+#include <optional>
 #include <string>
 
 #include "launch/files/event_file.hpp"
@@ -20,7 +20,8 @@ class EventLog {
   std::string board_;  // the folder of TensorBoard; empty: none
   bool csv_;
   GrowingFile file_;
-  std::map<std::string, EventFile> runs_;  // by folder
+  std::string run_;  // the folder of the run that is under way
+  std::optional<EventFile> of_run_;
 };
 
 }  // namespace allnorm::launch::train
