@@ -14,7 +14,7 @@ double unit_of(allnorm::DType dtype) {
   using allnorm::DType;
   return dtype == DType::f64 ? 0x1p-53 : dtype == DType::f32 ? 0x1p-24 : dtype == DType::f16 ? 0x1p-11 : 0x1p-8;
 }
-double value_tolerance(allnorm::DType dtype) { return (dtype == allnorm::DType::f64 ? 1000 : 8) * unit_of(dtype); }
+double value_tolerance(allnorm::DType dtype) { return 8 * unit_of(dtype); }
 
 double tolerance_of(const Answer& answer, allnorm::DType dtype, double statistics) {
   const bool wide = dtype == allnorm::DType::f64;
