@@ -25,17 +25,19 @@ enum class Rounding : std::uint8_t {
   statistic,  ///< in double
 };
 
+/// How far statistics are off, relative, that are summed in double: the message's bound for the variance, (4 + K) units
+/// times 1 + |mean|/std, with the 3 ranks and the means of a few deviations that trials have, and as much for the
+/// reference.
+inline constexpr double statistics_in_double = 64 * 0x1p-53;
+
 /// What a call must give, in the order of the catalogue's arrays.
 struct Answer {
   Doubles values;
   Rounding rounding = Rounding::value;
-  double terms = 0;    ///< the largest size of what one value is the sum of
-  double follows = 1;  ///< how many times a relative error of the call's statistics shows in the value
-  /// Such an error where statistics are summed in double: the message's bound for the variance, (4 + K) units times
-  /// 1 + |mean|/std, with the 3 ranks and the means of a few deviations that trials have, and as much for the
-  /// reference.
-  double exact = 64 * 0x1p-53;
-  double narrow = 0;  ///< what the compute type of f32, f16 and bf16 adds to it
+  double terms = 0;                     ///< the largest size of what one value is the sum of
+  double follows = 1;                   ///< how many times a relative error of the call's statistics shows in the value
+  double exact = statistics_in_double;  ///< a relative error of statistics that are summed in double
+  double narrow = 0;                    ///< what the compute type of f32, f16 and bf16 adds to it
 };
 using Answers = std::map<std::string, Answer, std::less<>>;
 
