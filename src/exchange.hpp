@@ -38,8 +38,9 @@ class Links {
   /// A waiting rank's sleep: that long, or until something is there where the transport can tell.
   virtual void sleep(Pause::Step most) { std::this_thread::sleep_for(most); }
   virtual void abort(const Error& error) noexcept = 0;
-  /// True for a rank that has said goodbye: it sends nothing any more, but what it sent before is there.
-  virtual bool has_left(int) const noexcept { return false; }
+  /// True for a rank that has said goodbye: it sends nothing any more. What it sent before is there, or what was begun
+  /// to be polled of it still comes, for which this is false.
+  virtual bool has_left(int) { return false; }
   /// How errors call a rank: see Communicator::name_of.
   virtual std::string name_of(int rank) const { return "rank " + std::to_string(rank); }
   /// Whether memory of GPUs may be sent and received in place.

@@ -203,12 +203,15 @@ class Exchange : public Pending::Impl {
                             describe(own_.header) + ": " + inquiry_->findings(ranks, so_far));
   }
 
-  // Of those whose messages are not there, one that has left: none of its will come any more.
+  // Of those whose messages are not there, one that has left: none of its will come any more. Where ranks are asked
+  // they may leave because they were told who is missing, which this one is about to find out too.
   void expect_nobody_left() {
+    if (inquiry_) return;
     for (const int rank : waits_for()) {
       if (!group_->links->has_left(rank)) continue;
-      done_ = done_ || advance();  // what it sent before that is there by now
+      done_ = done_ || advance();  // what it sent before that is there by now, or on its way
       if (done_) return;
+      if (!group_->links->has_left(rank)) continue;
       fail(Code::aborted, describe(own_.header) + ": " + group_->links->name_of(rank) + " has left" +
                               group_->links->whereabouts.last_heard_of(*group_->links, rank));
     }

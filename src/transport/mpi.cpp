@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
-#include <cstring>
 #include <list>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -15,6 +13,7 @@
 
 #include "src/exchange.hpp"
 #include "src/transport/deadline.hpp"
+#include "src/transport/mpi_comm.hpp"
 
 #if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>
@@ -23,14 +22,6 @@
 namespace allnorm {
 
 namespace {
-
-void check(int status, const char* call) {
-  if (status == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING] = "";
-  int length = 0;
-  MPI_Error_string(status, text, &length);
-  fail(Code::transport, std::string(call) + " failed: " + std::string(text, static_cast<std::size_t>(length)));
-}
 
 // What the MPI of this process says of itself; one that says nothing does not.
 bool mpi_takes_gpu_memory() {
@@ -90,7 +81,7 @@ std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
   Deadline deadline(patience, patience.first_timeout);
   const auto wait = [&](const char* call) {
     for (int done = 0;;) {
-      check(MPI_Test(&meeting->request, &done, MPI_STATUS_IGNORE), call);
+      check_mpi(MPI_Test(&meeting->request, &done, MPI_STATUS_IGNORE), call);
       if (done) return;
       if (deadline.over()) {
         (void)meeting.release();  // never deleted
@@ -99,16 +90,16 @@ std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
       deadline.relax();
     }
   };
-  check(MPI_Comm_idup(comm, &meeting->comm, &meeting->request), "MPI_Comm_idup");
+  check_mpi(MPI_Comm_idup(comm, &meeting->comm, &meeting->request), "MPI_Comm_idup");
   wait("MPI_Comm_idup");
   MPI_Comm_set_errhandler(meeting->comm, MPI_ERRORS_RETURN);
   int size = 0;
-  check(MPI_Comm_size(meeting->comm, &size), "MPI_Comm_size");
+  check_mpi(MPI_Comm_size(meeting->comm, &size), "MPI_Comm_size");
   meeting->seats.resize(static_cast<std::size_t>(size));
   constexpr int bytes = sizeof(Seat);
-  check(MPI_Iallgather(&meeting->own_seat, bytes, MPI_BYTE, meeting->seats.data(), bytes, MPI_BYTE, meeting->comm,
-                       &meeting->request),
-        "MPI_Iallgather");
+  check_mpi(MPI_Iallgather(&meeting->own_seat, bytes, MPI_BYTE, meeting->seats.data(), bytes, MPI_BYTE, meeting->comm,
+                           &meeting->request),
+            "MPI_Iallgather");
   wait("MPI_Iallgather");
   return meeting;
 }
@@ -118,9 +109,9 @@ std::vector<int> world_ranks(MPI_Comm comm, int size) {
   std::vector<int> own(static_cast<std::size_t>(size)), world(own.size(), MPI_UNDEFINED);
   std::iota(own.begin(), own.end(), 0);
   MPI_Group ours = MPI_GROUP_NULL, all = MPI_GROUP_NULL;
-  check(MPI_Comm_group(comm, &ours), "MPI_Comm_group");
-  check(MPI_Comm_group(MPI_COMM_WORLD, &all), "MPI_Comm_group");
-  check(MPI_Group_translate_ranks(ours, size, own.data(), all, world.data()), "MPI_Group_translate_ranks");
+  check_mpi(MPI_Comm_group(comm, &ours), "MPI_Comm_group");
+  check_mpi(MPI_Comm_group(MPI_COMM_WORLD, &all), "MPI_Comm_group");
+  check_mpi(MPI_Group_translate_ranks(ours, size, own.data(), all, world.data()), "MPI_Group_translate_ranks");
   MPI_Group_free(&ours);
   MPI_Group_free(&all);
   for (std::size_t rank = 0; rank < own.size(); ++rank)
@@ -133,14 +124,15 @@ class MpiLinks final : public Links {
   MpiLinks(MPI_Comm comm, const Patience& patience, GpuMemory gpu_memory)
       : takes_gpu_memory_(gpu_memory == GpuMemory::taken || (gpu_memory == GpuMemory::ask && mpi_takes_gpu_memory())) {
     const auto meeting = meet(comm, patience);
-    comm_ = meeting->comm;
-    check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
-    check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+    own_.push_back({meeting->comm});
+    left_.resize(meeting->seats.size());
+    check_mpi(MPI_Comm_rank(meeting->comm, &rank_), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_size(meeting->comm, &size_), "MPI_Comm_size");
     const auto& seats = meeting->seats;
     const bool several =
         std::any_of(seats.begin(), seats.end(), [&](const Seat& s) { return s.host != seats[0].host; });
     crowded_ = is_crowded(seats, static_cast<std::size_t>(rank_));
-    const std::vector<int> numbers = world_ranks(comm_, size_);
+    const std::vector<int> numbers = world_ranks(meeting->comm, size_);
     for (std::size_t rank = 0; rank < seats.size(); ++rank)
       names_.push_back("rank " + std::to_string(numbers[rank]) +
                        (several ? " (" + std::string(seats[rank].host.data()) + ")" : ""));
@@ -148,24 +140,7 @@ class MpiLinks final : public Links {
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
 
-  // Messages that never left or never came, after an error: MPI still holds their memory, and freeing the communicator
-  // is collective. Both are left to MPI_Finalize.
-  ~MpiLinks() override {
-    int finalized = 0;
-    MPI_Finalized(&finalized);
-    if (finalized) return;
-    bool idle = receivings_.empty();
-    try {
-      progress();
-      idle = idle && sendings_.empty();
-    } catch (const Error&) {
-      idle = false;
-    }
-    if (idle)
-      MPI_Comm_free(&comm_);
-    else
-      new Remains{std::move(sendings_), std::move(receivings_)};  // never deleted
-  }
+  ~MpiLinks() override { leave(std::move(own_)); }
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return size_; }
@@ -181,13 +156,13 @@ class MpiLinks final : public Links {
                  std::size_t size) override {
     expect(size <= INT_MAX, Code::unsupported,
            [&] { return "a message has " + std::to_string(size) + " bytes, MPI takes at most 2^31-1"; });
-    std::list<Sending> made;  // all of them before the first is sent: what MPI has must be kept
+    std::list<MpiComm::Sending> made;  // all of them before the first is sent: what MPI has must be kept
     for (const int rank : to) made.push_back({MPI_REQUEST_NULL, tag, rank, data});
     while (!made.empty()) {
-      Sending& next = made.front();
-      check(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, next.to, mpi_tag(tag), comm_, &next.request),
-            "MPI_Isend");
-      sendings_.splice(sendings_.end(), made, made.begin());
+      MpiComm::Sending& next = made.front();
+      check_mpi(MPI_Isend(data.get(), static_cast<int>(size), MPI_BYTE, next.to, mpi_tag(tag), comm(), &next.request),
+                "MPI_Isend");
+      own_.front().sendings.splice(own_.front().sendings.end(), made, made.begin());
     }
   }
 
@@ -207,11 +182,22 @@ class MpiLinks final : public Links {
   }
 
   std::vector<int> unsent(std::uint64_t tag) override {
-    progress();
+    own_.front().progress();
     std::vector<int> ranks;
-    for (const Sending& sending : sendings_)
-      if (sending.tag == tag) ranks.push_back(sending.to);
+    for (const MpiComm::Sending& sending : own_.front().sendings)
+      if (sending.tag == tag && !has_left(sending.to)) ranks.push_back(sending.to);
     return ranks;
+  }
+  // Its goodbye stays where it is, behind what it sent before; leave() takes all of it.
+  bool has_left(int rank) override {
+    const auto& receivings = own_.front().receivings;
+    const auto begun = receivings.lower_bound({rank, 0});
+    if (begun != receivings.end() && begun->first.first == rank) return false;
+    char& left = left_[static_cast<std::size_t>(rank)];
+    int there = left;
+    if (!there) check_mpi(MPI_Iprobe(rank, mpi_tag(farewell_tag), comm(), &there, MPI_STATUS_IGNORE), "MPI_Iprobe");
+    left = there != 0;
+    return left;
   }
   std::string name_of(int rank) const override { return names_[static_cast<std::size_t>(rank)]; }
 
@@ -219,23 +205,9 @@ class MpiLinks final : public Links {
   void abort(const Error&) noexcept override {}  // the program's decision: it alone knows the exit code
 
  private:
-  struct Sending {
-    MPI_Request request;
-    std::uint64_t tag;
-    int to;
-    std::shared_ptr<const std::byte> data;
-  };
-  struct Receiving {
-    MPI_Request request;
-    std::shared_ptr<std::byte> data;
-    std::shared_ptr<Bytes> bytes;  // whose data it is, of a message in memory of its own
-  };
+  using Receiving = MpiComm::Receiving;
 
-  using Receivings = std::map<std::pair<int, std::uint64_t>, Receiving>;  // by rank and tag
-  struct Remains {
-    std::list<Sending> sendings;
-    Receivings receivings;
-  };
+  MPI_Comm comm() const noexcept { return own_.front().comm; }
 
   static Receiving in_own_memory(std::size_t size) {
     auto bytes = std::make_shared<Bytes>(size);
@@ -247,47 +219,31 @@ class MpiLinks final : public Links {
   template <class Place>
   std::optional<Receiving> receive(int from, std::uint64_t tag, const Place& place) {
     const auto key = std::pair(from, tag);
-    auto at = receivings_.find(key);
-    if (at == receivings_.end()) {
+    auto& receivings = own_.front().receivings;
+    auto at = receivings.find(key);
+    if (at == receivings.end()) {
       int there = 0;
       MPI_Message message;
       MPI_Status status;
-      check(MPI_Improbe(from, mpi_tag(tag), comm_, &there, &message, &status), "MPI_Improbe");
+      check_mpi(MPI_Improbe(from, mpi_tag(tag), comm(), &there, &message, &status), "MPI_Improbe");
       if (!there) return std::nullopt;
       int size = 0;
-      check(MPI_Get_count(&status, MPI_BYTE, &size), "MPI_Get_count");
-      at = receivings_.emplace(key, place(static_cast<std::size_t>(size))).first;
-      check(MPI_Imrecv(at->second.data.get(), size, MPI_BYTE, &message, &at->second.request), "MPI_Imrecv");
+      check_mpi(MPI_Get_count(&status, MPI_BYTE, &size), "MPI_Get_count");
+      at = receivings.emplace(key, place(static_cast<std::size_t>(size))).first;
+      check_mpi(MPI_Imrecv(at->second.data.get(), size, MPI_BYTE, &message, &at->second.request), "MPI_Imrecv");
     }
     int done = 0;
-    check(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    check_mpi(MPI_Test(&at->second.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
     if (!done) return std::nullopt;
-    return std::move(receivings_.extract(at).mapped());
-  }
-
-  void progress() {
-    for (auto sending = sendings_.begin(); sending != sendings_.end();) {
-      int done = 0;
-      check(MPI_Test(&sending->request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-      sending = done ? sendings_.erase(sending) : std::next(sending);
-    }
-  }
-
-  // 11 bits of context and 15 of sequence: below any MPI's largest tag (Open MPI 2^31-1, MPICH 2^28-1). Messages of one
-  // pair arrive in order, and no rank is more than a few exchanges ahead, so a wrapping sequence is harmless.
-  static int mpi_tag(std::uint64_t tag) {
-    const std::uint64_t context = tag >> 32;
-    expect(context < 2048, Code::unsupported, "there are over 2046 subgroups, must be fewer with MPI");
-    return static_cast<int>(context << 15 | (tag & 0x7fffu));
+    return std::move(receivings.extract(at).mapped());
   }
 
   bool takes_gpu_memory_;
-  MPI_Comm comm_ = MPI_COMM_NULL;
+  std::list<MpiComm> own_;  // one
+  std::vector<char> left_;  // [rank] whether it has said goodbye
   int rank_ = 0, size_ = 1;
   bool crowded_ = false;
   std::vector<std::string> names_;  // [rank]
-  std::list<Sending> sendings_;
-  Receivings receivings_;
 };
 
 }  // namespace
@@ -296,6 +252,7 @@ std::shared_ptr<Communicator> mpi(MPI_Comm comm, const Patience& patience, GpuMe
   int initialized = 0;
   MPI_Initialized(&initialized);
   expect(initialized != 0, Code::invalid_argument, "MPI is not initialized: call MPI_Init before allnorm::mpi()");
+  comms_left();  // frees what can be: MPI has only so many
   return communicate(std::make_shared<MpiLinks>(comm, patience, gpu_memory), patience);
 }
 

@@ -127,7 +127,7 @@ class ThreadLinks final : public Links {
   }
 
   std::vector<int> unsent(std::uint64_t) override { return {}; }
-  bool has_left(int rank) const noexcept override {
+  bool has_left(int rank) override {
     return hub_->left[static_cast<std::size_t>(rank)].load(std::memory_order_acquire);
   }
 

@@ -7,6 +7,7 @@
 
 #include "allnorm/mpi.hpp"
 #include "exchange_cases.hpp"
+#include "src/transport/mpi_comm.hpp"
 
 namespace {
 
@@ -124,6 +125,75 @@ TEST(MpiLateRank, DoesNotHoldUpTheStart) {
   EXPECT_EQ(error, "timeout: the communicator over MPI: a rank is missing or late, not done after 0.3 s");
   EXPECT_GE(took, 0.3);
   EXPECT_LE(took, 1.3);
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+// It says goodbye: nobody waits for the deadline, and what it sent before counts, however long it takes to come.
+TEST(MpiLateRank, ThatHasLeftIsNamedAtOnce) {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  Queue queue = Queue::cpu();
+  const Message large{Header("bn", Direction::forward, 0), std::vector<double>(400000, 1.0), 0, {}};
+  const auto start = std::chrono::steady_clock::now();
+  auto world = met(60, queue);
+  if (world->rank() == size - 1) {
+    (void)world->start_exchange(large, queue);  // nobody has taken it yet
+    world.reset();
+  } else {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ(world->exchange(large, queue).payload, std::vector<double>(400000, size));
+    const std::string last = "rank " + std::to_string(size - 1);
+    EXPECT_EQ(
+        harness::error_of([&] {
+          world->exchange({Header("bn", Direction::forward, 1), {1.0}, 0, {}}, queue);
+        }),
+        "aborted: bn, call 1, forward: " + last + " has left; " + last + " was last heard of at bn, call 0, forward");
+  }
+  world.reset();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+// Another rank has left before they are sent.
+TEST(MpiLeftovers, AreNotTakenForMessagesOfTheNextCommunicator) {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  Queue queue = Queue::cpu();
+  for (unsigned call = 0; call < 20; ++call) {
+    auto world = mpi(MPI_COMM_WORLD);
+    const int rank = world->rank();
+    if (rank != 0) world.reset();
+    MPI_Barrier(MPI_COMM_WORLD);
+    for (const std::size_t doubles :
+         {1u, call % 2 == 0 ? 2u : 9000u})  // such that leave at once, or wait to be asked for
+      if (rank == 0)
+        (void)world->start_exchange({Header("old", Direction::forward, call), std::vector<double>(doubles, 7.0), 0, {}},
+                                    queue);
+    world.reset();
+    const auto next = mpi(MPI_COMM_WORLD);
+    for (unsigned more = 0; more < 2; ++more)
+      EXPECT_EQ(next->exchange({Header("bn", Direction::forward, call + more), {1.0}, 0, {}}, queue).payload,
+                std::vector<double>(1, size));
+  }
+}
+
+// One after the other, of which the slowest rank lets go late: nothing piles up once it has.
+TEST(MpiLeftovers, AreFreedWhenAllRanksHaveLeft) {
+  Queue queue = Queue::cpu();
+  std::vector<std::shared_ptr<Communicator>> kept;
+  for (int i = 0; i < 8; ++i) {
+    auto world = mpi(MPI_COMM_WORLD);
+    world->exchange({Header("bn", Direction::forward, 0), {1.0}, 0, {}}, queue);
+    if (world->rank() == 0) kept.push_back(world);
+  }
+  if (kept.empty()) {
+    EXPECT_GE(comms_left(), 8u);
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+  kept.clear();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (comms_left() > 0 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  EXPECT_EQ(comms_left(), 0u);
   MPI_Barrier(MPI_COMM_WORLD);
 }
 
