@@ -22,7 +22,7 @@ struct GroupSteps {
                steps::CosineForward, steps::CosineBackward,                                                //
                steps::MixtureForward, steps::MixtureBackward,                                              //
                steps::SwitchedInstances, steps::SwitchedPools, steps::SwitchedTurn, steps::SwitchedBatch,  //
-               steps::SwitchedMap, steps::SwitchedForward,                                                 //
+               steps::SwitchedSettle, steps::SwitchedMap, steps::SwitchedForward,                          //
                steps::SwitchedTerms, steps::SwitchedShares, steps::SwitchedLogits, steps::SwitchedInput,   //
                steps::HashChannels, steps::OpenForward, steps::OpenBackward,                               //
                steps::CompareHeads, steps::JudgeHeads, steps::SumRanks, steps::Advance,                    //

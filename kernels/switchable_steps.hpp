@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/arrays.hpp"
+#include "kernels/hits.hpp"
 #include "kernels/steps.hpp"
 #include "kernels/switchable.hpp"
 
@@ -16,6 +17,7 @@ struct SwitchedScalars {
   formulas::SwitchWeights weights{};
   double count = 0, batch_count = 0;  // values of a set and of a channel, over the ranks
   Turn turn{};
+  Turn settled{};  // what the call does to the state, when it is known which channels are finite
 };
 
 /// What a call leaves in memory.
@@ -116,6 +118,7 @@ struct SwitchedTurn {
     to.turn.fails = fails != nullptr && *fails != 0;
     if (live && !to.turn.fails) to.turn = turn_of(rules, state.now(), to.batch_count, false);
     to.turn.call = state.now().calls;
+    if (live && state.hits != nullptr) *state.hits = {};  // of a call that did not come to its end
   }
 };
 
@@ -126,7 +129,9 @@ struct SwitchedBatch {
   Rules rules{};
   LayerState state{};
   bool live = false, exchanged = false;
-  Gathered batch{};
+  bool in_parts = false, unbiased = false;  // as of SetCount and SwitchedInstances
+  bool notes = false;                       // what is not finite, from threads of a grid; otherwise SwitchedSettle does
+  Gathered batch{};                         // of exchanged, or the parts
 
   ALLNORM_HOST_DEVICE void operator()(std::int64_t c) const {
     const SwitchedScalars& call = *frames.scalars;
@@ -138,6 +143,41 @@ struct SwitchedBatch {
     }
     frames.batch_mean[c] = moments.mean;
     frames.batch_var[c] = moments.var;
+    if (live && notes) note(c);
+  }
+  /// Of a channel that is done.
+  ALLNORM_HOST_DEVICE void note(std::int64_t c) const {
+    if (frames.scalars->turn.fails || is_finite(frames.batch_mean[c], frames.batch_var[c])) return;
+    note_hit(state, c, ranks_hit(c));
+  }
+
+ private:
+  // Of one value there is no unbiased variance, however finite it is.
+  ALLNORM_HOST_DEVICE bool is_finite(double mean, double spread) const {
+    return formulas::usable({mean, unbiased && frames.scalars->count == 1 ? 0 : spread});
+  }
+  ALLNORM_HOST_DEVICE std::uint64_t ranks_hit(std::int64_t c) const {
+    if (!exchanged && !in_parts) return rank_bit(0);
+    if (batch.sums != nullptr) return batch.nonfinite;
+    const Layout layout{in_parts ? frames.sets() : frames.channels};
+    std::uint64_t ranks = 0;
+    for (int rank = 0; rank < batch.ranks; ++rank) {
+      const double* const part = payload_of(batch, rank);
+      for (std::int64_t i = c; i < layout.groups; i += frames.channels)
+        if (!is_finite(part[layout.mean(i)], part[layout.m2(i)])) ranks |= rank_bit(rank);
+    }
+    return ranks;
+  }
+};
+
+/// When all channels are done, for one group: what was noted of them is told, and what the call does to the state then.
+struct SwitchedSettle {
+  SwitchedBatch channels{};
+
+  ALLNORM_HOST_DEVICE void operator()(std::int64_t) const {
+    for (std::int64_t c = 0; !channels.notes && c < channels.frames.channels; ++c) channels.note(c);
+    SwitchedScalars& call = *channels.frames.scalars;
+    call.settled = settle(channels.rules, channels.state, call.turn);
   }
 };
 

@@ -18,11 +18,7 @@ constexpr std::string_view attribute = "nonfinite";
 
 void set_nonfinite(const RankOptions& options, bool given, Layer& layer) {
   if (options.nonfinite.empty() || given) return;
-  if (layer.row->attribute(attribute) != nullptr) return void(layer.set(attribute, options.nonfinite));
-  expect(options.nonfinite != "skip_update" || !layer.has_state(), Code::unsupported, [&] {
-    return "--nonfinite is skip_update, must be propagate or fail: " + std::string(layer.row->name) +
-           " does not have that rule yet";
-  });
+  if (layer.row->attribute(attribute) != nullptr) layer.set(attribute, options.nonfinite);
 }
 
 void NonFiniteTeller::tell(std::size_t number, const NonFiniteCalls& met, const Layer& layer,

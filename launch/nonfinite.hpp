@@ -9,8 +9,8 @@
 
 namespace allnorm::launch {
 
-/// Sets a layer's attribute to what `--nonfinite` says, where it has one and `given` does not set it already. Throws
-/// unsupported where an update is to be skipped that the layer makes and cannot skip.
+/// Sets a layer's attribute to what `--nonfinite` says, where it has one (as all have that keep a state) and `given`
+/// does not set it already.
 void set_nonfinite(const RankOptions& options, bool given, Layer& layer);
 
 /// Tells the first call of a run whose input is not finite, and every one that costs an update. One rank of each group

@@ -416,6 +416,7 @@ constexpr Attribute switchable_attributes[] = {
     sync_attribute,
     attributes::choice<Words{"batch", "space"}, &O::shard>(
         "shard", "ranks hold samples of their own, or parts of the same samples"),
+    nonfinite_attribute,
 };
 constexpr Axes each_statistic{Axis::statistic};
 constexpr TensorSpec switchable_tensors[] = {

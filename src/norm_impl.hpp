@@ -124,7 +124,8 @@ class NormImpl {
   std::string name_;
   Device device_;
   LayerMemory memory_;
-  std::int64_t failed_ = 0;  // calls that expect_finite() has told
+  std::int64_t failed_ = 0;      // calls that expect_finite() has told
+  bool tells_channels_ = false;  // what is not finite is noted by channel, whatever has moments
 
   /// What a call leaves for backward, and the state that it takes and changes, in memory of the queue's device.
   struct CallMemory {

@@ -36,8 +36,9 @@ void fail_as_nonfinite(const std::string& text) { fail(Code::non_finite, text + 
 NonFiniteCalls NormImpl::nonfinite(const HitsMet& met) const {
   if (met.calls == 0) return {};
   const Header call(name_, Direction::forward, static_cast<std::uint64_t>(met.call));
-  const char* const kind = layer_.statistics() == Axes{Axis::channel} ? "channel" : "group";
-  return {met.calls, nonfinite_text(met.last.ranks, *group_, call, {kind, met.last.first, met.last.groups})};
+  const bool channels = tells_channels_ || layer_.statistics() == Axes{Axis::channel};
+  return {met.calls, nonfinite_text(met.last.ranks, *group_, call,
+                                    {channels ? "channel" : "group", met.last.first, met.last.groups})};
 }
 
 void NormImpl::expect_finite() {

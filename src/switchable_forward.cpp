@@ -98,23 +98,27 @@ std::unique_ptr<SwitchableOperation::Call> SwitchableOperation::call_with(const 
 
 std::unique_ptr<SwitchableOperation::Call> SwitchableOperation::forward(const InputSlots& inputs,
                                                                         const TensorView& output, bool infers,
-                                                                        Queue& queue) const {
+                                                                        Queue& queue) {
   if (exchanges(infers)) group().check();
+  const bool live = layer_.options.training && !infers;
+  if (live) norm_.expect_finite();
   std::unique_ptr<Call> call;
   RecordExchange exchange;
   tell_others(exchanges(infers), group(), [&] {
     check(inputs, output, queue);
+    if (live) norm_.memory_.listen(queue);
     call = call_with(inputs, queue);
-    call->live = layer_.options.training && !infers;
+    call->live = live;
     call->exchanged = exchanges(infers);
     exchange = take_moments(*call, queue);
   });
   make_statistics(*call, exchange, inputs, queue);
+  if (live && queue.device().kind == DeviceKind::cpu) norm_.expect_finite();
   const Map map(*call, queue);
   queue.ops().each({steps::SwitchedForward{layer_.options.eps, map.step}}, call->frames.sets(), queue);
   map.apply(*call, output, queue);
-  if (call->live)
-    queue.ops().each({steps::Advance{norm_.memory_.rules(), norm_.memory_.view(), &call->frames.scalars->turn}}, 1,
+  if (live)
+    queue.ops().each({steps::Advance{norm_.memory_.rules(), norm_.memory_.view(), &call->frames.scalars->settled}}, 1,
                      queue);
   return call;
 }
@@ -174,7 +178,17 @@ void SwitchableOperation::make_statistics(const Call& call, RecordExchange& exch
       {steps::SwitchedTurn{frames, count, rules, state, parameter(inputs["mean_logits"], 1),
                            parameter(inputs["var_logits"], 1), call.live, shared, gathered, exchange.fails()}},
       1, queue);
-  queue.ops().each({steps::SwitchedBatch{frames, rules, state, call.live, shared, gathered}}, frames.channels, queue);
+  const steps::SwitchedBatch batch{frames,
+                                   rules,
+                                   state,
+                                   call.live,
+                                   shared,
+                                   in_parts,
+                                   layer_.options.unbiased_instance_var,
+                                   queue.device().kind != DeviceKind::cpu,
+                                   gathered};
+  queue.ops().each({batch}, frames.channels, queue);
+  if (call.live) queue.ops().each({steps::SwitchedSettle{batch}}, 1, queue);
 }
 
 }  // namespace allnorm

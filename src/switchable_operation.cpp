@@ -22,7 +22,9 @@ std::span<const double> SwitchableOperation::Call::statistic(std::string_view na
 
 SwitchableOperation::SwitchableOperation(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group,
                                          Queue& queue, std::string name)
-    : layer_(layer), row_(row_of_norm(layer)), norm_(of_norm(layer, row_), channels, group, queue, std::move(name)) {}
+    : layer_(layer), row_(row_of_norm(layer)), norm_(of_norm(layer, row_), channels, group, queue, std::move(name)) {
+  norm_.tells_channels_ = true;
+}
 
 Row SwitchableOperation::row_of_norm(const Layer& layer) {
   Row row = *layer.row;

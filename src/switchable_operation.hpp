@@ -24,6 +24,11 @@ class SwitchableOperation final : public Operation {
   const std::string& name() const noexcept override { return norm_.name_; }
   Communicator& group() const noexcept override { return *norm_.group_; }
   void set_training(bool training) noexcept override;
+  NonFiniteCalls nonfinite() const override { return norm_.nonfinite(); }
+  void check() override {
+    Operation::check();
+    norm_.expect_finite();
+  }
   State state(Queue& queue) const override;
   void set_state(const State& given, Queue& queue) override;
   State save(Queue& queue) const override;
@@ -70,7 +75,7 @@ class SwitchableOperation final : public Operation {
   std::unique_ptr<SavedCall> run_replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
                                         Queue& queue) override;
   void run_infer(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue) override;
-  std::unique_ptr<Call> forward(const InputSlots& inputs, const TensorView& output, bool infers, Queue& queue) const;
+  std::unique_ptr<Call> forward(const InputSlots& inputs, const TensorView& output, bool infers, Queue& queue);
   /// A call of these tensors, which are checked; room for its frames.
   std::unique_ptr<Call> call_with(const InputSlots& inputs, Queue& queue) const;
   /// This rank's moments; where others join them, its record, ready to be exchanged.

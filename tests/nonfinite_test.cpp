@@ -196,6 +196,70 @@ TEST(NonfiniteRule, HoldsOnEveryDevice) {
         });
 }
 
+// The same of the operation that keeps its state with a norm, whose samples are whole or in parts.
+TEST(NonfiniteRule, HoldsForSwitchableNormOnEveryDevice) {
+  const bool on_cpu = backend::device().kind == DeviceKind::cpu;
+  for (const std::string rule : {"propagate", "skip_update", "fail"})
+    for (const std::string shard : {"batch", "space"})
+      for (const int ranks : {1, 2})
+        harness::run(ranks, [&](const harness::World& world, Queue& queue) {
+          SCOPED_TRACE(rule + " " + shard + " " + std::to_string(ranks));
+          const auto operation = make_operation(
+              parse_layer("switchable_norm:sync=world:shard=" + shard + ":nonfinite=" + rule), C, world, queue);
+          cases::Random random(30 + static_cast<std::uint64_t>(world->rank()));
+          backend::Array<double> x(N * C * S), y(x.size());
+          const auto call = [&](bool hit) {
+            for (double& v : x) v = random.normal();
+            for (double& v : y) v = 7;
+            if (hit && world->rank() + 1 == world->size()) x[S] = std::nan("");
+            const std::string error = harness::error_of([&] {
+              operation->forward({{"input", backend::view(x.data(), Shape{N, C, S})}},
+                                 {{"output", backend::view(y.data(), Shape{N, C, S})}}, queue);
+            });
+            queue.wait();
+            return error;
+          };
+          const auto bytes = [&] {
+            std::vector<std::byte> all;
+            for (const StateEntry& entry : operation->save(queue).entries)
+              all.insert(all.end(), entry.data.begin(), entry.data.end());
+            return all;
+          };
+          EXPECT_EQ(call(false), "");
+          const auto before = bytes();
+          std::string error = call(true);
+          const std::string told = "rank " + std::to_string(ranks - 1) +
+                                   ": switchable_norm, call 1, forward: input is not finite in channel 1";
+          EXPECT_EQ(operation->nonfinite().calls, 1);
+          EXPECT_EQ(operation->nonfinite().last, told);
+          EXPECT_EQ(bytes() == before, rule != "propagate");
+          for (const StateEntry& entry : operation->state(queue).entries)
+            for (std::size_t c = 0; c < C; ++c)
+              EXPECT_TRUE(std::isfinite(reinterpret_cast<const double*>(entry.data.data())[c])) << entry.name;
+          EXPECT_EQ(y[2 * S] == 7, rule == "fail" && on_cpu);  // of a channel that was not hit
+          if (rule == "fail" && !on_cpu) {
+            EXPECT_EQ(error, "");
+            error = harness::error_of([&] { operation->check(); });
+          }
+          EXPECT_EQ(error, rule == "fail" ? "non-finite: " + told + ", must be finite everywhere" : "");
+          EXPECT_EQ(call(false), "");  // it is told once, and the layer goes on
+          EXPECT_TRUE(std::isfinite(y[0]));
+          EXPECT_NE(bytes(), before);
+        });
+}
+
+// A variance that one value does not have is no matter of the input.
+TEST(NonfiniteRule, IsNotBrokenByAnUnbiasedVarianceOfOneValue) {
+  Queue queue = backend::queue();
+  const auto operation =
+      make_operation(parse_layer("switchable_norm:unbiased_instance_var=true:nonfinite=fail"), C, self(), queue);
+  backend::Array<double> x{1, 2, 3, 4, 5, 7}, y(x.size());
+  operation->forward({{"input", backend::view(x.data(), Shape{2, C, 1})}},
+                     {{"output", backend::view(y.data(), Shape{2, C, 1})}}, queue);
+  queue.wait();
+  EXPECT_EQ(operation->nonfinite().calls, 0);
+}
+
 // What is told by the next call at the latest, a check tells before it: of layers around a norm too.
 TEST(NonfiniteRule, IsToldByACheck) {
   for (const char* layer : {"batch_norm", "conditional_batch_norm", "spade"}) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -67,12 +68,27 @@ TEST_F(NonFiniteOption, GivesWayToALayersOwnAttribute) {
   EXPECT_EQ(run("sync_batch_norm --nonfinite fail --set nonfinite=propagate").code, 0);
 }
 
-TEST_F(NonFiniteOption, IsRefusedWhereAnUpdateCannotBeSkipped) {
-  const Outcome outcome = run("switchable_norm --nonfinite skip_update");
-  EXPECT_EQ(outcome.code, 6) << outcome.err;
-  EXPECT_NE(outcome.err.find("--nonfinite is skip_update, must be propagate or fail: "), std::string::npos)
-      << outcome.err;
-  EXPECT_FALSE(place.exists("o"));
+TEST_F(NonFiniteOption, HoldsForSwitchableNorm) {
+  for (const std::string shard : {"batch", "space"}) {
+    const std::string layer = "switchable_norm --set sync=world --set shard=" + shard + " --nonfinite ",
+                      named = "rank 1: switchable_norm, call 1, forward: input is not finite in channel 1";
+    const Outcome skipped = run(layer + "skip_update");
+    EXPECT_EQ(skipped.code, 0) << skipped.err;
+    EXPECT_EQ(skipped.err, "allnorm: warning: " + named + "; the layer's update is skipped, 1 so far\n");
+    EXPECT_EQ(place.bytes("o/running_mean.r0.s1.npy"), place.bytes("o/running_mean.r0.s0.npy"));
+    EXPECT_NE(place.bytes("o/running_mean.r0.s2.npy"), place.bytes("o/running_mean.r0.s0.npy"));
+    const Outcome warned = run(layer + "propagate");
+    EXPECT_EQ(warned.code, 0) << warned.err;
+    EXPECT_EQ(warned.err, "allnorm: warning: " + named + "; what is hit stays out of running statistics and windows\n");
+    const auto before = place.values("o/running_mean.r0.s0.npy"), after = place.values("o/running_mean.r0.s1.npy");
+    EXPECT_EQ(after[1], before[1]);
+    EXPECT_NE(after[0], before[0]);
+    std::filesystem::remove_all(place.path("o"));
+    const Outcome failed = run(layer + "fail");
+    EXPECT_EQ(failed.code, 1);
+    EXPECT_EQ(failed.err, "allnorm: " + named + ", must be finite everywhere\n");
+    EXPECT_FALSE(place.exists("o"));
+  }
 }
 
 TEST_F(NonFiniteOption, HoldsForLayersThatWhiten) {
