@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdio>
 
 #include "build_config.hpp"
@@ -38,26 +37,6 @@ Json attributes_json(const Layer& layer) {
   if (!layer.options.r_max_ramp.empty()) attributes["r_max"] = ramp_json(layer.options.r_max_ramp);
   if (!layer.options.d_max_ramp.empty()) attributes["d_max"] = ramp_json(layer.options.d_max_ramp);
   return attributes;
-}
-
-bool about(const Json& event, const char* kind, const std::string& norm, const Job& job) {
-  return event["event"] == kind && event["norm"] == norm && event["batch_per_rank"] == job.batch &&
-         event["split"] == to_string(job.split);
-}
-
-double mean_of(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double v : values) sum += v;
-  return sum / static_cast<double>(values.size());
-}
-
-/// The sample's standard deviation; null of a single value, of which nobody knows how it varies.
-Json deviation_of(const std::vector<double>& values) {
-  if (values.size() < 2) return nullptr;
-  const double mean = mean_of(values);
-  double sum = 0;
-  for (const double v : values) sum += (v - mean) * (v - mean);
-  return std::sqrt(sum / static_cast<double>(values.size() - 1));
 }
 
 }  // namespace
@@ -111,14 +90,6 @@ Json config_event(const Settings& settings, const DataSet& data, const Rank& ran
   return event;
 }
 
-Json about_run(const Settings& settings, const Job& job, std::int64_t epoch) {
-  return {{"norm", settings.norms[job.norm].label},
-          {"batch_per_rank", job.batch},
-          {"split", to_string(job.split)},
-          {"seed", job.seed},
-          {"epoch", epoch + 1}};
-}
-
 Events epoch_events(const Settings& settings, const Job& job, std::int64_t epoch, const Epoch& outcome) {
   const Json run = about_run(settings, job, epoch);
   Json event{{"event", "epoch"}};
@@ -168,34 +139,6 @@ Json stopped_event(const Settings& settings, const Job& job, const Position& her
   event.update(about_run(settings, job, here.epoch));
   event["update"] = here.update;
   return event;
-}
-
-Json result_event(const Settings& settings, const Job& last, const Events& events) {
-  const std::string& label = settings.norms[last.norm].label;
-  std::vector<double> errors, own_errors, exchanges, bytes;
-  double seconds = 0;
-  for (const Json& event : events) {
-    if (!about(event, "epoch", label, last)) continue;
-    seconds += event["seconds"].get<double>();
-    if (event["epoch"] != settings.epochs) continue;
-    errors.push_back(event["test_error"]);
-    if (event.contains("test_error_own_statistics")) own_errors.push_back(event["test_error_own_statistics"]);
-    exchanges.push_back(event["exchanges"]);
-    bytes.push_back(event["exchange_bytes"]);
-  }
-  Json result{{"event", "result"},
-              {"norm", label},
-              {"batch_per_rank", last.batch},
-              {"split", to_string(last.split)},
-              {"seeds", settings.seeds}};
-  result["test_error_mean"] = mean_of(errors);
-  result["test_error_std"] = deviation_of(errors);
-  result["per_seed"] = errors;
-  if (!own_errors.empty()) result["own_statistics_per_seed"] = own_errors;
-  result["seconds"] = seconds;
-  result["exchanges"] = mean_of(exchanges);
-  result["exchange_bytes"] = mean_of(bytes);
-  return result;
 }
 
 std::string table_of(const Events& events) {

@@ -31,8 +31,6 @@ bool is_there(const std::string& path) {
 
 }  // namespace
 
-std::string_view to_string(Split split) noexcept { return split_names[static_cast<std::size_t>(split)]; }
-
 Settings parse(const Arguments& arguments) {
   Settings settings;
   const po::variables_map given = parse_options(arguments, describe(settings));
@@ -65,23 +63,6 @@ Settings parse(const Arguments& arguments) {
          "--device is cuda, must be cpu: the libtorch of this build has no CUDA; install one that has it (pip's torch) "
          "and configure again");
   return settings;
-}
-
-std::vector<Job> jobs_of(const Settings& settings) {
-  std::vector<Job> jobs;
-  for (const Scene& scene : settings.scenes)
-    for (std::size_t norm = 0; norm < settings.norms.size(); ++norm)
-      for (std::int64_t seed = 0; seed < settings.seeds; ++seed)
-        jobs.push_back({norm, scene.batch, scene.split, static_cast<std::uint64_t>(seed)});
-  return jobs;
-}
-
-std::int64_t calls_per_update(const Settings& settings, const NormChoice& choice) {
-  return settings.accumulate > 0 ? settings.accumulate : choice.layers.options().minibatches;
-}
-
-double peak_rate(const Settings& settings, std::int64_t images_per_update) noexcept {
-  return settings.lr ? *settings.lr : 0.3 * static_cast<double>(images_per_update) / 32;
 }
 
 }  // namespace allnorm::launch::train

@@ -15,6 +15,7 @@
 #include "launch/files/npy.hpp"
 #include "launch/files/npy_convert.hpp"
 #include "launch/files/safetensors.hpp"
+#include "launch/train/checkpoint_events.hpp"
 #include "launch/watch/record.hpp"
 
 namespace allnorm::fuzz {
@@ -119,8 +120,37 @@ void data_set(std::span<const std::byte> bytes) {
   for (const auto& file : std::filesystem::directory_iterator(folder())) std::filesystem::remove(file.path());
 }
 
-constexpr Target all[] = {
-    {"npy", npy}, {"safetensors", safetensors}, {"record", record}, {"gzip", gzip}, {"data_set", data_set}};
+// The texts of a checkpoint beside its tensors, of a run of two norms that stands in the second one's second epoch. The
+// first byte says which text the others are.
+void checkpoint(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  static const auto settings = [] {
+    launch::train::Settings made;
+    made.norms = launch::train::parse_norms("group_norm,cross_iteration_batch_norm:renorm=true");
+    made.epochs = 2;
+    return made;
+  }();
+  const launch::Json config{{"settings", {{"epochs", 2}, {"norms", {"group_norm", {{"eps", 1e-5}}}}}}};
+  const launch::train::Position position{1, 1, 3};
+  const std::string path = folder() + "/c", text(reinterpret_cast<const char*>(bytes.data()) + 1, bytes.size() - 1);
+  expect_promise([&] {
+    switch (std::to_integer<int>(bytes[0]) % 3) {
+      case 0: {
+        const auto read = launch::train::read_position(path, text, settings);
+        if (read.job > 2 || read.epoch > 1 || read.update < 0) fault("a position beyond the run");
+        break;
+      }
+      case 1:
+        (void)launch::train::text_of(launch::train::read_partial(path, text, position));
+        break;
+      default:
+        (void)launch::Json(launch::train::read_events(path, text, settings, config, position)).dump();
+    }
+  });
+}
+
+constexpr Target all[] = {{"npy", npy},   {"safetensors", safetensors}, {"record", record},
+                          {"gzip", gzip}, {"data_set", data_set},       {"checkpoint", checkpoint}};
 
 }  // namespace
 
