@@ -85,7 +85,7 @@ Reporter Reports::reporter() const noexcept {
   return {shared, counts_ != nullptr ? counts_ : reinterpret_cast<std::uint64_t*>(shared + 1)};
 }
 
-std::string Reports::late(const Patience& patience, int rank, const std::string& who) {
+std::string Reports::late(const Patience& patience, int number, bool speaks, const std::string& who) {
   const std::uint64_t finished = read(report().finished), started = read(report().started);
   const double time = now(patience);
   if (started != started_ || finished != finished_ || started == finished) {
@@ -101,10 +101,10 @@ std::string Reports::late(const Patience& patience, int rank, const std::string&
   };
   if (const double half = std::min(30.0, timeout / 2); !warned_ && time - since_ > half) {
     warned_ = true;
-    if (patience.warn) patience.warn({late_after(half) + ", of " + seconds_text(timeout), rank, rank < 2, {}});
+    if (patience.warn) patience.warn({late_after(half) + ", of " + seconds_text(timeout), number, speaks, {}});
   }
   if (time - since_ <= timeout) return {};
-  if (patience.report) patience.report({late_after(timeout), rank, rank < 2, {}});
+  if (patience.report) patience.report({late_after(timeout), number, speaks, {}});
   return late_after(timeout);
 }
 

@@ -68,8 +68,10 @@ class Reports {
 
   Reporter reporter() const noexcept;
   /// What is wrong when exchanges have been under way for longer than `patience` allows; empty while all is well. Warns
-  /// before. The watcher's, regularly. `rank`: whose reports they are; `who`: what is known of the missing.
-  std::string late(const Patience& patience, int rank, const std::string& who = "a rank is missing or late");
+  /// before, and reports then. The watcher's, regularly. `number`: whose reports they are, among all ranks; `speaks`:
+  /// it is to tell people; `who`: what is known of the missing.
+  std::string late(const Patience& patience, int number, bool speaks,
+                   const std::string& who = "a rank is missing or late");
   /// Throws what kernels have found since the last call: mismatch, invalid_argument. `names`: how errors call the
   /// group's ranks.
   void check(const std::vector<std::string>& names);

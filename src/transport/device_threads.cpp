@@ -84,8 +84,9 @@ void expect_loaded_kernels() {
 
 class ThreadHub final : public DeviceHub, public cuda::Watched {
  public:
-  ThreadHub(std::vector<std::string> names, const Patience& patience)
+  ThreadHub(std::vector<std::string> names, const Patience& patience, std::vector<int> numbers)
       : names_(std::move(names)),
+        numbers_(std::move(numbers)),
         patience_(patience),
         members_(names_.size()),
         flags_block_(names_.size() * sizeof(std::uint64_t), current_device()),
@@ -178,11 +179,11 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
         open_flags();  // again: streams may have written theirs since
         return;
       }
-      for (std::size_t rank = 0; rank < members_.size(); ++rank)
-        if (const std::string late =
-                members_[rank].reports->late(patience_, static_cast<int>(rank), missing() + " or late");
-            !late.empty())
-          return end(Code::timeout, late);
+      for (std::size_t rank = 0; rank < members_.size(); ++rank) {  // one of them tells it for all, who it is
+        const int number = numbers_.empty() ? static_cast<int>(rank) : numbers_[rank];
+        const std::string late = members_[rank].reports->late(patience_, number, true, missing() + " or late");
+        if (!late.empty()) return end(Code::timeout, late);
+      }
     } catch (...) {
       end(Code::transport, "the watcher of a group of threads ran out of memory");
     }
@@ -352,6 +353,7 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
   }
 
   std::vector<std::string> names_;  // [rank]
+  const std::vector<int> numbers_;  // [rank] among all; empty: the same
   Patience patience_;
   StreamFlags stream_flags_{};
   std::vector<Member> members_;       // [rank]
@@ -369,8 +371,9 @@ class ThreadHub final : public DeviceHub, public cuda::Watched {
 
 }  // namespace
 
-std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience) {
-  return std::make_shared<ThreadHub>(std::move(names), patience);
+std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience,
+                                           std::vector<int> numbers) {
+  return std::make_shared<ThreadHub>(std::move(names), patience, std::move(numbers));
 }
 
 }  // namespace allnorm

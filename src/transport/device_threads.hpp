@@ -29,8 +29,9 @@ class DeviceHub {
   virtual void leave(int rank) noexcept = 0;
 };
 
-/// For a group of as many ranks as there are names, which errors call them by. Throws unsupported where this build has
-/// no CUDA.
-std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience);
+/// For a group of as many ranks as there are names, which errors call them by. `numbers`: theirs among all, where these
+/// are not their numbers in the group. Throws unsupported where this build has no CUDA.
+std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string> names, const Patience& patience,
+                                           std::vector<int> numbers = {});
 
 }  // namespace allnorm

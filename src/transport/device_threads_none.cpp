@@ -3,7 +3,7 @@
 
 namespace allnorm {
 
-std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string>, const Patience&) {
+std::shared_ptr<DeviceHub> make_device_hub(std::vector<std::string>, const Patience&, std::vector<int>) {
   fail(Code::unsupported, "ranks exchange on a GPU, must be on the CPU: this build has no CUDA");
 }
 

@@ -46,9 +46,10 @@ void expect_sound(const Queue& queue, int rank, int size, const Patience& patien
          "the timeout of an exchange must be positive");
 }
 
+// `number`: the rank's among all.
 std::shared_ptr<Communicator> connect(
-    const NcclId& id, int rank, RankNames names, Queue& queue, const Patience& patience, const SideChannels& channels,
-    const std::shared_ptr<HostExchanges>& pending = std::make_shared<HostExchanges>());
+    const NcclId& id, int rank, RankNames names, int number, Queue& queue, const Patience& patience,
+    const SideChannels& channels, const std::shared_ptr<HostExchanges>& pending = std::make_shared<HostExchanges>());
 
 class NcclCommunicator final : public Communicator {
  public:
@@ -136,8 +137,8 @@ class NcclCommunicator final : public Communicator {
     ids.payload.assign(ranks * words, 0.0);
     if (first == own) put(NcclId::make(), &ids.payload[own * words]);
     ids = exchange(std::move(ids), queue);
-    return connect(id_from(&ids.payload[first * words]), place, std::move(names), queue, group_->patience(),
-                   group_->channels(), group_->pending());
+    return connect(id_from(&ids.payload[first * words]), place, std::move(names), group_->number(), queue,
+                   group_->patience(), group_->channels(), group_->pending());
   }
 
   void decline(const Error& error) noexcept override {
@@ -176,12 +177,13 @@ class NcclCommunicator final : public Communicator {
   Traffic traffic_{};
 };
 
-std::shared_ptr<Communicator> connect(const NcclId& id, int rank, RankNames names, Queue& queue,
+std::shared_ptr<Communicator> connect(const NcclId& id, int rank, RankNames names, int number, Queue& queue,
                                       const Patience& patience, const SideChannels& channels,
                                       const std::shared_ptr<HostExchanges>& pending) {
   const auto size = static_cast<int>(names.size());
   OwnComm comm = connect_nccl(id, rank, size, names[static_cast<std::size_t>(rank)], queue, patience);
-  auto group = std::make_shared<NcclGroup>(comm.get(), true, queue, patience, channels, std::move(names), pending);
+  auto group =
+      std::make_shared<NcclGroup>(comm.get(), true, queue, patience, channels, std::move(names), number, pending);
   (void)comm.release();  // the group's from here on
   return std::make_shared<NcclCommunicator>(std::move(group));
 }
@@ -205,7 +207,7 @@ std::shared_ptr<Communicator> nccl(void* comm, Queue& queue, const Patience& pat
 
 std::shared_ptr<Communicator> nccl(const NcclId& id, int rank, int size, Queue& queue, const Patience& patience) {
   expect_sound(queue, rank, size, patience);
-  return connect(id, rank, numbered(size), queue, patience, {});
+  return connect(id, rank, numbered(size), rank, queue, patience, {});
 }
 
 std::shared_ptr<Communicator> nccl_over(const std::shared_ptr<Communicator>& bootstrap, Queue& queue,
@@ -218,7 +220,7 @@ std::shared_ptr<Communicator> nccl_over(const std::shared_ptr<Communicator>& boo
   const Message sum = bootstrap->exchange(std::move(message), queue);
   RankNames names;
   for (int rank = 0; rank < bootstrap->size(); ++rank) names.push_back(bootstrap->name_of(rank));
-  return connect(id_from(sum.payload.data()), bootstrap->rank(), std::move(names), queue, patience,
+  return connect(id_from(sum.payload.data()), bootstrap->rank(), std::move(names), bootstrap->rank(), queue, patience,
                  {nullptr, bootstrap});
 }
 
@@ -231,7 +233,8 @@ std::shared_ptr<Communicator> nccl_over(const Meeting& meeting, Queue& queue, co
   }
   auto gathering = std::make_shared<Gathering>(meeting, std::move(bytes), patience);
   const NcclId id = id_from(gathering->bytes());
-  return connect(id, meeting.rank, numbered(meeting.size), queue, patience, {std::move(gathering), nullptr});
+  return connect(id, meeting.rank, numbered(meeting.size), meeting.rank, queue, patience,
+                 {std::move(gathering), nullptr});
 }
 
 std::shared_ptr<Communicator> nccl_over(const std::string& path, const std::string& run, int rank, int size,
@@ -243,7 +246,7 @@ std::shared_ptr<Communicator> nccl_over(const std::string& path, const std::stri
     bytes.assign(id.bytes.begin(), id.bytes.end());
   }
   const NcclId id = id_from(meet_in_file(path, run, rank, bytes, patience));
-  auto group = connect(id, rank, numbered(size), queue, patience, {});
+  auto group = connect(id, rank, numbered(size), rank, queue, patience, {});
   if (rank == 0) std::remove(path.c_str());
   return group;
 }

@@ -112,6 +112,7 @@ class HostExchange {
       if (!deadline_.over()) return;
       const std::string why =
           describe(message_.header) + ": a rank is missing or late, not done after " + deadline_.text();
+      group_.give_up(why);
       group_.end(Code::timeout, why);
       group_.failure().rethrow();
     }

@@ -48,7 +48,7 @@ OwnComm connect_nccl(const NcclId& id, int rank, int size, const std::string& na
 }
 
 NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
-                     RankNames names, std::shared_ptr<HostExchanges> pending)
+                     RankNames names, std::optional<int> number, std::shared_ptr<HostExchanges> pending)
     : comm_(comm),
       own_(own),
       device_(queue.device().index),
@@ -62,6 +62,7 @@ NcclGroup::NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& pa
   expect_nccl(ncclCommUserRank(comm, &rank_), comm, "asking NCCL for the rank");
   expect_nccl(ncclCommCount(comm, &size_), comm, "asking NCCL for the number of ranks");
   if (names_.empty()) names_ = numbered(size_);
+  number_ = number.value_or(rank_);
   int device = 0;
   expect_nccl(ncclCommCuDevice(comm, &device), comm, "asking NCCL for the GPU");
   expect(device == device_, Code::invalid_argument, [&] {
@@ -113,8 +114,7 @@ void NcclGroup::settle(ncclResult_t result, const char* tried) {
   Deadline deadline(patience_, call_ends_ - now(patience_));
   while (!dead_ && result == ncclInProgress) {
     if (deadline.over())
-      failure_.set(Code::timeout,
-                   std::string(tried) + " is not begun after " + deadline.text() + ": a rank is missing or late");
+      give_up(std::string(tried) + " is not begun after " + deadline.text() + ": a rank is missing or late");
     if (failure_.is_set()) {  // by the watcher, perhaps
       kill();
       break;
@@ -149,6 +149,12 @@ void NcclGroup::end(Code code, const std::string& why) noexcept {
   kill();
 }
 
+void NcclGroup::give_up(const std::string& line) {
+  if (failure_.is_set()) return;
+  if (patience_.report) patience_.report({line, number_, speaks(), {}});
+  failure_.set(Code::timeout, line);
+}
+
 void NcclGroup::abort(const std::string& why) noexcept {
   if (channels_.gathering) channels_.gathering->tell(why);
   if (channels_.bootstrap) channels_.bootstrap->abort(Error(Code::aborted, why));
@@ -165,8 +171,7 @@ void NcclGroup::look() noexcept {
       // A thread uses the communicator. Where it waits in our code it sees the failure; inside NCCL only an abort gets
       // it out.
       if (!calling_) return;
-      if (now(patience_) > call_ends_)
-        failure_.set(Code::timeout, "a call of NCCL does not return: a rank is missing or late");
+      if (now(patience_) > call_ends_) give_up("a call of NCCL does not return: a rank is missing or late");
       looks_while_calling_ += failure_.is_set();
       if (looks_while_calling_ > 1) kill();
       return;
@@ -178,7 +183,9 @@ void NcclGroup::look() noexcept {
       fail_with(state, "an exchange over NCCL");
       if (channels_.gathering) channels_.gathering->tell(own_name() + " lost NCCL: " + ncclGetErrorString(state));
     }
-    if (const std::string late = reports_.late(patience_, rank()); !late.empty()) failure_.set(Code::timeout, late);
+    if (!failure_.is_set())
+      if (const std::string late = reports_.late(patience_, number_, speaks()); !late.empty())
+        failure_.set(Code::timeout, late);
     if (failure_.is_set()) kill();
   } catch (...) {
     failure_.set(Code::transport, "the watcher of an NCCL group ran out of memory");

@@ -7,6 +7,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -46,15 +47,17 @@ using HostExchanges = std::list<std::shared_ptr<HostExchange>>;
 /// Shared by the communicator and its pending exchanges; watched from its making to its end.
 class NcclGroup final : public cuda::Watched {
  public:
-  /// Takes `comm`, connected; an own one is destroyed at the end. Without `names` the ranks are numbered. `pending`:
-  /// the parent's, of a group that was split.
+  /// Takes `comm`, connected; an own one is destroyed at the end. Without `names` the ranks are numbered. `number`:
+  /// this rank's among all, where it has another one in the group. `pending`: the parent's, of a group that was split.
   NcclGroup(ncclComm_t comm, bool own, Queue& queue, const Patience& patience, SideChannels channels,
-            RankNames names = {}, std::shared_ptr<HostExchanges> pending = std::make_shared<HostExchanges>());
+            RankNames names = {}, std::optional<int> number = {},
+            std::shared_ptr<HostExchanges> pending = std::make_shared<HostExchanges>());
   ~NcclGroup() override;
   NcclGroup(const NcclGroup&) = delete;
   NcclGroup& operator=(const NcclGroup&) = delete;
 
   int rank() const noexcept { return rank_; }
+  int number() const noexcept { return number_; }
   int size() const noexcept { return size_; }
   const RankNames& names() const noexcept { return names_; }
   const std::string& own_name() const noexcept { return names_[static_cast<std::size_t>(rank_)]; }
@@ -81,6 +84,8 @@ class NcclGroup final : public cuda::Watched {
   void abort(const std::string& why) noexcept;
   /// Ends the group with this error: what is enqueued is aborted, every later call throws.
   void end(Code code, const std::string& why) noexcept;
+  /// At a deadline: this is told, once, and the failure of all that follows.
+  void give_up(const std::string& line);
   void look() noexcept override;
 
   const std::shared_ptr<HostExchanges>& pending() const noexcept { return pending_; }
@@ -90,11 +95,13 @@ class NcclGroup final : public cuda::Watched {
   void begin_call();
   void settle(ncclResult_t result, const char* tried);
   void fail_with(ncclResult_t result, const std::string& tried);
+  /// Nobody knows who of them waits too: where one of the first two is late the other one tells people.
+  bool speaks() const noexcept { return rank_ < 2; }
   void kill() noexcept;
 
   ncclComm_t comm_;
   const bool own_;
-  int rank_ = 0, size_ = 1, device_ = 0;
+  int rank_ = 0, size_ = 1, number_ = 0, device_ = 0;
   Patience patience_;
   SideChannels channels_;
   RankNames names_;

@@ -158,7 +158,7 @@ class ThreadLinks final : public Links {
     later.first_timeout = patience.timeout;  // all ranks have made an exchange through the host
     std::vector<std::string> names;
     for (const int member : members) names.push_back(name_of(member));
-    devices = make_device_hub(std::move(names), later);
+    devices = make_device_hub(std::move(names), later, members);
     if (!hub_->abort_reason.empty()) devices->abort(hub_->abort_reason);
     known = devices;
     return devices;

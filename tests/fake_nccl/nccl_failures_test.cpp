@@ -2,10 +2,13 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "allnorm/catalogue.hpp"
 #include "nccl_ranks.hpp"
@@ -77,6 +80,57 @@ TEST_F(Nccl, ALateRankEndsTheGroupAtTheDeadline) {
   });
 }
 
+// By the watcher, of every rank that waits, under its number among all; in a group too, whose first two are to speak.
+TEST_F(Nccl, ALateRankIsWarnedOfAndReported) {
+  constexpr std::size_t count = 4;
+  std::mutex mutex;
+  std::vector<LateReport> warnings, reports;
+  const auto into = [&mutex](std::vector<LateReport>& all) {
+    return [&mutex, &all](const LateReport& late) {
+      const std::lock_guard lock(mutex);
+      all.push_back(late);
+    };
+  };
+  Patience patience;
+  patience.timeout = 2;
+  patience.warn = into(warnings);
+  patience.report = into(reports);
+  std::atomic<int> over{0};
+  on_nccl_ranks(5, patience, [&](const Group& world, Queue& queue) {
+    const Group group = world->split(world->rank() < 2 ? 0 : 1, queue);
+    DeviceRecord record(group->room(count, queue), count, queue);
+    record.write(Header("bn", Direction::forward, 0), whole_numbers(group->rank(), count), queue);
+    const auto exchange = [&] {
+      report_begun(group->reporter(queue), queue);
+      group->gather(record.view(), queue);
+      report_done(group->reporter(queue), queue);
+    };
+    exchange();
+    queue.wait();
+    if (world->rank() > 2) {
+      exchange();
+      EXPECT_EQ(found_by(*group), "timeout: exchange 2 is not done after 2 s: a rank is missing or late");
+      queue.wait();
+      ++over;
+    }
+    while (over < 2) std::this_thread::yield();
+  });
+  ASSERT_EQ(warnings.size(), 2u);
+  ASSERT_EQ(reports.size(), 2u);
+  for (auto* all : {&warnings, &reports}) {
+    std::sort(all->begin(), all->end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
+    EXPECT_EQ((*all)[0].rank, 3);
+    EXPECT_EQ((*all)[1].rank, 4);
+    EXPECT_TRUE((*all)[0].speaks);  // the second of its group
+    EXPECT_FALSE((*all)[1].speaks);
+    for (const LateReport& late : *all) EXPECT_TRUE(late.ranks.empty());  // nobody can be asked
+  }
+  for (const LateReport& late : warnings)
+    EXPECT_EQ(late.line, "exchange 2 is not done after 1 s: a rank is missing or late, of 2 s");
+  for (const LateReport& late : reports)
+    EXPECT_EQ(late.line, "exchange 2 is not done after 2 s: a rank is missing or late");
+}
+
 TEST_F(Nccl, RecordsOfDifferentLengthsEndAtTheDeadline) {
   Patience patience;
   patience.first_timeout = patience.timeout = 0.25;
@@ -103,13 +157,17 @@ TEST_F(Nccl, AMissingRankIsNotConnectedFor) {
 TEST_F(Nccl, AHostExchangeEndsAtTheDeadline) {
   Patience patience;
   patience.first_timeout = 0.2;
+  std::string reported;
+  patience.report = [&](const LateReport& late) { reported += late.line; };
   std::atomic<bool> over{false};
   on_nccl_ranks(2, patience, [&](const Group& group, Queue& queue) {
     if (group->rank() == 0) {
+      const std::string line = "stop, call 5, agreement: a rank is missing or late, not done after 0.2 s";
       EXPECT_EQ(error_of([&] {
                   group->exchange({Header("stop", Direction::agreement, 5), {}, 0, {}}, queue);
                 }),
-                "timeout: stop, call 5, agreement: a rank is missing or late, not done after 0.2 s");
+                "timeout: " + line);
+      EXPECT_EQ(reported, line);
       over = true;
     }
     while (!over) std::this_thread::yield();
