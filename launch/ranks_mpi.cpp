@@ -55,12 +55,15 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
   return [watch, line] { watch->late({.line = line}); };
 }
 
-// The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other.
-int leave(const Failure& failure, int rank, int size, RankWatch* watch) {
+// The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other, and
+// longer for the one that is to say what is known of all: on a busy machine it may take a while. Where it does not come
+// to that this one does.
+int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching& watching) {
   if (watch != nullptr) watch->failed(failure);
   const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
-  const int base = aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
+  const int base = watching.keeps_report() ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
   give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
+  watching.tell_report();
   const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);
   print_line((own ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
   const Watchdog watchdog(5, failure.code, {});
@@ -94,14 +97,14 @@ int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   if (const std::string lost = never_met(size); !lost.empty()) {
-    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost}, rank, size, watch);
+    if (size > 1) return leave({exit_unavailable, Code::unsupported, lost}, rank, size, watch, watching);
     MPI_Finalize();  // nobody waits for this process
     fail(Code::unsupported, lost);
   }
   if (options.ranks > 0 && options.ranks != size)
     return leave({exit_usage, Code::invalid_argument,
                   "--ranks is " + std::to_string(options.ranks) + ", must be the launcher's " + std::to_string(size)},
-                 rank, size, watch);
+                 rank, size, watch, watching);
   std::optional<Watchdog> watchdog;
   try {
     if (watch == nullptr) watch = watching.rank(rank, size);
@@ -115,12 +118,12 @@ int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching
       bootstrap->exchange({Header("the end", Direction::agreement, 0), {}, 0, {}}, here.queue);
     };
     if (const auto failure = run_one(own, to_the_end))
-      return leave(*failure, rank, size, watch);  // `own` keeps MPI's objects until the abort
+      return leave(*failure, rank, size, watch, watching);  // `own` keeps MPI's objects until the abort
     const std::string line = waits_in("MPI_Finalize", options.timeout);
     watchdog.emplace(options.timeout, exit_timeout, line, rank, "MPI_Finalize: a rank is missing or late",
                      record_late(watch, line));
   } catch (const std::exception& error) {
-    return leave(failure_of(error), rank, size, watch);
+    return leave(failure_of(error), rank, size, watch, watching);
   }
   MPI_Finalize();
   return exit_success;

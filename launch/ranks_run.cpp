@@ -5,7 +5,6 @@
 #include <thread>
 #include <utility>
 
-#include "launch/late.hpp"
 #include "launch/machine.hpp"
 #include "launch/ranks_nccl.hpp"
 #include "launch/terminal.hpp"
@@ -52,22 +51,19 @@ Rank watched_rank(int rank, int size, std::shared_ptr<Communicator> world, Queue
   return {rank, size, std::move(world), std::move(queue), emulated, watch};
 }
 
-Patience patience_of(const RankOptions& options, const Watching& watching) {
+Patience patience_of(const RankOptions& options, Watching& watching) {
   Patience patience;
   patience.timeout = options.timeout;
   patience.first_timeout = options.first_timeout;
   patience.warn = [](const LateReport& late) {
     if (late.speaks) print_line_at_once("warning: " + late.line);
   };
-  patience.report = [&watching](const LateReport& late) {
-    tell_late(late);
-    if (RankWatch* const watch = watching.find(late.rank)) watch->late(late);
-  };
+  patience.report = [&watching](const LateReport& late) { watching.late(late); };
   return patience;
 }
 
 std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
-                                         Queue& queue, const Watching& watching) {
+                                         Queue& queue, Watching& watching) {
   return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options, watching)) : bootstrap;
 }
 

@@ -31,13 +31,13 @@ bool names_ranks(const Failure& failure);
 std::optional<Failure> run_one(Rank& rank, const RankBody& body);
 /// The ranks of a machine take its GPUs in turn: rank r the one of number r mod GPUs.
 Queue queue_of(const RankOptions& options, int number);
-Patience patience_of(const RankOptions& options, const Watching& watching);
+Patience patience_of(const RankOptions& options, Watching& watching);
 /// A rank of this process, whose exchanges `watch` is told of where it is one.
 Rank watched_rank(int rank, int size, std::shared_ptr<Communicator> world, Queue queue, bool emulated,
                   RankWatch* watch);
 /// What the ranks exchange over: `bootstrap`, or NCCL between its ranks.
 std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared_ptr<Communicator> bootstrap,
-                                         Queue& queue, const Watching& watching);
+                                         Queue& queue, Watching& watching);
 /// How long rank r leaves the word to the ranks before it when several may have found the same error: `base`, and a
 /// little more from rank to rank.
 void give_way(int rank, std::chrono::milliseconds base);

@@ -79,6 +79,7 @@ class ThreadRanks {
     }
     wait();
     for (std::thread& thread : threads_) thread.join();
+    watching_.tell_report();
     return report_all(failures_, print_line);
   }
 
@@ -144,6 +145,7 @@ class ThreadRanks {
   // holds that does not come back is not waited for, standard output neither.
   [[noreturn]] void leave(const std::string& why = {}) {
     for (std::thread& thread : threads_) thread.detach();
+    watching_.tell_report();
     int code = report_all(failures_, print_line_at_once);
     watching_.ends_in("it did not come back, and its process left");
     if (code == exit_success) {

@@ -8,6 +8,7 @@
 
 #include "build_config.hpp"
 #include "launch/apply.hpp"
+#include "launch/late.hpp"
 
 namespace allnorm::launch {
 
@@ -93,6 +94,31 @@ RankWatch* Watching::find(int rank) const noexcept {
 void Watching::ends_in(std::string_view how) noexcept {
   const std::lock_guard lock(mutex_);
   for (const auto& watch : ranks_) watch->ends_in(how);
+}
+
+void Watching::late(const LateReport& report) noexcept {
+  try {
+    const std::lock_guard lock(mutex_);
+    if (report.speaks)
+      spoken_ = true;
+    else if (!kept_)
+      kept_ = report;
+  } catch (...) {  // no memory to keep it
+  }
+  tell_late(report);
+  if (RankWatch* const watch = find(report.rank)) watch->late(report);
+}
+
+bool Watching::keeps_report() const noexcept {
+  const std::lock_guard lock(mutex_);
+  return kept_ && !spoken_;
+}
+
+void Watching::tell_report() noexcept {
+  if (!keeps_report()) return;
+  const std::lock_guard lock(mutex_);
+  spoken_ = kept_->speaks = true;
+  tell_late(*kept_);
 }
 
 void Watching::terminated() noexcept {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -32,6 +33,13 @@ class Watching {
   /// Tells the records of all ranks that have not ended how they do.
   void ends_in(std::string_view how) noexcept;
 
+  /// A rank of this process has come to its deadline: the one that speaks tells it, what another one knows is kept.
+  void late(const LateReport& report) noexcept;
+  /// Nobody of this process has told what is kept.
+  bool keeps_report() const noexcept;
+  /// Tells it: the rank that should have spoken may have been stopped meanwhile, or have had no time.
+  void tell_report() noexcept;
+
   /// For a program that takes SIGTERM itself: writes the records of the process's ranks, if there is a Watching.
   static void terminated() noexcept;
 
@@ -41,6 +49,8 @@ class Watching {
   const RankOptions& options_;
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<RankWatch>> ranks_;
+  std::optional<LateReport> kept_{};
+  bool spoken_ = false;
   std::unique_ptr<MetricsServer> server_;
   std::atomic<bool> done_ = false;
   std::thread sigterm_;

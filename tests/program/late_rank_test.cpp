@@ -131,8 +131,11 @@ class Late : public testing::Test {
   }
 
   /// One line of error; one paragraph with what is known of the ranks, which those who waited for this one wrote down
-  /// too.
+  /// too, `other` among them.
   void expect_report(const Outcome& outcome, const Victim& victim) {
+    expect_report(outcome, victim, victim.groups ? victim.rank ^ 1 : (victim.rank + 1) % victim.ranks);
+  }
+  void expect_report(const Outcome& outcome, const Victim& victim, int other) {
     int errors = 0, reports = 0;
     std::istringstream lines(outcome.err);
     for (std::string line; std::getline(lines, line);) {
@@ -147,7 +150,6 @@ class Late : public testing::Test {
     }
     EXPECT_EQ(errors, 1) << outcome.err;
     EXPECT_EQ(reports, 1) << outcome.err;
-    const int other = victim.groups ? victim.rank ^ 1 : (victim.rank + 1) % victim.ranks;
     const std::string name = "records/record.r" + std::to_string(other) + ".json";
     ASSERT_TRUE(place.exists(name)) << outcome.err;
     const auto record = nlohmann::json::parse(place.bytes(name));
@@ -293,6 +295,24 @@ TEST_F(LateProcess, IsNamedWhereverItIsStopped) {
     EXPECT_FALSE(place.exists("o"));
     EXPECT_TRUE(becomes([&] { return place.list("shm").empty(); }));
   }
+}
+
+// The rank that would say what is known of all is stopped, too, when it has answered and before it has spoken.
+TEST_F(LateProcess, IsReportedByAnotherRankWhereTheOneThatSpeaksIsStopped) {
+  Openings openings(directory());
+  const pid_t launcher =
+      place.start(layer(false) + of_ranks + "--steps 1000000 --timeout 4 --record records ", "mpirun -n 3");
+  EXPECT_TRUE(begins(openings, 3));
+  wait_a_while();
+  const auto late = process_of_rank(directory(), 2), speaks = process_of_rank(directory(), 0);
+  if (late) ::kill(*late, SIGSTOP);
+  const auto stopped = Clock::now();
+  std::this_thread::sleep_until(stopped + std::chrono::milliseconds(3800));  // it is asked in the last second
+  if (speaks) ::kill(*speaks, SIGSTOP);
+  const Outcome outcome = place.wait(launcher);
+  ASSERT_TRUE(late && speaks) << outcome.err;
+  expect_late(outcome, stopped, ": rank 2 is missing, not done after ", to_end_the_job + 2.4);  // that it gives way
+  expect_report(outcome, {3, 2, false}, 1);
 }
 
 TEST_F(LateProcess, ThatNeverStartsEndsTheJob) {
