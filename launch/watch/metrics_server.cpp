@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <limits>
 #include <string_view>
 #include <thread>
@@ -26,15 +27,18 @@
 
 namespace allnorm::launch {
 
+namespace {
+constexpr int most_port = 65535;
+}
+
 Endpoint endpoint_of(const std::string& text) {
-  constexpr int most = 65535;
   Endpoint endpoint;
   const auto colon = text.rfind(':');
   if (colon != text.npos) endpoint.address = text.substr(0, colon);
   const std::string_view port = std::string_view(text).substr(colon == text.npos ? 0 : colon + 1);
   const auto [rest, error] = std::from_chars(port.data(), port.data() + port.size(), endpoint.port);
-  expect(error == std::errc{} && rest == port.data() + port.size() && 0 <= endpoint.port && endpoint.port <= most &&
-             !endpoint.address.empty(),
+  expect(error == std::errc{} && rest == port.data() + port.size() && 0 <= endpoint.port &&
+             endpoint.port <= most_port && !endpoint.address.empty(),
          Code::invalid_argument,
          [&] { return "--metrics is '" + text + "', must be [ADDRESS:]PORT with a port of 0 to 65535"; });
   return endpoint;
@@ -179,7 +183,10 @@ class MetricsServer::Impl {
       pollfd waiting{socket_, POLLIN, 0};
       if (::poll(&waiting, 1, 100) <= 0) continue;
       const int client = ::accept4(socket_, nullptr, nullptr, SOCK_CLOEXEC);
-      if (client < 0) continue;
+      if (client < 0) {  // who asks stays where it is, and poll returns at once: without a file to spare for a while
+        if (errno != EINTR && errno != ECONNABORTED) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        continue;
+      }
       const timeval patience{1, 0};  // of one who asks slowly
       ::setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
       ::setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
@@ -244,6 +251,8 @@ MetricsServer::MetricsServer(const std::string& where, int rank, bool processes,
   Endpoint at = endpoint_of(where);
   if (at.port > 0 && processes) at.port += local_rank(rank);
   try {
+    expect(at.port <= most_port, Code::transport,
+           "a port is at most " + std::to_string(most_port) + ", and this one that of --metrics and the local rank");
     impl_ = std::make_unique<Impl>(at, std::move(source));
     if (at.port == 0)
       print_line((processes ? "rank " + std::to_string(rank) + ": " : std::string()) + "metrics: http://" + at.address +

@@ -105,14 +105,18 @@ void RankWatch::begin_call(std::string_view layer, Direction direction) {
   call.number = numbers_[{call.layer, direction}]++;
   call.began = now;
   begin(std::move(call));
-  in_call_ = true;
+  call_ = dropped_ + calls_.size() - 1;
   if (trace_) trace_->begin("call", text_of(layer, direction), now, Json::object());
+}
+
+WatchedCall* RankWatch::call_of(const Exchange& exchange) noexcept {
+  return exchange.call < dropped_ ? nullptr : &calls_[exchange.call - dropped_];
 }
 
 void RankWatch::end_call(bool failed) noexcept {
   const std::lock_guard lock(mutex_);
-  in_call_ = false;
-  WatchedCall& call = calls_.back();
+  if (!call_) return;
+  WatchedCall& call = calls_[*std::exchange(call_, std::nullopt) - dropped_];
   const double now = wall_clock();
   if (!failed) call.ended = now;
   trace_end(now, failed, {{"call", call.number}, {"bytes", call.bytes}});
@@ -128,16 +132,17 @@ void RankWatch::trace_end(double now, bool failed, const nlohmann::json& told) n
   }
 }
 
-void RankWatch::begin_exchange(const Header* header, std::size_t doubles) {
+RankWatch::Exchange RankWatch::begin_exchange(const Header* header, std::size_t doubles) {
   const std::lock_guard lock(mutex_);
   const double now = wall_clock();
-  own_ = !in_call_;
-  if (own_) begin({"an exchange", Direction::agreement, 0, 0, now});
-  WatchedCall& call = calls_.back();
+  const bool own = !call_;
+  if (own) begin({"an exchange", Direction::agreement, 0, 0, now});
+  Exchange exchange{call_.value_or(dropped_ + calls_.size() - 1), own, trace_ && !tracing_exchange_, now};
+  WatchedCall& call = calls_[exchange.call - dropped_];
   if (header != nullptr) {
     const std::string_view name(header->name.data(), ::strnlen(header->name.data(), header->name.size()));
     const auto direction = static_cast<Direction>(header->get(Field::direction));
-    if (own_) {
+    if (own) {
       call.layer = name;
       call.direction = direction;
     }
@@ -146,20 +151,28 @@ void RankWatch::begin_exchange(const Header* header, std::size_t doubles) {
   call.bytes += doubles * sizeof(double);
   call.exchange_began = now;
   call.exchange_ended = 0;
-  if (trace_)
+  ++call.exchanges;
+  exchange.layer = call.layer;
+  exchange.direction = call.direction;
+  if (exchange.traced)
     trace_->begin("exchange", "exchange of " + text_of(call.layer, call.direction), now,
                   {{"call", call.number}, {"bytes", doubles * sizeof(double)}});
+  tracing_exchange_ = tracing_exchange_ || exchange.traced;
   ExchangeMetrics& metrics = metrics_.exchanges[{call.layer, call.direction}];
   metrics.bytes += doubles * sizeof(double);
+  return exchange;
 }
 
-void RankWatch::end_exchange(const std::vector<std::uint64_t>& arrivals, const Communicator& group) {
+void RankWatch::end_exchange(const Exchange& exchange, const std::vector<std::uint64_t>& arrivals,
+                             const Communicator& group) {
   const std::lock_guard lock(mutex_);
-  WatchedCall& call = calls_.back();
-  const double now = call.exchange_ended = metrics_.last_exchange = wall_clock();
-  if (std::exchange(own_, false)) call.ended = now;
-  ExchangeMetrics& metrics = metrics_.exchanges[{call.layer, call.direction}];
-  const double seconds = now - call.exchange_began;
+  const double now = metrics_.last_exchange = wall_clock();
+  if (WatchedCall* const call = call_of(exchange)) {
+    if (--call->exchanges == 0) call->exchange_ended = now;
+    if (exchange.own) call->ended = now;
+  }
+  ExchangeMetrics& metrics = metrics_.exchanges[{exchange.layer, exchange.direction}];
+  const double seconds = now - exchange.began;
   ++metrics.count;
   metrics.seconds += seconds;
   const auto bound = std::lower_bound(metrics.bounds.begin(), metrics.bounds.end(), seconds);
@@ -171,12 +184,16 @@ void RankWatch::end_exchange(const std::vector<std::uint64_t>& arrivals, const C
     metrics.slowest = number_of(group.name_of(static_cast<int>(last - arrivals.begin())));
     told = {{"skew_us", *last - *first}, {"slowest", metrics.slowest}};
   }
+  if (!exchange.traced) return;
+  tracing_exchange_ = false;
   if (trace_) trace_->end(now, told);
 }
 
-void RankWatch::break_exchange() noexcept {
+// It stays in the record as under way.
+void RankWatch::break_exchange(const Exchange& exchange) noexcept {
   const std::lock_guard lock(mutex_);
-  own_ = false;
+  if (!exchange.traced) return;
+  tracing_exchange_ = false;
   trace_end(wall_clock(), true, {});
 }
 

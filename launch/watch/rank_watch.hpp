@@ -35,7 +35,8 @@ struct WatchedCall {
   Direction direction = Direction::agreement;
   std::uint64_t number = 0, bytes = 0;  ///< bytes: of this rank's messages in it
   double began = 0, ended = 0;
-  double exchange_began = 0, exchange_ended = 0;  ///< of its last exchange
+  double exchange_began = 0, exchange_ended = 0;  ///< of its last exchange; ended when all of its exchanges have
+  int exchanges = 0;                              ///< under way
 };
 
 /// What is known of the exchanges of one layer and direction.
@@ -82,12 +83,21 @@ class RankWatch {
   void begin_call(std::string_view layer, Direction direction);
   /// One that failed stays in the record as under way.
   void end_call(bool failed) noexcept;
+  /// One exchange of several that may be under way at once.
+  struct Exchange {
+    std::uint64_t call = 0;  // whose it is, counted from the first one
+    bool own = false;        // the call is the exchange itself, and belongs to no layer's
+    bool traced = false;
+    double began = 0;
+    std::string layer{};
+    Direction direction = Direction::agreement;
+  };
   /// An exchange under this header, where the host knows it.
-  void begin_exchange(const Header* header, std::size_t doubles);
+  Exchange begin_exchange(const Header* header, std::size_t doubles);
   /// `arrivals`: when each rank of the group began it, in microseconds since 1970, empty where that is not known;
   /// `group` names them.
-  void end_exchange(const std::vector<std::uint64_t>& arrivals, const Communicator& group);
-  void break_exchange() noexcept;
+  void end_exchange(const Exchange& exchange, const std::vector<std::uint64_t>& arrivals, const Communicator& group);
+  void break_exchange(const Exchange& exchange) noexcept;
   void begin_step();
   void end_step(bool failed) noexcept;
   void set_layers(std::vector<LayerMetric> layers);
@@ -110,6 +120,8 @@ class RankWatch {
     int code = 0;
   };
   void begin(WatchedCall call);
+  /// Null for one that is no longer kept.
+  WatchedCall* call_of(const Exchange& exchange) noexcept;
   void trace_end(double now, bool failed, const nlohmann::json& told) noexcept;
   void write(const End& end, const LateReport* report) noexcept;
   std::unique_lock<std::mutex> lock_in_time() const;
@@ -119,8 +131,9 @@ class RankWatch {
   mutable std::mutex mutex_;
   std::optional<Trace> trace_;
   std::deque<WatchedCall> calls_;
-  std::uint64_t dropped_ = 0;           // calls before those
-  bool in_call_ = false, own_ = false;  // the last one is under way; own_: it is an exchange that belongs to no call
+  std::uint64_t dropped_ = 0;            // calls before those
+  std::optional<std::uint64_t> call_{};  // the layer's call under way, counted as Exchange::call
+  bool tracing_exchange_ = false;  // those that overlap it are not in the trace, whose events lie within each other
   std::map<std::pair<std::string, Direction>, std::uint64_t> numbers_;
   RankMetrics metrics_;
   double step_began_ = 0;

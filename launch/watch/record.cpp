@@ -1,10 +1,12 @@
 #include "launch/watch/record.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <string_view>
 #include <system_error>
 
 #include <nlohmann/json.hpp>
@@ -234,6 +236,9 @@ RankRecord read_record(const std::string& path) {
     end.at("kind").get_to(record.kind);
     end.at("line").get_to(record.line);
     end.at("code").get_to(record.code);
+    constexpr std::array<std::string_view, 4> kinds{kind_own, kind_mismatch, kind_late, kind_peer};
+    if (record.how == how_failed && std::find(kinds.begin(), kinds.end(), record.kind) == kinds.end())
+      bad_file(path, "has a failure of kind " + printable(record.kind) + ", must be own, mismatch, late or peer");
     read_last_call(json, record);
     if (const auto late = json.find("late"); late != json.end())
       for (const Json& rank : late->at("ranks"))

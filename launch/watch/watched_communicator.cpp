@@ -21,10 +21,10 @@ std::uint64_t stamp_now() { return static_cast<std::uint64_t>(wall_clock() * 1e6
 
 class WatchedExchange final : public Pending::Impl {
  public:
-  WatchedExchange(Pending inner, std::shared_ptr<Communicator> group, RankWatch& watch)
-      : inner_(std::move(inner)), group_(std::move(group)), watch_(watch) {}
+  WatchedExchange(Pending inner, RankWatch::Exchange told, std::shared_ptr<Communicator> group, RankWatch& watch)
+      : inner_(std::move(inner)), told_of_(std::move(told)), group_(std::move(group)), watch_(watch) {}
   ~WatchedExchange() override {
-    if (!told_) watch_.break_exchange();
+    if (!told_) watch_.break_exchange(told_of_);
   }
   WatchedExchange(const WatchedExchange&) = delete;
   WatchedExchange& operator=(const WatchedExchange&) = delete;
@@ -44,13 +44,14 @@ class WatchedExchange final : public Pending::Impl {
     }
     result_.flags &= ~stamp_mask;
     if (std::find(arrivals.begin(), arrivals.end(), 0) != arrivals.end()) arrivals.clear();  // who is not watched
-    watch_.end_exchange(arrivals, *group_);
+    watch_.end_exchange(told_of_, arrivals, *group_);
     told_ = true;
     return std::move(result_);
   }
 
  private:
   Pending inner_;
+  RankWatch::Exchange told_of_;
   std::shared_ptr<Communicator> group_;
   RankWatch& watch_;
   Message result_;
@@ -75,8 +76,14 @@ class WatchedCommunicator final : public Communicator {
 
   Pending start_exchange(Message message, Queue& queue) override {
     message.flags |= stamp_now() | more_flags_;
-    watch_.begin_exchange(&message.header, message.payload.size());
-    return Pending(std::make_unique<WatchedExchange>(begin(std::move(message), queue), inner_, watch_));
+    RankWatch::Exchange told = watch_.begin_exchange(&message.header, message.payload.size());
+    try {
+      Pending begun = inner_->start_exchange(std::move(message), queue);
+      return Pending(std::make_unique<WatchedExchange>(std::move(begun), told, inner_, watch_));
+    } catch (...) {
+      watch_.break_exchange(told);
+      throw;
+    }
   }
 
   // On the CPU as a message, so that it is seen when the ranks have begun. What a GPU does the host does not see: the
@@ -87,13 +94,13 @@ class WatchedCommunicator final : public Communicator {
       const ClearFlags clear{more_flags_};
       return Communicator::gather(record, queue);
     }
-    watch_.begin_exchange(nullptr, record.count);
+    const RankWatch::Exchange told = watch_.begin_exchange(nullptr, record.count);
     try {
       const Gathered gathered = inner_->gather(record, queue);
-      watch_.end_exchange({}, *this);
+      watch_.end_exchange(told, {}, *this);
       return gathered;
     } catch (...) {
-      watch_.break_exchange();
+      watch_.break_exchange(told);
       throw;
     }
   }
@@ -107,15 +114,6 @@ class WatchedCommunicator final : public Communicator {
     std::uint64_t& flags;
     ~ClearFlags() { flags = 0; }
   };
-  Pending begin(Message message, Queue& queue) {
-    try {
-      return inner_->start_exchange(std::move(message), queue);
-    } catch (...) {
-      watch_.break_exchange();
-      throw;
-    }
-  }
-
   std::shared_ptr<Communicator> inner_;
   RankWatch& watch_;
   std::uint64_t more_flags_ = 0;

@@ -1,22 +1,29 @@
 // Jobs that are watched: traces, flight records and what is made of them, metrics of a job that hangs.
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "build_config.hpp"
+#include "harness.hpp"
+#include "launch/watch/metrics_server.hpp"
 #include "launch/watch/rank_watch.hpp"
 #include "launch/watch/record.hpp"
 #include "processes.hpp"
@@ -142,6 +149,40 @@ TEST_F(Watched, TheLastCallsAreKept) {
   EXPECT_TRUE(place.run("diagnose records").out.starts_with("Of 2 ranks, all finished. "));
 }
 
+// Each has its own time, bytes and end, in whichever order they end.
+TEST_F(Watched, ExchangesThatOverlapAreToldApart) {
+  launch::RankOptions options;
+  options.record = place.path("records");
+  options.trace = place.path("t.{rank}.json");
+  harness::run(2, [&](const harness::World& world, Queue& queue) {
+    launch::RankWatch watch(options, world->rank(), 2);
+    const auto watched = watch.over(world);
+    const auto begin = [&](const char* layer, std::size_t doubles) {
+      return watched->start_exchange({Header(layer, Direction::forward, 0), std::vector<double>(doubles, 1.0), 0, {}},
+                                     queue);
+    };
+    const auto count = [&](const char* layer) { return watch.metrics()->exchanges[{layer, Direction::forward}].count; };
+    Pending first = begin("first", 3), second = begin("second", 5);
+    EXPECT_EQ(second.wait().payload, std::vector<double>(5, 2.0));
+    EXPECT_EQ(count("first"), 0u);
+    EXPECT_EQ(count("second"), 1u);
+    EXPECT_EQ(first.wait().payload, std::vector<double>(3, 2.0));
+    EXPECT_EQ(count("first"), 1u);
+    (void)begin("dropped", 1);
+    watch.finished();
+  });
+  const Json calls = json("records/record.r1.json")["calls"];
+  ASSERT_EQ(calls.size(), 3u);
+  for (const auto& [at, name, doubles] : {std::tuple(0, "first", 3), std::tuple(1, "second", 5)}) {
+    EXPECT_EQ(calls[at]["layer"], name);
+    EXPECT_EQ(calls[at]["bytes"], doubles * sizeof(double));
+    EXPECT_EQ(calls[at]["ended"], calls[at]["exchange"][1]);
+  }
+  EXPECT_LT(calls[1]["ended"], calls[0]["ended"]);
+  EXPECT_TRUE(calls[2]["ended"].is_null());
+  EXPECT_EQ(outline(json("t.1.json")).size(), 2u);  // of the first and the last: what lies within each other
+}
+
 TEST_F(Watched, SigtermLeavesRecords) {
   const pid_t child = place.start(std::string(job) + for_minutes + "--record records --trace t.{rank}.json --ranks 2");
   ASSERT_TRUE(becomes([&] { return place.exists("t.1.json") && place.bytes("t.1.json").size() > 10000; }));
@@ -165,14 +206,18 @@ TEST_F(Watched, WhatIsNoRecordIsCode3) {
   };
   expect_bad("nowhere", "nowhere: cannot be read: ");
   expect_bad(".", ".: has no record.r<rank>.json, must be the folder of a job's --record");
-  for (const auto& [bytes, line] : std::initializer_list<std::pair<const char*, const char*>>{
-           {"{\"event\": \"record\", ]", "is no JSON from byte 21 on"},
-           {"{}", "is no record that a rank has left: "},
-           {"[1]", "is no record that a rank has left: "},
-           {"{\"event\": \"late\"}", "has no event \"record\""},
-           {"{\"event\": \"record\", \"format\": 7}", "has format 7, must be 1"},
-           {"{\"event\": \"record\", \"format\": 1, \"rank\": 2, \"ranks\": 2}", "is of rank 2 of 2"},
-       }) {
+  for (
+      const auto& [bytes, line] : std::initializer_list<std::pair<const char*, const char*>>{
+          {"{\"event\": \"record\", ]", "is no JSON from byte 21 on"},
+          {"{}", "is no record that a rank has left: "},
+          {"[1]", "is no record that a rank has left: "},
+          {"{\"event\": \"late\"}", "has no event \"record\""},
+          {"{\"event\": \"record\", \"format\": 7}", "has format 7, must be 1"},
+          {"{\"event\": \"record\", \"format\": 1, \"rank\": 2, \"ranks\": 2}", "is of rank 2 of 2"},
+          {R"({"event": "record", "format": 1, "rank": 0, "ranks": 2, "host": "h", "pid": 1, "started": 1, "written": 2,
+                "end": {"how": "failed", "kind": "odd", "line": "l", "code": 1}, "calls": []})",
+           "has a failure of kind 'odd', must be own, mismatch, late or peer"},
+      }) {
     place.write_bytes("record.r0.json", bytes);
     expect_bad(".", std::string("./record.r0.json: ") + line);
   }
@@ -238,9 +283,8 @@ TEST(Diagnosis, NamesWhoEndedTheJob) {
 
 #if ALLNORM_HAVE_PROMETHEUS
 
-// The answer to one line of HTTP, to its end; empty where nobody listens.
-std::string ask(int port, const std::string& line) {
-  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+// The answer to one line of HTTP, to its end; empty where nobody listens. Closes the socket.
+std::string ask_at(int socket, int port, const std::string& line) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<std::uint16_t>(port));
@@ -256,6 +300,9 @@ std::string ask(int port, const std::string& line) {
     }
   ::close(socket);
   return answer;
+}
+std::string ask(int port, const std::string& line) {
+  return ask_at(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port, line);
 }
 
 // The sample of that name and labels.
@@ -326,6 +373,49 @@ TEST_F(Watched, APortThatIsTakenIsAWarning) {
       << outcome.err;
   ::kill(child, SIGKILL);
   place.wait(child);
+}
+
+// Who asks is answered when there is a file to spare again; meanwhile the thread does not spin.
+TEST(Metrics, WaitForAFileToSpare) {
+  testing::internal::CaptureStderr();
+  const launch::MetricsServer server("0", 0, false, [] { return std::vector<launch::RankMetrics>(1); });
+  const std::string told = testing::internal::GetCapturedStderr(), before = "http://127.0.0.1:";
+  ASSERT_NE(told.find(before), told.npos) << told;
+  const int port = std::atoi(told.c_str() + told.find(before) + before.size());
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const auto cpu_seconds = [] {
+    timespec time{};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  };
+  std::string answer;
+  std::vector<int> taken;
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const rlimit few{std::min<rlim_t>(limit.rlim_cur, 256), limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  for (int file = 0; (file = ::dup(socket)) >= 0;) taken.push_back(file);
+  std::thread asks([&] { answer = ask_at(socket, port, "GET /metrics"); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  const double start = cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  EXPECT_LT(cpu_seconds() - start, 0.2);
+  for (const int file : taken) ::close(file);
+  asks.join();
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_TRUE(answer.starts_with("HTTP/1.1 200 OK\r\n")) << answer;
+}
+
+// The port of a process is that of the option and its number on the machine.
+TEST(Metrics, HaveAPortThatThereIs) {
+  ::setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1", 1);
+  testing::internal::CaptureStderr();
+  const launch::MetricsServer server("65535", 1, true, [] { return std::vector<launch::RankMetrics>(1); });
+  const std::string told = testing::internal::GetCapturedStderr();
+  ::unsetenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  EXPECT_NE(told.find("--metrics: 127.0.0.1:65536 cannot be listened at, there are none: a port is at most 65535"),
+            told.npos)
+      << told;
 }
 
 TEST_F(Watched, APortIsANumber) {
