@@ -1,10 +1,11 @@
 // CPU queues: the host's memory; every call is done when it returns.
-#include <sanitizer/asan_interface.h>
+#include <pthread.h>
 
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <string>
@@ -14,6 +15,13 @@
 #include "allnorm/error.hpp"
 #include "src/runtime/parallel.hpp"
 
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>
+#else  // a compiler without its sanitizers
+#define ASAN_POISON_MEMORY_REGION(data, size) ((void)(data), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(data, size) ((void)(data), (void)(size))
+#endif
+
 namespace allnorm {
 
 namespace {
@@ -22,23 +30,22 @@ constexpr std::size_t line = 64;  // of a cache, and the widest vector
 constexpr std::align_val_t alignment{line};
 
 /// Memory that was given back and waits for who wants as much: a layer does in its next call, so that no call but the
-/// first asks the system for any. Sizes are powers of two; blocks beyond the largest one are not kept.
+/// first asks the system for any. Sizes are powers of two; blocks beyond the largest one are not kept, nor more than
+/// `most_kept` bytes of all together.
 class KeptBlocks {
  public:
   /// Aligned to a line; null where there is none left.
   void* take(std::size_t bytes) noexcept {
-    const auto kind = static_cast<std::size_t>(std::bit_width((bytes - 1) / line));
+    if (bytes > most) return nullptr;
+    const std::size_t kind = bytes == 0 ? 0 : static_cast<std::size_t>(std::bit_width((bytes - 1) / line));
     Block* block = nullptr;
     if (kind < kinds) {
       const std::lock_guard lock(mutex_);
-      block = free_[kind];
-      if (block != nullptr) free_[kind] = block->next;
+      if ((block = free_[kind]) != nullptr) pop(kind);
     }
-    if (block == nullptr) {
-      void* const made = ::operator new(line + (kind < kinds ? line << kind : bytes), alignment, std::nothrow);
-      if (made == nullptr) return nullptr;
-      block = new (made) Block{nullptr, kind};
-    }
+    if (block == nullptr) block = make(kind, bytes);
+    if (block == nullptr && free_all()) block = make(kind, bytes);  // what waits may be what is lacking
+    if (block == nullptr) return nullptr;
     std::byte* const data = reinterpret_cast<std::byte*>(block) + line;
     if (kind < kinds) {  // the address sanitizer knows what is given out
       ASAN_POISON_MEMORY_REGION(data, line << kind);
@@ -49,11 +56,23 @@ class KeptBlocks {
 
   void give_back(void* data) noexcept {
     auto* const block = reinterpret_cast<Block*>(static_cast<std::byte*>(data) - line);
-    if (block->kind >= kinds) return ::operator delete(block, alignment);
-    ASAN_POISON_MEMORY_REGION(data, line << block->kind);
-    const std::lock_guard lock(mutex_);
-    block->next = std::exchange(free_[block->kind], block);
+    if (block->kind < kinds) {
+      const std::size_t size = line << block->kind;
+      const std::lock_guard lock(mutex_);
+      if (size <= most_kept - kept_) {
+        ASAN_POISON_MEMORY_REGION(data, size);
+        block->next = std::exchange(free_[block->kind], block);
+        kept_ += size;
+        return;
+      }
+    }
+    free(block);
   }
+
+  // A process may fork while another thread is in here: its child must not wait for that thread, which it does not
+  // have.
+  void lock() noexcept { mutex_.lock(); }
+  void unlock() noexcept { mutex_.unlock(); }
 
  private:
   /// In the line before the memory.
@@ -62,14 +81,44 @@ class KeptBlocks {
     std::size_t kind = 0;  // of line << kind bytes
   };
   static constexpr std::size_t kinds = 17;  // up to 4 MiB
+  static constexpr std::size_t most_kept = std::size_t{256} << 20;
+  static constexpr std::size_t most = std::numeric_limits<std::size_t>::max() - 2 * line;
+
+  static Block* make(std::size_t kind, std::size_t bytes) noexcept {
+    void* const made = ::operator new(line + (kind < kinds ? line << kind : bytes), alignment, std::nothrow);
+    return made != nullptr ? new (made) Block{nullptr, kind} : nullptr;
+  }
+  static void free(Block* block) noexcept {
+    if (block->kind < kinds) ASAN_UNPOISON_MEMORY_REGION(block, line + (line << block->kind));
+    ::operator delete(block, alignment);
+  }
+  void pop(std::size_t kind) noexcept {
+    free_[kind] = free_[kind]->next;
+    kept_ -= line << kind;
+  }
+  /// False where there was nothing.
+  bool free_all() noexcept {
+    const std::lock_guard lock(mutex_);
+    const bool some = kept_ > 0;
+    for (std::size_t kind = 0; kind < kinds; ++kind)
+      while (Block* const block = free_[kind]) {
+        pop(kind);
+        free(block);
+      }
+    return some;
+  }
 
   std::mutex mutex_;
   std::array<Block*, kinds> free_{};
+  std::size_t kept_ = 0;  // bytes
 };
 
 // Of all queues, and never destroyed: a static object's buffers are given back when the process ends.
 KeptBlocks& kept() {
-  static auto* const blocks = new KeptBlocks;
+  static KeptBlocks* const blocks = [] {
+    ::pthread_atfork([] { kept().lock(); }, [] { kept().unlock(); }, [] { kept().unlock(); });
+    return new KeptBlocks;
+  }();
   return *blocks;
 }
 
