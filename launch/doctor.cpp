@@ -27,6 +27,7 @@
 #include "launch/machine.hpp"
 #include "launch/parts.hpp"
 #include "launch/ranks.hpp"
+#include "src/transport/pause.hpp"
 #include "src/transport/rendezvous.hpp"
 
 namespace allnorm::launch {

@@ -75,16 +75,6 @@ std::string ranges(const std::vector<int>& numbers) {
   return text;
 }
 
-std::optional<double> cpu_quota() {
-  std::istringstream text(first_line("/sys/fs/cgroup/cpu.max"));  // "QUOTA PERIOD" in microseconds, or "max PERIOD"
-  double quota = 0, period = 0;
-  if (text >> quota >> period && period > 0) return quota / period;
-  const auto old_quota = bytes_in("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");  // version 1; -1 without a limit
-  const auto old_period = bytes_in("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  if (!old_quota || !old_period || *old_quota > (std::uint64_t{1} << 40)) return std::nullopt;
-  return static_cast<double>(*old_quota) / static_cast<double>(*old_period);
-}
-
 Room memory_room() {
   constexpr std::uint64_t kilobyte = 1024;
   Room room{kilobytes_in("/proc/meminfo", "MemAvailable:") * kilobyte, "free on this machine"};

@@ -12,8 +12,6 @@ namespace allnorm::launch {
 std::vector<int> usable_cpus();
 /// "0-3, 8".
 std::string ranges(const std::vector<int>& numbers);
-/// CPUs' worth of time that a container may use (cgroup's cpu.max); none where there is no limit.
-std::optional<double> cpu_quota();
 
 /// Bytes that processes started here can still have, and of what they are the rest: "left of the container's limit".
 struct Room {

@@ -25,7 +25,7 @@ struct Patience {
   int gather_limit = 32;  ///< up to this many ranks messages are gathered and merged in rank order; beyond, along a
                           ///< fixed binomial tree
   std::function<double()> now{};  ///< a clock in seconds; the steady clock when empty
-  std::function<void()> relax{};  ///< what a waiting rank does between two looks; yields when empty
+  std::function<void()> relax{};  ///< what a waiting rank does between two looks; spins, yields, sleeps when empty
   /// Told once in an exchange, after 30 s or half of its deadline; and right before it throws timeout. By the thread
   /// that waits, or one of the library's where none does (nccl; threads of one GPU).
   std::function<void(const LateReport&)> warn{}, report{};

@@ -54,7 +54,7 @@ bool is_crowded(const std::vector<Seat>& seats, std::size_t rank) {
     ++ranks;
     CPU_OR(&cores, &cores, &seat.cores);
   }
-  return are_crowded(ranks, cores);
+  return are_crowded(ranks, cores, cpu_quota());
 }
 
 HostName host_name() {

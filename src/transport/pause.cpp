@@ -1,6 +1,7 @@
 #include "src/transport/pause.hpp"
 
 #include <algorithm>
+#include <fstream>
 #include <thread>
 
 #include <hwy/cache_control.h>
@@ -17,6 +18,16 @@ constexpr microseconds shortest{10}, longest{1000};  // sleep
 constexpr microseconds slow{200};                    // of a yield: somebody else has the core
 constexpr microseconds remembered{100'000};
 
+// "QUOTA PERIOD" in microseconds; none for "max PERIOD", for -1, and where there is no such file.
+std::optional<double> share_in(const std::string& quota_file, const std::string& period_file) {
+  std::ifstream first(quota_file);
+  double quota = 0, period = 0;
+  if (!(first >> quota)) return std::nullopt;
+  std::ifstream second(period_file);
+  if (!(period_file.empty() ? first >> period : second >> period) || quota <= 0 || period <= 0) return std::nullopt;
+  return quota / period;
+}
+
 }  // namespace
 
 cpu_set_t own_cores() noexcept {
@@ -26,9 +37,31 @@ cpu_set_t own_cores() noexcept {
   return cores;
 }
 
-bool are_crowded(int ranks, const cpu_set_t& cores) noexcept {
+std::optional<double> cpu_quota(const std::string& groups, const std::string& root) {
+  std::optional<double> least;
+  std::ifstream file(groups);
+  for (std::string line; std::getline(file, line);) {  // "NUMBER:CONTROLLERS:/PATH"; of version 2 no controllers
+    const auto first = line.find(':'), second = line.find(':', first + 1);
+    if (first == line.npos || second == line.npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool unified = controllers == ",,";
+    if (!unified && controllers.find(",cpu,") == controllers.npos) continue;
+    // In a container the path may be one of the host, which is not there: then the root is the container's own.
+    for (std::string path = line.substr(second + 1);; path.erase(path.rfind('/'))) {
+      if (path.ends_with('/')) path.pop_back();
+      const std::string folder = root + (unified ? "" : "/cpu") + path;
+      const auto share = unified ? share_in(folder + "/cpu.max", {})
+                                 : share_in(folder + "/cpu.cfs_quota_us", folder + "/cpu.cfs_period_us");
+      if (share) least = std::min(*share, least.value_or(*share));
+      if (path.rfind('/') == path.npos) break;
+    }
+  }
+  return least;
+}
+
+bool are_crowded(int ranks, const cpu_set_t& cores, std::optional<double> quota) noexcept {
   const int count = CPU_COUNT(&cores);
-  return count > 0 && ranks > count;
+  return (count > 0 && ranks > count) || (quota && ranks > *quota);
 }
 
 Pause::Step Pause::next(bool crowded) noexcept {

@@ -84,7 +84,9 @@ class Mailbox {
 // What the ranks share.
 struct Hub {
   explicit Hub(int ranks)
-      : boxes(static_cast<std::size_t>(ranks)), left(boxes.size()), crowded(are_crowded(ranks, own_cores())) {}
+      : boxes(static_cast<std::size_t>(ranks)),
+        left(boxes.size()),
+        crowded(are_crowded(ranks, own_cores(), cpu_quota())) {}
 
   std::vector<Mailbox> boxes;           // [rank]
   std::vector<std::atomic<bool>> left;  // [rank] it has said goodbye

@@ -2,9 +2,14 @@
 #include "src/transport/pause.hpp"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "harness.hpp"
@@ -28,11 +33,43 @@ cpu_set_t cores(int count) {
 }
 
 TEST(Pauses, AreOfCrowdedRanksWhereThereAreFewerCores) {
-  EXPECT_FALSE(are_crowded(2, cores(2)));
-  EXPECT_TRUE(are_crowded(3, cores(2)));
-  EXPECT_FALSE(are_crowded(3, cores(0)));  // not known
+  EXPECT_FALSE(are_crowded(2, cores(2), {}));
+  EXPECT_TRUE(are_crowded(3, cores(2), {}));
+  EXPECT_FALSE(are_crowded(3, cores(0), {}));  // not known
+  EXPECT_FALSE(are_crowded(2, cores(4), 2.0));
+  EXPECT_TRUE(are_crowded(2, cores(4), 1.5));  // a container's share of their time
   const cpu_set_t own = own_cores();
   EXPECT_GE(CPU_COUNT(&own), 1);
+}
+
+TEST(Pauses, KnowTheShareOfTimeThatIsLeft) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::path(testing::TempDir()) / ("quota" + std::to_string(::getpid()));
+  const auto write = [&](const std::string& name, const std::string& text) {
+    fs::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text << "\n";
+  };
+  const auto quota = [&] { return cpu_quota(root / "groups", root); };
+  EXPECT_EQ(quota(), std::nullopt);
+  write("groups", "0::/job/step");
+  EXPECT_EQ(quota(), std::nullopt);
+  write("job/step/cpu.max", "max 100000");
+  EXPECT_EQ(quota(), std::nullopt);
+  write("job/cpu.max", "250000 100000");
+  EXPECT_EQ(quota(), 2.5);
+  write("job/step/cpu.max", "150000 100000");
+  EXPECT_EQ(quota(), 1.5);
+  write("cpu.max", "50000 100000");  // of a container, which sees its own as the root
+  EXPECT_EQ(quota(), 0.5);
+  write("groups", "3:cpuset:/other\n1:cpu,cpuacct:/task\n0::/");
+  write("cpu.max", "max 100000");
+  EXPECT_EQ(quota(), std::nullopt);
+  write("cpu/task/cpu.cfs_period_us", "100000");
+  write("cpu/task/cpu.cfs_quota_us", "-1");
+  EXPECT_EQ(quota(), std::nullopt);
+  write("cpu/task/cpu.cfs_quota_us", "300000");
+  EXPECT_EQ(quota(), 3.0);
+  fs::remove_all(root);
 }
 
 TEST(Pauses, EndInSleepsThatGrowAndStayShort) {
