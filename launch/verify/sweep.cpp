@@ -43,6 +43,8 @@ struct Worst {
   double error = 0;
   std::size_t name = 0;  // of names_of()
   std::int64_t step = 0;
+  double thrown = 0;        // 1: by this rank itself, 2: because another one did; then `error` means nothing
+  std::string reason = {};  // with it
 };
 
 // Everything that a call may make, and must be told of by the reference.
@@ -59,7 +61,8 @@ class Run {
         rank_(rank),
         dtype_(dtype),
         order_(order),
-        names_(names_of(*trial.layer.row)) {}
+        names_(names_of(*trial.layer.row)),
+        compared_(names_.size()) {}
 
   Worst of(const std::vector<Step>& script) {
     const auto& shape = script.front().given.find("input")->second.shape;
@@ -73,6 +76,7 @@ class Run {
       add_up(made);
       for (std::size_t name = 0; name < names_.size(); ++name) {
         const double error = compare(names_[name], made, script[i]);
+        if (made.find(names_[name]) != made.end()) compared_[name] = true;
         if (error > worst.error) worst = {error, name, static_cast<std::int64_t>(i)};
       }
     }
@@ -80,6 +84,8 @@ class Run {
   }
 
   const std::vector<std::string>& names() const noexcept { return names_; }
+  /// [of names()] whether it was there in a step.
+  const std::vector<bool>& compared() const noexcept { return compared_; }
 
  private:
   const Row& row() const { return *cut_.layer().row; }
@@ -123,43 +129,82 @@ class Run {
   DType dtype_;
   Order order_;
   std::vector<std::string> names_;
+  std::vector<bool> compared_;
 };
 
-// The worst of all ranks, and whose it is.
+// After these a group goes on (allnorm/communicator.hpp).
+bool goes_on(const Error& error) {
+  return error.code() != Code::timeout && error.code() != Code::transport && error.code() != Code::device;
+}
+
+// `exchange()`, which all ranks come to, of a run that may have thrown on some of them before its last exchange: the
+// others are in that one then, where all find out that they disagree, and come here next.
+template <class Exchange>
+auto once_all_are_here(const Exchange& exchange) {
+  try {
+    return exchange();
+  } catch (const Error& error) {
+    if (error.code() != Code::mismatch && error.code() != Code::aborted) throw;
+    return exchange();
+  }
+}
+
+// The worst of all ranks, and whose it is: of those that threw the first one that did so by itself.
 std::pair<Worst, int> worst_of_all(const Worst& own, Rank& rank) {
-  constexpr std::size_t words = 3;
+  constexpr std::size_t words = 4, longest = 192;  // of a reason
   const auto at = static_cast<std::size_t>(rank.rank) * words;
   std::vector<double> slots(words * static_cast<std::size_t>(rank.size));
   slots[at] = own.error, slots[at + 1] = static_cast<double>(own.name), slots[at + 2] = static_cast<double>(own.step);
-  const Message all = rank.world->exchange({Header("verify", Direction::agreement, 1), slots, 0, {}}, rank.queue);
+  slots[at + 3] = own.thrown;
+  const Message all = once_all_are_here([&] {
+    return rank.world->exchange({Header("verify", Direction::agreement, 1), slots, 0, {}}, rank.queue);
+  });
   std::pair<Worst, int> worst{{}, 0};
+  const auto counts_more = [&worst](double error, double thrown) {
+    if (thrown != worst.first.thrown) return thrown > 0 && (worst.first.thrown == 0 || thrown < worst.first.thrown);
+    return thrown == 0 && error > worst.first.error;
+  };
   for (int r = 0; r < rank.size; ++r) {
     const double* slot = all.payload.data() + static_cast<std::size_t>(r) * words;
-    if (slot[0] > worst.first.error)
-      worst = {{slot[0], static_cast<std::size_t>(slot[1]), static_cast<std::int64_t>(slot[2])}, r};
+    if (counts_more(slot[0], slot[3]))
+      worst = {{slot[0], static_cast<std::size_t>(slot[1]), static_cast<std::int64_t>(slot[2]), slot[3]}, r};
   }
+  if (worst.first.thrown == 0) return worst;
+  std::vector<double> letters(longest);
+  if (rank.rank == worst.second) std::copy_n(own.reason.begin(), std::min(own.reason.size(), longest), letters.begin());
+  const Message text = rank.world->exchange({Header("verify", Direction::agreement, 2), letters, 0, {}}, rank.queue);
+  for (const double letter : text.payload)
+    if (letter != 0) worst.first.reason += static_cast<char>(letter);
   return worst;
 }
 
-Place run(const Trial& trial, DType dtype, Order order, const std::vector<Step>& script, Rank& rank) {
+Place run(const Trial& trial, DType dtype, Order order, const std::vector<Step>& script, Rank& rank,
+          std::vector<bool>& compared) {
   const Row& row = *trial.layer.row;
   Place place{.device = rank.queue.device().kind == DeviceKind::cpu ? "cpu" : "cuda",
               .transport = std::string(rank.world->transport()),
               .dtype = std::string(to_string(dtype)),
               .layout = layout_of(row, order),
               .attributes = trial.attributes};
+  Run one(trial, dtype, order, rank);
+  Worst own;
   try {
-    Run one(trial, dtype, order, rank);
-    const auto [worst, whose] = worst_of_all(one.of(script), rank);
-    place.error = worst.error;
+    own = one.of(script);
+  } catch (const Error& error) {
+    // On GPUs the others may be in their streams, where a message of the host meets nobody.
+    if (rank.size > 1 && !(goes_on(error) && rank.queue.device().kind == DeviceKind::cpu)) throw;
+    const bool follows = error.code() == Code::aborted || error.code() == Code::mismatch;
+    own = {no_number, 0, 0, follows ? 2.0 : 1.0, error.message()};
+  }
+  const auto [worst, whose] = worst_of_all(own, rank);
+  place.error = worst.error;
+  place.rank = whose;
+  place.reason = worst.reason;
+  if (worst.thrown == 0) {
     place.tensor = one.names()[worst.name];
     place.step = worst.step;
-    place.rank = whose;
-  } catch (const Error& error) {
-    if (rank.size > 1) throw;  // the others wait for this rank
-    place.error = no_number;
-    place.reason = error.message();
   }
+  for (std::size_t name = 0; name < compared.size(); ++name) compared[name] = compared[name] || one.compared()[name];
   return place;
 }
 
@@ -190,14 +235,18 @@ std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
       add(outcome, {.error = no_number, .reason = "the reference does not have it"});
       continue;
     }
+    const std::vector<std::string> names = names_of(*row);
+    std::vector<bool> compared(names.size());
     for (const Trial& trial : trials_of(*row, *definition))
       for (const DType dtype : types) {
         const std::vector<Step> script = script_of(trial, dtype);
         for (std::size_t order = 0; order < layouts_of(*row); ++order) {
-          add(outcome, run(trial, dtype, orders[order], script, rank));
+          add(outcome, run(trial, dtype, orders[order], script, rank, compared));
           tick(outcome);
         }
       }
+    for (std::size_t name = 0; name < names.size(); ++name)  // what neither side has is not right, but untried
+      if (!compared[name]) add(outcome, {.error = no_number, .reason = names[name] + " is in no run of the layer"});
   }
   return outcomes;
 }

@@ -32,7 +32,8 @@ struct Outcome {
 std::int64_t runs_of(const std::vector<const Row*>& layers);
 
 /// Every trial of the layers with every type and layout, on the ranks of `rank`: each run is told to `tick`, by what
-/// has come out of its layer so far. All ranks return the same. A lone rank goes on after a run that threw.
+/// has come out of its layer so far. All ranks return the same. A run that threw is one that failed, and the next one
+/// follows, but where the group is over: then it throws. An output that no run of a layer compares is a failure too.
 std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
                            const std::function<void(const Outcome&)>& tick);
 

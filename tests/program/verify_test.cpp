@@ -3,13 +3,18 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "allnorm/catalogue.hpp"
 #include "allnorm/device.hpp"
 #include "build_config.hpp"
+#include "harness.hpp"
 #include "launch/reference/definitions.hpp"
+#include "launch/verify/sweep.hpp"
 #include "runner.hpp"
 
 namespace allnorm::test {
@@ -48,6 +53,47 @@ TEST(Verify, HoldsOnOneRankAndOnThree) {
     EXPECT_LE(error, 1) << name;
     for (const char* field : {"device", "transport", "dtype", "layout", "tensor"})
       EXPECT_NE(layer["largest"][field], "") << field;
+  }
+}
+
+// Of rank 1, whose exchange of that number it is that fails; then all as the group does.
+class Failing final : public Communicator {
+ public:
+  Failing(std::shared_ptr<Communicator> inner, int at) : inner_(std::move(inner)), at_(at) {}
+  int rank() const noexcept override { return inner_->rank(); }
+  int size() const noexcept override { return inner_->size(); }
+  std::string name_of(int rank) const override { return inner_->name_of(rank); }
+  std::string_view transport() const noexcept override { return inner_->transport(); }
+  Traffic traffic() const noexcept override { return inner_->traffic(); }
+  std::shared_ptr<Communicator> split(std::int64_t color, Queue& queue) override { return inner_->split(color, queue); }
+  void decline(const Error& error) noexcept override { inner_->decline(error); }
+  void abort(const Error& error) noexcept override { inner_->abort(error); }
+  Pending start_exchange(Message message, Queue& queue) override {
+    expect(rank() != 1 || ++exchanges_ != at_, Code::invalid_input, "the input is as it should not be");
+    return inner_->start_exchange(std::move(message), queue);
+  }
+
+ private:
+  std::shared_ptr<Communicator> inner_;
+  int at_, exchanges_ = 0;
+};
+
+// With a word to the others or without, and in whichever exchange: one run fails, and all others are made.
+TEST(Verify, GoesOnAfterARunThatThrewOnOneRank) {
+  const std::vector<const Row*> rows{Layer("layer_norm").row};
+  for (const int at : {1, 2, 3}) {
+    std::vector<launch::verify::Outcome> outcomes(3);
+    harness::run(3, [&](const harness::World& world, Queue&) {
+      launch::Rank rank{world->rank(), 3, std::make_shared<Failing>(world, at), Queue::cpu(), true, nullptr};
+      outcomes[static_cast<std::size_t>(world->rank())] = launch::verify::sweep(rows, rank, [](const auto&) {})[0];
+    });
+    for (const launch::verify::Outcome& outcome : outcomes) {
+      EXPECT_EQ(outcome.runs, launch::verify::runs_of(rows));
+      EXPECT_EQ(outcome.failed, 1);
+      ASSERT_EQ(outcome.failures.size(), 1u);
+      EXPECT_EQ(outcome.failures[0].reason, "the input is as it should not be") << at;
+      EXPECT_EQ(outcome.failures[0].rank, 1);
+    }
   }
 }
 
