@@ -16,6 +16,7 @@
 #include <limits>
 #include <sstream>
 #include <system_error>
+#include <thread>
 
 namespace allnorm::launch {
 
@@ -134,9 +135,16 @@ Ended run_program(const std::vector<std::string>& words, double seconds) {
   }
   ::close(ends[0]);
   if (child <= 0) return ended;
-  if (!ended.in_time) ::kill(-child, SIGKILL);
+  // One that has closed its output may still run on.
   int status = 0;
-  ::waitpid(child, &status, 0);
+  ::pid_t gone = 0;
+  while (ended.in_time && (gone = ::waitpid(child, &status, WNOHANG)) == 0)
+    if (Clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    else
+      ended.in_time = false;
+  if (!ended.in_time) ::kill(-child, SIGKILL);
+  if (gone == 0) ::waitpid(child, &status, 0);
   ended.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return ended;
 }

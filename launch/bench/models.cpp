@@ -38,14 +38,15 @@ Model model_of(const Json& json, const std::string& path, const std::string& nam
   Model model{name, source.is_string() ? source.get<std::string>() : source.dump(), {}};
   for (const Json& layer : json["layers"]) {
     if (!layer.is_object() || !layer.contains("channels") || !layer.value("space", Json::array()).is_array())
-      bad_file(path, "has the layer " + printable(layer.dump()) + ", must have channels and a list space");
+      bad_file(path, "has the layer " + printable(layer.dump()) +
+                         ", must be an object with channels, and with a list of extents where it has a space");
     ModelLayer& made = model.layers.emplace_back();
     made.channels = extent(layer["channels"], path, "channels");
     made.count = extent(layer.value("count", Json(1)), path, "count");
     for (const Json& one : layer.value("space", Json::array()))
       made.space.push_back(extent(one, path, "an extent of space"));
     if (made.space.size() + 2 > Shape::max_rank)
-      bad_file(path, "has a layer with " + std::to_string(made.space.size()) + " axes of space, must be at most " +
+      bad_file(path, "has a layer with " + std::to_string(made.space.size()) + " axes of space, must have at most " +
                          std::to_string(Shape::max_rank - 2));
   }
   return model;
@@ -67,9 +68,10 @@ Model read_model(const std::string& name) {
   if (!is_file) {
     const auto names = known_models();
     std::string known;
-    for (const std::string& one : names) known += one + ", ";
+    for (const std::string& one : names) known += (known.empty() ? "one of " : "") + one + ", ";
     expect(std::find(names.begin(), names.end(), name) != names.end(), Code::invalid_argument, [&] {
-      return "--model is '" + name + "', must be one of " + known + "or a file of layers FILE.json" +
+      return "--model is '" + name + "', must be " + known + (known.empty() ? "" : "or ") +
+             "a file of layers FILE.json" +
              did_you_mean(name, names, [](const std::string& one) { return std::string_view(one); });
     });
   }

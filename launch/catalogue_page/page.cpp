@@ -168,9 +168,13 @@ std::string whole(double number) { return std::to_string(static_cast<long long>(
 
 // Counted, in two calls of different sizes.
 std::string exchange_of(const Row& row) {
-  const auto found = std::find_if(reference::definitions().begin(), reference::definitions().end(),
-                                  [&](const reference::Defined& one) { return one.row == row.name; });
   if (row.attribute("sync") == nullptr) return "nothing";
+  const auto all = reference::definitions();
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const reference::Defined& one) { return one.row == row.name; });
+  expect(found != all.end(), Code::unsupported, [&] {
+    return std::string(row.name) + " is not in launch/reference/definitions.cpp, must be there to be tried";
+  });
   const auto trials = verify::trials_of(row, *found);
   const auto sets = [&row](const verify::Trial& trial) {
     const Axes groups = row.statistics.has(Axis::partner) ? Axes{Axis::channel} : row.statistics;
