@@ -136,7 +136,11 @@ class Halves::Impl {
  public:
   Impl(const Layer& layer, std::int64_t channels, int rank, int ranks, Queue& queue, std::string name)
       : norm(layer, channels, std::make_shared<CallersGroup>(rank, ranks), queue, std::move(name), false),
-        exchanges(ranks > 1 && rules().takes_moments() && (layer.options.training || !norm.has_running())) {}
+        exchanges(ranks > 1 && rules().takes_moments() && (layer.options.training || !norm.has_running())) {
+    // A call there ends before its values are known, and leaves nothing that a later one could ask.
+    expect(layer.options.nonfinite != NonFinite::fail || queue.device().kind == DeviceKind::cpu, Code::unsupported,
+           "attribute nonfinite is fail, must be propagate or skip_update for halves of calls on a GPU");
+  }
 
   const Rules& rules() const noexcept { return norm.memory_.rules(); }
   bool has_history() const noexcept { return rules().persists && (rules().window > 1 || rules().minibatches > 1); }
@@ -225,8 +229,10 @@ class Halves::Impl {
     if (rules().window > 1) call.ring.past = work.next<double>((rules().window - 1) * 4 * call.channels);
     return call;
   }
-  /// `source`: of the derivatives that a call brings.
-  Bound bind(const KeptState& state, const DerivativeSource* source, Places& work, Queue& queue) const {
+  /// `source`: of the derivatives that a call brings. Where there is none, and `whole`, those of the history have their
+  /// places too: a GPU's queue is then waited for, to read what they are of.
+  Bound bind(const KeptState& state, const DerivativeSource* source, Places& work, Queue& queue,
+             bool whole = false) const {
     Bound bound{lay_out_state(work), {}};
     const auto expect_given = [&](bool is, bool must, const char* what) {
       expect(is == must, Code::invalid_argument, [&] {
@@ -253,11 +259,12 @@ class Halves::Impl {
     kept.tracked = static_cast<std::int64_t*>(state.tracked.data);
     if (!has_history()) return bound;
     HistoryHead head = source != nullptr ? head_of(source->shape, source->wide) : head_of({}, false);
-    // A call on a GPU waits for nothing, and has only the size to go by.
-    if (queue.device().kind == DeviceKind::cpu || source == nullptr)
+    // A call on a GPU waits for nothing, and has only the size to go by; derivatives that it does not know come last.
+    const bool knows = source != nullptr || !rules().compensates();
+    if (queue.device().kind == DeviceKind::cpu || (whole && !knows))
       head = read_head(state.history, head, queue);
     else
-      expect_size(state.history, head);
+      expect_size(state.history, head, knows);
     Places block(state.history.data());
     History history(head, block);
     kept.counters = history.counters;
@@ -266,9 +273,11 @@ class Halves::Impl {
     bound.call.ring = history.ring;
     return bound;
   }
-  static void expect_size(std::span<const std::byte> history, const HistoryHead& head) {
-    expect(history.size() == index(head.bytes), Code::invalid_input, [&] {
-      return "the history has " + std::to_string(history.size()) + " bytes, must have " + std::to_string(head.bytes);
+  static void expect_size(std::span<const std::byte> history, const HistoryHead& head, bool exactly) {
+    const std::size_t least = index(head.bytes), size = history.size();
+    expect(exactly ? size == least : size >= least, Code::invalid_input, [&] {
+      return "the history has " + std::to_string(size) + " bytes, must have " + (exactly ? "" : "at least ") +
+             std::to_string(least);
     });
   }
   void take(const Bound& bound, Queue& queue) const {
@@ -371,7 +380,7 @@ class Halves::Impl {
   Loaded with_state(const KeptState& state, Queue& queue) const {
     Places none(nullptr);  // what a call has of its own is the layer's
     Loaded made{NormImpl(norm.layer_, norm.channels_, norm.group_, queue, norm.name_),
-                bind(state, nullptr, none, queue)};
+                bind(state, nullptr, none, queue, true)};
     LayerMemory& memory = made.norm.memory_;
     const Ring& ring = made.bound.call.ring;
     memory.make_window({norm.channels_, ring.fan_in, ring.mean_rows}, ring.wide, queue);
@@ -456,7 +465,7 @@ void Halves::begin_batch(const KeptState& state, Queue& queue) const {
   impl_->lay_out_state(size);
   Buffer<std::byte> work(size.used(), queue, Fill::none);
   Places places(work.data());
-  const Impl::Bound bound = impl_->bind(state, nullptr, places, queue);
+  const Impl::Bound bound = impl_->bind(state, nullptr, places, queue, true);
   impl_->take(bound, queue);
   queue.ops().begin_batch(impl_->rules(), bound.call, queue);
   impl_->give(bound, queue);

@@ -50,13 +50,15 @@ struct KeptFrame {
 /// channels, heads alone tell (expect_agreement), before records of unequal lengths meet in a collective. On the CPU a
 /// second half throws what heads say before it changes anything: mismatch, aborted with the reason of a rank whose
 /// first half has declined, invalid_argument where weights of the convolution differ within a batch. On a GPU its
-/// kernels find that, fill the output with NaN and leave the state, and expect_agreement tells. A call has the bits of
-/// the one over threads() of as many ranks, up to Patience::gather_limit of them.
+/// kernels find that, fill the output with NaN and leave the state, and expect_agreement tells; only of more values
+/// than can be counted (2^53, over all ranks) nothing tells but the NaN. Calls on a GPU wait for nothing. A call has
+/// the bits of the one over threads() of as many ranks, up to Patience::gather_limit of them.
 ///
 /// Where nothing is exchanged (one rank, inference) first halves do nothing and records are null.
 class Halves {
  public:
-  /// As Norm for rank `rank` of `ranks`. Throws as Norm, and invalid_argument for a rank that is not there.
+  /// As Norm for rank `rank` of `ranks`. Throws as Norm, invalid_argument for a rank that is not there, and unsupported
+  /// for nonfinite=fail on a GPU, where no call waits for what its kernels find.
   Halves(const Layer& layer, std::int64_t channels, int rank, int ranks, Queue& queue, std::string name = {});
   Halves(Halves&&) noexcept;
   Halves& operator=(Halves&&) noexcept;

@@ -1,6 +1,7 @@
 // Layers in CUDA graphs: a replayed step advances the state as a call does, and nothing on the host waits.
 #include <optional>
 
+#include "allnorm/halves.hpp"
 #include "operation_step.hpp"
 
 namespace {
@@ -71,6 +72,69 @@ TEST(Graphs, ReplaysOfOperationsEqualCalls) {
         EXPECT_EQ(captured.outcome(), eager.outcome()) << "step " << step;
       }
     }
+}
+
+/// A rank whose calls are made in halves, in memory of the test's.
+struct HalvesStep {
+  HalvesStep(const Layer& layer, Queue& q) : queue(q), halves(layer, C, 0, 1, q) {
+    inputs.input = backend::view(x.data(), x_shape);
+    history.resize(halves.history_bytes());
+    halves.start_history(history, q);
+    work.resize(halves.work_bytes(inputs) / sizeof(double) + 1);
+    frame.resize(static_cast<std::size_t>(halves.frame_size(C)));
+    queue.wait();
+  }
+  void run() {
+    const KeptState state{backend::view(mean.data(), {C}), backend::view(var.data(), {C}),
+                          backend::view(tracked.data(), {1}), history};
+    auto* const scratch = reinterpret_cast<std::byte*>(work.data());
+    halves.forward_finish(inputs, backend::view(y.data(), x_shape), state, {frame.data()}, scratch, nullptr, queue);
+  }
+  void refill(std::uint64_t seed) {
+    Random fresh(seed);
+    x.assign(x.size(), 0);
+    for (float& value : x) value = static_cast<float>(0.5 + fresh.normal());
+  }
+  std::vector<double> outcome() {
+    queue.wait();
+    std::vector<double> all(y.begin(), y.end());
+    for (const auto* part : {&mean, &var, &frame}) all.insert(all.end(), part->begin(), part->end());
+    for (const std::byte b : history) all.push_back(std::to_integer<int>(b));
+    all.push_back(static_cast<double>(tracked[0]));
+    return all;
+  }
+
+  static constexpr std::size_t values = 3 * C * 4 * 6;
+  Queue& queue;
+  Halves halves;
+  ForwardInputs inputs;
+  backend::Array<float> x = backend::Array<float>(values), y = backend::Array<float>(values);
+  backend::Array<double> mean = backend::Array<double>(C), var = backend::Array<double>(C, 1.0), work, frame;
+  backend::Array<std::int64_t> tracked = backend::Array<std::int64_t>(1);
+  backend::Array<std::byte> history;
+};
+
+TEST(Graphs, ReplaysOfHalvesWithAHistoryEqualCalls) {
+  for (const char* text :
+       {"cross_mini_batch_norm:minibatches=2", "cross_iteration_batch_norm:window=3:compensate=false",
+        "cross_iteration_batch_norm:training=false"}) {
+    SCOPED_TRACE(text);
+    Queue queue = backend::queue();
+    HalvesStep eager(parse_layer(text), queue), captured(parse_layer(text), queue);
+    Graph graph(queue, [&captured] { captured.run(); });
+    for (std::uint64_t step = 0; step < 5; ++step) {
+      for (HalvesStep* s : {&eager, &captured}) s->refill(step);
+      eager.run();
+      graph.launch();
+      EXPECT_EQ(captured.outcome(), eager.outcome()) << "step " << step;
+    }
+  }
+}
+
+TEST(Graphs, HalvesRefuseToFailForValuesThatTheyDoNotWaitFor) {
+  Queue queue = backend::queue();
+  EXPECT_EQ(harness::error_of([&] { Halves(parse_layer("batch_norm:nonfinite=fail"), C, 0, 1, queue); }),
+            "unsupported: attribute nonfinite is fail, must be propagate or skip_update for halves of calls on a GPU");
 }
 
 TEST(Graphs, CallsGoOnFromWhereReplaysEnded) {
