@@ -65,6 +65,19 @@ bool is_dense(const Tensor& tensor, bool channels_last) {
   return dense || tensor.numel() == 0;
 }
 
+void expect_array(const char* what, const Tensor& tensor, ScalarType type, std::int64_t size, const std::string& name) {
+  const auto text = [](std::int64_t values, bool contiguous, ScalarType of, bool on_host) {
+    return std::to_string(values) + (contiguous ? " contiguous" : " scattered") + " values of " +
+           torch::headeronly::toString(of) + (on_host ? " on the CPU" : " on another device");
+  };
+  const bool contiguous = tensor.is_contiguous(), on_host = tensor.is_cpu();
+  const ScalarType is = tensor.scalar_type();
+  if (contiguous && on_host && is == type && tensor.numel() == size) return;
+  refuse(std::string(what) + " is " + text(tensor.numel(), contiguous, is, on_host) + ", must be " +
+             text(size, true, type, true),
+         name);
+}
+
 void Slots::add(const char* slot, const Tensor& tensor, bool channels_last, bool writes) {
   if (size_ == most) refuse("too many tensors are given", name_);
   if (!is_dense(tensor, channels_last))

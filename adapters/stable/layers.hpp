@@ -50,6 +50,8 @@ class Slots {
 };
 
 bool is_dense(const Tensor& tensor, bool channels_last);
+/// Throws unless `tensor`, which `what` calls, is that many contiguous values of the type in the host's memory.
+void expect_array(const char* what, const Tensor& tensor, ScalarType type, std::int64_t size, const std::string& name);
 
 /// This thread's queue: over torch's threads.
 allnorm_queue* queue();

@@ -38,8 +38,9 @@ struct State {
     slots.add(layer.sizes.keeps_running == 2 ? "running_std" : "running_var", running_var, false, writes);
     slots.add("num_batches_tracked", num_batches_tracked, false, writes);
   }
-  void add_to(allnorm_memory& memory, bool writes) const {
+  void add_to(allnorm_memory& memory, bool writes, const std::string& name) const {
     if (!history || history->numel() == 0) return;
+    expect_array("state", *history, ScalarType::Byte, history->numel(), name);
     memory.history = writes ? history->mutable_data_ptr() : const_cast<void*>(history->const_data_ptr());
     memory.history_bytes = history->numel() * static_cast<std::int64_t>(history->element_size());
   }
@@ -71,12 +72,16 @@ Ready& ready_for(const Tensor& x, const Optional& running_mean, const Text& laye
   return ready(layer.value, name.value, x.size(1), rank, ranks);
 }
 
+std::int64_t channels_of(const Tensor& x, const Optional& running_mean) {
+  return running_mean ? running_mean->numel() : x.dim() > 1 ? x.size(1) : 0;
+}
+
 /// Bytes of a record of the layer; the input may have other channels than that has.
 std::int64_t record_bytes(const Ready& layer, const allnorm_length& length, const Tensor& x,
                           const Optional& running_mean) {
   std::int64_t groups = 0;
   if (layer.sizes.of_channels != 0) {
-    groups = running_mean ? running_mean->numel() : x.dim() > 1 ? x.size(1) : 0;
+    groups = channels_of(x, running_mean);
   } else {
     const auto shape = x.sizes();
     expect_ok(allnorm_halves_groups(layer.halves.get(), shape.data(), static_cast<std::int32_t>(shape.size()), &groups),
@@ -84,22 +89,20 @@ std::int64_t record_bytes(const Ready& layer, const allnorm_length& length, cons
   }
   return length.fixed + length.each * groups;
 }
-Tensor record_for(const Ready& layer, const allnorm_length& length, const Tensor& x, const Optional& running_mean) {
-  return bytes(x, layer.sizes.exchanges != 0 ? record_bytes(layer, length, x, running_mean) : 0);
-}
-
 /// The records of all ranks, with as many bytes as they must have.
 const void* records_of(const Tensor& records, std::int64_t bytes_each, std::int64_t ranks, const std::string& name) {
-  if (!records.is_contiguous() ||
-      records.numel() * static_cast<std::int64_t>(records.element_size()) != bytes_each * ranks)
-    refuse("records have " + std::to_string(records.numel()) + " bytes, must have " + std::to_string(ranks) + " x " +
-               std::to_string(bytes_each),
-           name);
+  expect_array("records", records, ScalarType::Byte, bytes_each * ranks, name);
   return records.const_data_ptr();
 }
 
 Tensor mask_for(const Inputs& inputs, const Ready& layer) {
   return bytes(inputs.x, inputs.residual && layer.sizes.gates != 0 ? (inputs.x.numel() + 7) / 8 : 0);
+}
+std::int64_t frame_size(const Ready& layer) { return layer.sizes.frame.fixed + layer.sizes.frame.each * layer.groups; }
+/// The frame of a call of the shape that the layer has looked at.
+double* frame_of(const Tensor& frame, const Ready& layer) {
+  expect_array("frame", frame, ScalarType::Double, frame_size(layer), layer.name);
+  return const_cast<double*>(static_cast<const double*>(frame.const_data_ptr()));
 }
 /// What failed, for the peers: without what expect_ok adds for this process.
 std::string reason_of(const std::exception& error) {
@@ -110,28 +113,79 @@ std::uint8_t* data_of(const Tensor& mask) {
   return mask.numel() > 0 ? static_cast<std::uint8_t*>(mask.data_ptr()) : nullptr;
 }
 
+constexpr std::int32_t forward_direction = 0, backward_direction = 1;
+const allnorm_length& record_of(const Ready& layer, std::int32_t direction) {
+  return direction == forward_direction ? layer.sizes.forward_record : layer.sizes.backward_record;
+}
+
+/// A record that says why this rank has none. It is as long as those of that many groups; where the layer itself is
+/// wrong, no longer than its head.
+Tensor declined(const Tensor& like, std::int32_t direction, std::int64_t groups, const std::string& why,
+                const Text& layer, const Text& name, std::int64_t rank, std::int64_t ranks) {
+  std::int64_t size = 0;
+  Ready* own = nullptr;
+  try {
+    own = &ready(layer.value, name.value, groups, rank, ranks);
+    size = record_of(*own, direction).fixed + record_of(*own, direction).each * groups;
+  } catch (const std::exception&) {
+    own = &ready("batch_norm", name.value, 0, rank, ranks);
+    size = own->sizes.head;
+  }
+  Tensor record = bytes(like, size);
+  allnorm_memory memory{};
+  memory.record = record.data_ptr();
+  expect_ok(allnorm_halves_decline(own->halves.get(), direction, why.c_str(), &memory, queue()), own->name);
+  return record;
+}
+
+/// A first half on its way. Where its peers wait for a record it does not throw: the second half does, everywhere.
+struct FirstHalf {
+  const std::int32_t direction;
+  const std::int64_t ranks;
+  Ready* layer = nullptr;
+  Optional record{};
+  allnorm_memory memory{};
+
+  Ready& begin(Ready& own, const Tensor& x, const Optional& running_mean) {
+    layer = &own;
+    record = bytes(x, own.sizes.exchanges != 0 ? record_bytes(own, record_of(own, direction), x, running_mean) : 0);
+    memory.record = record->data_ptr();
+    return own;
+  }
+  /// Within the handler of `error`.
+  void decline(const std::exception& error, const Tensor& x, std::int64_t groups, const Text& layer_text,
+               const Text& name, std::int64_t rank) {
+    if (layer != nullptr ? layer->sizes.exchanges == 0 : ranks == 1) throw;
+    if (!record) {
+      record = declined(x, direction, groups, reason_of(error), layer_text, name, rank, ranks);
+      return;
+    }
+    expect_ok(allnorm_halves_decline(layer->halves.get(), direction, reason_of(error).c_str(), &memory, queue()),
+              layer->name);
+  }
+};
+
 // ---- forward
 // ---------------------------------------------------------------------------------------------------------
 
 Tensor forward_local(const Inputs& inputs, const State& state, const Text& layer, const Text& name, std::int64_t rank,
                      std::int64_t ranks) {
-  Ready& own = ready_for(inputs.x, state.running_mean, layer, name, rank, ranks);
-  Tensor record = record_for(own, own.sizes.forward_record, inputs.x, state.running_mean);
-  allnorm_memory memory{};
-  memory.record = record.data_ptr();
+  FirstHalf half{forward_direction, ranks};
   try {
+    Ready& own =
+        half.begin(ready_for(inputs.x, state.running_mean, layer, name, rank, ranks), inputs.x, state.running_mean);
     Slots slots(own.name);
     inputs.add_to(slots);
     state.add_to(slots, own, false);
     own.look_at(inputs.x, inputs.conv_weight, slots);
-    state.add_to(memory, false);
-    memory.work = scratch(own.work);
-    expect_ok(allnorm_halves_forward_local(own.halves.get(), slots.data(), slots.size(), &memory, queue()), own.name);
-  } catch (const std::exception& error) {  // the peers wait for this rank's record: the second half throws
-    if (own.sizes.exchanges == 0) throw;
-    expect_ok(allnorm_halves_decline(own.halves.get(), 0, reason_of(error).c_str(), &memory, queue()), own.name);
+    state.add_to(half.memory, false, own.name);
+    half.memory.work = scratch(own.work);
+    expect_ok(allnorm_halves_forward_local(own.halves.get(), slots.data(), slots.size(), &half.memory, queue()),
+              own.name);
+  } catch (const std::exception& error) {
+    half.decline(error, inputs.x, channels_of(inputs.x, state.running_mean), layer, name, rank);
   }
-  return record;
+  return *half.record;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_finish(const Inputs& inputs, const State& state, const Tensor* records,
@@ -143,9 +197,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_finish(const Inputs& inputs, const St
   state.add_to(slots, own, true);
   own.look_at(inputs.x, inputs.conv_weight, slots);
   Tensor y = torch::stable::empty_like(inputs.x), mask = mask_for(inputs, own);
-  Tensor frame = empty(inputs.x, own.sizes.frame.fixed + own.sizes.frame.each * own.groups, ScalarType::Double);
+  Tensor frame = empty(inputs.x, frame_size(own), ScalarType::Double);
   allnorm_memory memory{};
-  state.add_to(memory, true);
+  state.add_to(memory, true, own.name);
   memory.work = scratch(own.work);
   memory.frame = static_cast<double*>(frame.data_ptr());
   memory.mask = data_of(mask);
@@ -180,12 +234,11 @@ struct Backward {
     slots.add("eps_learned", eps_learned);
     slots.add("grad_output", dy, last);
   }
-  allnorm_memory memory(const Ready& layer) const {
-    allnorm_memory memory{};
+  void add_to(allnorm_memory& memory, const Ready& layer) const {
     memory.work = scratch(layer.work);
-    memory.frame = const_cast<double*>(static_cast<const double*>(frame.const_data_ptr()));
+    memory.frame = frame_of(frame, layer);
+    if (mask.numel() > 0) expect_array("mask", mask, ScalarType::Byte, (x.numel() + 7) / 8, layer.name);
     memory.mask = data_of(mask);
-    return memory;
   }
   /// Those of parameters, which the first half writes: dweight, dbias, dtau, deps.
   struct Parameters {
@@ -219,26 +272,22 @@ using OfParameters = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // aft
 
 OfParameters backward_local(const Backward& call, const Text& layer, const Text& name, std::int64_t rank,
                             std::int64_t ranks) {
-  Ready& own = ready_for(call.x, std::nullopt, layer, name, rank, ranks);
-  Tensor record = record_for(own, own.sizes.backward_record, call.x, std::nullopt);
-  Backward::Parameters made = call.parameters();
-  allnorm_memory memory{};
-  memory.record = record.data_ptr();
+  FirstHalf half{backward_direction, ranks};
+  const Backward::Parameters made = call.parameters();
   try {
+    Ready& own = half.begin(ready_for(call.x, std::nullopt, layer, name, rank, ranks), call.x, std::nullopt);
     Slots slots(own.name), gradients(own.name);
     call.add_to(slots);
     own.look_at(call.x, std::nullopt, slots);
-    memory = call.memory(own);
-    memory.record = record.data_ptr();
+    call.add_to(half.memory, own);
     Backward::add(gradients, made);
     expect_ok(allnorm_halves_backward_local(own.halves.get(), slots.data(), slots.size(), gradients.data(),
-                                            gradients.size(), &memory, queue()),
+                                            gradients.size(), &half.memory, queue()),
               own.name);
   } catch (const std::exception& error) {
-    if (own.sizes.exchanges == 0) throw;
-    expect_ok(allnorm_halves_decline(own.halves.get(), 1, reason_of(error).c_str(), &memory, queue()), own.name);
+    half.decline(error, call.x, channels_of(call.x, std::nullopt), layer, name, rank);
   }
-  return {record, made.dweight, made.dbias, made.dtau, made.deps};
+  return {*half.record, made.dweight, made.dbias, made.dtau, made.deps};
 }
 
 /// `made`: where nothing is exchanged, the gradients of parameters too.
@@ -249,7 +298,8 @@ std::tuple<Tensor, Tensor> backward_finish(const Backward& call, const Tensor* r
   Slots slots(own.name), gradients(own.name);
   call.add_to(slots);
   own.look_at(call.x, std::nullopt, slots);
-  allnorm_memory memory = call.memory(own);
+  allnorm_memory memory{};
+  call.add_to(memory, own);
   Tensor dx = call.of_activation(Gradients::dx), dresidual = call.of_activation(Gradients::dresidual);
   call.add(gradients, dx, dresidual);
   if (made != nullptr) Backward::add(gradients, *made);
@@ -302,10 +352,11 @@ std::tuple<Tensor, Tensor> replay_op(const Tensor& x, const Optional& residual, 
   Ready& own = ready_for(x, std::nullopt, layer, name, 0, 1);
   Slots slots(own.name), output(own.name);
   inputs.add_to(slots);
+  own.look_at(x, std::nullopt, slots);
   Tensor y = torch::stable::empty_like(x), mask = mask_for(inputs, own);
   output.add("output", y, inputs.is_channels_last(), true);
   allnorm_memory memory{};
-  memory.frame = const_cast<double*>(static_cast<const double*>(frame.const_data_ptr()));
+  memory.frame = frame_of(frame, own);
   memory.mask = data_of(mask);
   expect_ok(allnorm_halves_replay(own.halves.get(), slots.data(), slots.size(), output.data(), &memory, queue()),
             own.name);
@@ -341,11 +392,20 @@ std::tuple<Tensor, Tensor> backward_finish_op(const Tensor& dy, const Tensor& x,
 }
 
 void check_heads_op(const Tensor& heads, const Text& layer, const Text& name, std::int64_t rank) {
-  const std::int64_t ranks = heads.size(0);
-  Ready& own = ready(layer.value, name.value, 0, rank, ranks);
-  if (heads.dim() != 2 || !heads.is_contiguous() || heads.size(1) < own.sizes.head)
-    refuse("heads must be (ranks, " + std::to_string(own.sizes.head) + ") bytes", name.value);
+  if (heads.dim() != 2) refuse("heads have " + std::to_string(heads.dim()) + " axes, must have 2", name.value);
+  Ready& own = ready(layer.value, name.value, 0, rank, heads.size(0));
+  expect_array("heads", heads, ScalarType::Byte, heads.numel(), name.value);
+  if (const std::int64_t each = heads.size(1); each < own.sizes.head || each % 8 != 0)
+    refuse("heads have " + std::to_string(each) + " bytes each, must have at least " + std::to_string(own.sizes.head) +
+               " and a multiple of 8",
+           name.value);
   expect_ok(allnorm_halves_check_heads(own.halves.get(), heads.const_data_ptr(), heads.size(1)), name.value);
+}
+
+Tensor decline_op(const Tensor& like, std::int64_t direction, std::int64_t groups, const Text& why, const Text& layer,
+                  const Text& name, std::int64_t rank, std::int64_t ranks) {
+  return declined(like, direction == 0 ? forward_direction : backward_direction, groups, why.value, layer, name, rank,
+                  ranks);
 }
 
 void begin_batch_op(const Optional& state, const Tensor& running_mean, const Optional& running_var,
@@ -356,7 +416,7 @@ void begin_batch_op(const Optional& state, const Tensor& running_mean, const Opt
   Slots slots(own.name);
   kept.add_to(slots, own, true);
   allnorm_memory memory{};
-  kept.add_to(memory, true);
+  kept.add_to(memory, true, own.name);
   expect_ok(allnorm_halves_begin_batch(own.halves.get(), slots.data(), slots.size(), &memory, queue()), own.name);
 }
 
@@ -397,6 +457,8 @@ STABLE_TORCH_LIBRARY(allnorm, m) {
   define("backward_finish", {backward_arguments, "Tensor records, bool[] wanted, ", layer_arguments, rank_arguments},
          "(Tensor dx, Tensor dresidual)");
   define("check_heads", {"Tensor heads, ", layer_arguments, ", int rank"}, "()");
+  define("decline", {"Tensor like, int direction, int groups, str why, ", layer_arguments, rank_arguments},
+         "Tensor record");
   define("begin_batch",
          {"Tensor(a!)? state, Tensor(b!) running_mean, Tensor(c!)? running_var, Tensor(d!)? num_batches_tracked, ",
           layer_arguments},
@@ -412,6 +474,7 @@ STABLE_TORCH_LIBRARY_IMPL(allnorm, CPU, m) {
   m.impl("backward_local", TORCH_BOX(&backward_local_op));
   m.impl("backward_finish", TORCH_BOX(&backward_finish_op));
   m.impl("check_heads", TORCH_BOX(&check_heads_op));
+  m.impl("decline", TORCH_BOX(&decline_op));
   m.impl("begin_batch", TORCH_BOX(&begin_batch_op));
 }
 

@@ -113,7 +113,11 @@ class Convert(unittest.TestCase):
         report = an.convert(nn.SyncBatchNorm(3), "batch_norm")
         self.assertIsInstance(report.model, an.SyncBatchNorm)
         self.assertEqual(report.model.options(), {})
-        self.assertIsInstance(an.revert(report.model).model, nn.SyncBatchNorm)
+        self.assertIsInstance(an.revert(an.SyncBatchNorm(3)).model, nn.SyncBatchNorm)
+        for sync in (None, 2):  # torch's would have the statistics of all ranks
+            reverted = an.revert(an.SyncBatchNorm(3, sync=sync))
+            self.assertIsInstance(reverted.model, an.SyncBatchNorm)
+            self.assertIn("torch's shares statistics with all ranks or those of a process group", reverted.text())
 
     def test_an_activation_of_its_own_stays(self):
         own = nn.Sequential(an.BatchNorm2d(3, activation="relu"))

@@ -46,9 +46,62 @@ def ordered(x: Tensor) -> Tensor:
 
 def ordered_as(x: Tensor, other: Tensor) -> Tensor:
     """x, dense, in the order of `other`."""
-    if other.is_contiguous():
+    if other.is_contiguous() or x.dim() != other.dim():
         return x.contiguous()
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def declined(
+    error: Exception,
+    x: Any,
+    layer: str,
+    name: str,
+    groups: int,
+    where: Place,
+    meet: bool,
+    direction: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Raises `error`, when the ranks that wait for this one's record know of it. `direction`: 0 forward, 1 backward.
+    Within torch.compile the graph raises it, and tensors stand for what it would return."""
+    like = x if isinstance(x, Tensor) and x.device.type == "cpu" else torch.empty(0)
+    why = str(error.args[0]) if error.args else type(error).__name__
+    record = _ops.decline(like, direction, groups, why.split("\n", 1)[0], layer, name, where.rank, where.ranks)
+    heads = gathered(record[: _ops.HEAD] if meet else record, where)
+    if torch.compiler.is_compiling():
+        _ops.check_heads(heads, layer, name, where.rank)
+        return torch.empty_like(x), torch.empty(0, dtype=torch.float64)
+    try:
+        call(_ops.check_heads, heads, layer, name, where.rank)
+    except Error:  # that this rank has declined
+        pass
+    raise error
+
+
+def _first_half(
+    half: Any, given: tuple[Any, ...], x: Tensor, groups: int, where: Place, meet: bool, direction: int
+) -> Any:
+    """half(*given). An operator tells in its record what is wrong; for what keeps torch from calling it, that is done
+    here."""
+    if torch.compiler.is_compiling():
+        return half(*given)
+    try:
+        return call(half, *given)
+    except Exception as error:
+        return declined(error, x, *given[-4:-2], groups, where, meet, direction)
+
+
+def _check_heads(heads: Tensor, layer_name: tuple[str, str], rank: int) -> None:
+    """Raises what the ranks' heads say; what this rank has declined is a ValueError here, as at any later call."""
+    if torch.compiler.is_compiling():
+        _ops.check_heads(heads, *layer_name, rank)
+        return
+    try:
+        call(_ops.check_heads, heads, *layer_name, rank)
+    except Error as error:
+        own = f"rank {rank} failed: "
+        if error.code == "aborted" and str(error).startswith(own):
+            raise ValueError(str(error).removeprefix(own)) from None
+        raise
 
 
 class _Call(torch.autograd.Function):
@@ -73,6 +126,7 @@ class _Call(torch.autograd.Function):
         rank: int,
         ranks: int,
         group: str,
+        groups: int,
         meet: bool,
     ) -> tuple[Tensor, Tensor]:
         where, layer_name = Place(rank, ranks, group), (layer, name)
@@ -84,31 +138,38 @@ class _Call(torch.autograd.Function):
         elif ranks == 1:
             y, frame, mask = call(_ops.forward, *inputs, *layer_name)
         else:
-            record = call(_ops.forward_local, *inputs, *layer_name, rank, ranks)
+            record = _first_half(_ops.forward_local, (*inputs, *layer_name, rank, ranks), x, groups, where, meet, 0)
             if meet:  # before records are exchanged, whose lengths may be unequal
-                heads = gathered(record[: _ops.HEAD], where)
-                call(_ops.check_heads, heads, *layer_name, rank)
+                _check_heads(gathered(record[: _ops.HEAD], where), layer_name, rank)
             y, frame, mask = call(_ops.forward_finish, *inputs, gathered(record, where), *layer_name, rank, ranks)
         ctx.save_for_backward(x, *affine, frame, mask)
-        ctx.layer_name, ctx.where = layer_name, where
+        ctx.layer_name, ctx.where, ctx.shape = layer_name, where, x.shape
         ctx.mark_non_differentiable(frame)
         return y, frame
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Any) -> Any:  # pylint: disable=arguments-differ
-        x, *rest = ctx.saved_tensors
-        given = (ordered_as(dy, x), x, *rest)
         wanted, where = list(ctx.needs_input_grad[:6]), ctx.where
+        try:
+            x, *rest = ctx.saved_tensors
+        except RuntimeError as error:  # one was written to since
+            if where.ranks > 1:
+                groups = _ops.groups(ctx.layer_name[0], ctx.shape)
+                declined(error, dy, *ctx.layer_name, groups, where, False, 1)
+            raise
+        given = (ordered_as(dy, x), x, *rest)
         if where.ranks == 1:
             gradients = call(_ops.backward, *given, wanted, *ctx.layer_name)
         else:
             place = (*ctx.layer_name, where.rank, where.ranks)
-            record, *of_parameters = call(_ops.backward_local, *given, wanted, *place)
+            groups = _ops.groups(ctx.layer_name[0], ctx.shape)
+            made = _first_half(_ops.backward_local, (*given, wanted, *place), x, groups, where, False, 1)
+            record, *of_parameters = made
             of_inputs = call(_ops.backward_finish, *given, gathered(record, where), wanted, *place)
             gradients = (*of_inputs, *of_parameters)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph
             gradients = _Once.apply(ctx.layer_name[1], dy, x, *gradients)  # type: ignore[no-untyped-call]
-        return (*(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * 13)
+        return (*(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * 14)
 
 
 class _Once(torch.autograd.Function):
@@ -138,14 +199,14 @@ def normalized(
     residual: Optional[Tensor] = None,
     conv: tuple[Optional[Tensor], ...] = (None, None),
     where: Place = ALONE,
+    groups: int = 0,
     meet: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """y and frame of a training call of a layer on `x`, which is ordered(). `meet`: it is the first one that its ranks
-    make together."""
-    residual = None if residual is None else ordered_as(residual, x)
+    """y and frame of a call of a layer on `x`, which is ordered(), as are others of its order. `meet`: lengths of the
+    ranks' records may differ, which are otherwise those of `groups`."""
     context = None if torch.compiler.is_compiling() else _replay.current()
     earlier = None if context is None else context.frame()
-    y, frame = _Call.apply(x, residual, *parameters, *conv, *state, earlier, layer, name, *where, meet)  # type: ignore[no-untyped-call]
+    y, frame = _Call.apply(x, residual, *parameters, *conv, *state, earlier, layer, name, *where, groups, meet)  # type: ignore[no-untyped-call]
     if context is not None:
         context.keep(frame)
     return y, frame

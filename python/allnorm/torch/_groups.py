@@ -24,7 +24,7 @@ class Shared:
     """A process group that copies of a layer share."""
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self.group, self.age = group, age()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
         return self
@@ -36,8 +36,22 @@ class Shared:
 
 
 Sync = Union[None, str, int, Shared]
-_groups_of: dict[int, tuple[Any, Any]] = {}  # by their size: the world that they are of, and this rank's
+_groups_of: dict[int, Any] = {}  # this rank's, by their size
+_world: Any = None
+_age = 0
 _warned = False
+
+
+def age() -> int:
+    """Which default process group this is of those that the process has had. Places are of one; a world that is made anew
+    has the old one's name."""
+    global _world, _age
+    world = dist.group.WORLD if dist.is_available() else None
+    if world is not _world:
+        _world = world
+        _age += 1
+        _groups_of.clear()
+    return _age
 
 
 def parse(sync: Any) -> Sync:
@@ -60,16 +74,14 @@ def parse(sync: Any) -> Sync:
 def _of_size(ranks: int) -> Any:
     """This rank's group of that many consecutive ranks of the world; the last one has what is left. All ranks make all
     groups, as torch.distributed wants it."""
-    world = dist.group.WORLD
-    assert world is not None
-    if ranks not in _groups_of or _groups_of[ranks][0] is not world:  # a world that is made anew has the old one's name
+    if ranks not in _groups_of:
         size, own = dist.get_world_size(), dist.get_rank()
         for first in range(0, size, ranks):
             members = list(range(first, min(first + ranks, size)))
             group = dist.new_group(members)
             if own in members:
-                _groups_of[ranks] = world, group
-    return _groups_of[ranks][1]
+                _groups_of[ranks] = group
+    return _groups_of[ranks]
 
 
 def place(sync: Sync) -> Optional[Place]:
@@ -77,6 +89,8 @@ def place(sync: Sync) -> Optional[Place]:
     if sync is None:
         return ALONE
     if isinstance(sync, Shared):
+        if sync.age != age():
+            raise ValueError("sync is a process group of a world that was destroyed, must be one of the present world")
         group = sync.group
     elif not (dist.is_available() and dist.is_initialized()):
         return None

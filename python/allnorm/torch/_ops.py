@@ -38,6 +38,7 @@ backward = _ops.backward.default
 backward_local = _ops.backward_local.default
 backward_finish = _ops.backward_finish.default
 check_heads = _ops.check_heads.default
+decline = _ops.decline.default
 begin_batch = _ops.begin_batch.default
 torch.fx.node.has_side_effect(check_heads)  # it has no result, and throws
 
@@ -82,6 +83,7 @@ for _name, _result, _arguments in (
 ):
     _function = getattr(library, "allnorm_halves_" + _name)
     _function.restype, _function.argtypes = _result, _arguments
+_CACHED = 4096  # as many layers as the operators keep
 _queue = Handle(library.allnorm_queue_free)
 expect(library.allnorm_queue_cpu(1, ctypes.byref(_queue.value)))
 
@@ -99,7 +101,7 @@ def text_of(layer: str, attributes: dict[str, Any]) -> str:
     return ":".join([layer, *(f"{name}={value(given)}" for name, given in attributes.items())])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=_CACHED)
 def _halves(layer: str, channels: int, ranks: int) -> Handle:
     made = Handle(library.allnorm_halves_free)
     expect(library.allnorm_halves_make(layer.encode(), channels, 0, ranks, b"", _queue.value, ctypes.byref(made.value)))
@@ -111,7 +113,7 @@ def check_layer(layer: str, channels: int) -> None:
     _halves(layer, channels, 1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=_CACHED)
 def sizes(layer: str, channels: int, ranks: int = 1) -> Sizes:
     found = Sizes()
     expect(library.allnorm_halves_sizes_of(_halves(layer, channels, ranks).value, ctypes.byref(found)))
@@ -149,7 +151,7 @@ def _attribute(layer: str, name: str, otherwise: str) -> str:
     return next((part.split("=", 1)[1] for part in layer.split(":") if part.startswith(name + "=")), otherwise)
 
 
-def _groups(layer: str, shape: Sequence[Any]) -> Any:
+def groups(layer: str, shape: Sequence[Any]) -> Any:
     """How many means an input of that shape has, whose extents may be symbols."""
     name = layer.split(":", 1)[0]
     if name in ("layer_norm", "rms_norm"):
@@ -171,16 +173,16 @@ def _channels(layer: str, shape: Sequence[Any]) -> int:
 
 def frame_parts(layer: str, frame: Tensor, shape: Sequence[int]) -> dict[str, Tensor]:
     """Views of a frame's arrays by their names."""
-    own, groups = sizes(layer, _channels(layer, shape)), _groups(layer, shape)
+    own, each = sizes(layer, _channels(layer, shape)), groups(layer, shape)
     places = {"mean": 0, "var": 1, "rstd": 2, "share": 3, "r": own.r, "d": own.d, "std": own.std}
-    return {name: frame[place * groups : (place + 1) * groups] for name, place in places.items() if place >= 0}
+    return {name: frame[place * each : (place + 1) * each] for name, place in places.items() if place >= 0}
 
 
 # ---- shapes for torch.compile --------------------------------------------------------------------------------------
 
 
 def _frame(x: Tensor, layer: str) -> Tensor:
-    doubles = sizes(layer, _channels(layer, x.shape)).frame.of(_groups(layer, x.shape))
+    doubles = sizes(layer, _channels(layer, x.shape)).frame.of(groups(layer, x.shape))
     return x.new_empty(doubles, dtype=torch.float64)
 
 
@@ -210,8 +212,8 @@ def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
 @_fake("forward_local")
 def _(x: Tensor, *rest: Any) -> Any:
     *_, layer, _, _, ranks = rest
-    channels = x.size(1)
-    return x.new_empty(sizes(layer, channels, ranks).forward_record.of(channels), dtype=torch.uint8)
+    length = sizes(layer, _channels(layer, x.shape), ranks).forward_record
+    return x.new_empty(length.of(groups(layer, x.shape)), dtype=torch.uint8)
 
 
 @_fake("forward_finish")
@@ -242,8 +244,8 @@ def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
 @_fake("backward_local")
 def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
     *parameters, _frame, _mask, wanted, layer, _name, _rank, ranks = rest
-    channels = x.size(1)
-    record = x.new_empty(sizes(layer, channels, ranks).backward_record.of(channels), dtype=torch.uint8)
+    length = sizes(layer, _channels(layer, x.shape), ranks).backward_record
+    record = x.new_empty(length.of(groups(layer, x.shape)), dtype=torch.uint8)
     return record, *_of_parameters(x, parameters, wanted)
 
 
@@ -255,6 +257,13 @@ def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
 @_fake("check_heads")
 def _(heads: Tensor, *rest: Any) -> None:
     return None
+
+
+@_fake("decline")
+def _(like: Tensor, direction: int, groups: int, *rest: Any) -> Tensor:
+    *_, layer, _name, _rank, ranks = rest
+    own = sizes(layer, groups, ranks)
+    return like.new_empty((own.backward_record if direction else own.forward_record).of(groups), dtype=torch.uint8)
 
 
 @_fake("begin_batch")

@@ -63,6 +63,12 @@ def current() -> Optional[Context]:
     return stack[-1] if stack else None
 
 
+def replays() -> bool:
+    """Calls are made again, and exchange nothing."""
+    context = current()
+    return context is not None and context.replays
+
+
 def checkpoint_context() -> tuple[Context, Context]:
     """For torch.utils.checkpoint.checkpoint(..., use_reentrant=False, context_fn=checkpoint_context): when the segment
     is computed again, layers of this package use the statistics of the first time. They exchange nothing and change no

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from allnorm.torch import _groups, _ops
-from allnorm.torch._activation import Activation, activated, activation_attributes
-from allnorm.torch._call import Parameters, State, normalized, ordered, ordered_as
+from allnorm.torch._activation import Activation
+from allnorm.torch._call import Parameters, State
+from allnorm.torch._layer import Layer
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _convolution(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class BatchNorm(_BatchNorm):
+class BatchNorm(Layer, _BatchNorm):
     """torch.nn.BatchNorm1d, 2d or 3d, for inputs (N, C, space...) of any number of axes, and what these lack.
 
     sync: whose samples the statistics are of: this rank's (None), all ranks' ("world"), those of groups of k consecutive
@@ -73,6 +74,9 @@ class BatchNorm(_BatchNorm):
     """
 
     _version = 2
+    _row = "batch_norm"
+    _of_channels = True
+    _fresh = {**Layer._fresh, "_last": None}
 
     def __init__(
         self,
@@ -97,63 +101,46 @@ class BatchNorm(_BatchNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        self._sync = _groups.parse(sync)
-        self._options: dict[str, Any] = {}
+        self._begin(name, sync, activation, nonfinite)
+        self._last: Optional[tuple[Tensor, torch.Size]]
+        self._history: dict[str, Any] = {}
         if renorm is not None:
-            self._options |= {"renorm": True, "variant": "var", "r_max": renorm.r_max, "d_max": renorm.d_max}
+            self._history |= {"renorm": True, "variant": "var", "r_max": renorm.r_max, "d_max": renorm.d_max}
         if window != 1:
-            self._options |= {"window": window, "guard": guard, "running_source": running_source}
-            self._options |= {"compensate": False} if compensate is None else _convolution(compensate)
+            self._history |= {"window": window, "guard": guard, "running_source": running_source}
+            self._history |= {"compensate": False} if compensate is None else _convolution(compensate)
         if burn_in != 0:
-            self._options["burn_in"] = burn_in
+            self._history["burn_in"] = burn_in
         if minibatches != 1:
-            self._options |= {"minibatches": minibatches, "weighting": weighting}
-        if nonfinite != "propagate":
-            self._options["nonfinite"] = nonfinite
-        self.activation, self.name = activation, name
+            self._history |= {"minibatches": minibatches, "weighting": weighting}
         self._past: Optional[Tensor] = None
         self._conv_shape = () if compensate is None else tuple(cast(Tensor, compensate.weight).shape)
-        self._forget_calls()
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self._keep_running_types({})
-        _ops.check_layer(self._layer(), num_features)
+        self._check_options()
         if not track_running_stats and self._has_past():
             raise ValueError("track_running_stats is False, must be True with a window or mini-batches")
         self.reset_past()
-        self._place = _groups.place(self._sync)
 
-    def _forget_calls(self) -> None:
-        """What is of this process, and not of the layer's copies elsewhere."""
-        self._text: tuple[Any, str] = (None, "")
-        self._place = cast(Optional[_groups.Place], None)
-        self._met = False
-        self._last: Optional[tuple[Tensor, torch.Size]] = None
+    def _channels(self) -> int:
+        return self.num_features
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_text": (None, ""), "_place": None, "_met": False, "_last": None}
-
-    # ---- the layer as the core knows it ----
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        momentum = "cumulative" if self.momentum is None else self.momentum
+        return {"eps": self.eps, "momentum": momentum, **self._history}
 
     def options(self) -> dict[str, Any]:
         """Those beyond torch's, under the catalogue's names."""
         sync = self._sync.group if isinstance(self._sync, _groups.Shared) else self._sync
-        return {**self._options, **({} if sync is None else {"sync": sync}), **activation_attributes(self.activation)}
+        return {**self._history, **({} if sync is None else {"sync": sync}), **self._options()}
 
     @property
     def past(self) -> Optional[Tensor]:
         """Window and open batch as bytes; None where the layer has neither."""
         return self._past
 
-    def _layer(self) -> str:
-        key = (self.eps, self.momentum, self.activation)
-        if self._text[0] != key:
-            momentum = "cumulative" if self.momentum is None else self.momentum
-            attributes = {"eps": self.eps, "momentum": momentum, **self._options}
-            self._text = (key, _ops.text_of("batch_norm", attributes | activation_attributes(self.activation)))
-        return self._text[1]
-
     def _has_past(self) -> bool:
-        return "window" in self._options or "minibatches" in self._options
+        return "window" in self._history or "minibatches" in self._history
 
     def reset_past(self) -> None:
         """An empty window and no open batch. They are no buffer: DistributedDataParallel would give all ranks those of
@@ -186,57 +173,41 @@ class BatchNorm(_BatchNorm):
         conv_input: Optional[Tensor] = None,
         conv_weight: Optional[Tensor] = None,
     ) -> Tensor:
-        self._check_input_dim(x)
         if not self.training:
+            self._check_input_dim(x)
             return self._infer(x, residual)
-        where = self._place or self._find_place()
-        x = ordered(x)
-        y, frame = normalized(
-            self._layer() if where.ranks == 1 else self._layer() + ":sync=world",
-            self.name,
+        y, frame = self._call(
             x,
             Parameters(self.weight, self.bias),
             state=self._state(),
             residual=residual,
-            conv=self._conv(x, conv_input, conv_weight),
-            where=where,
-            meet=not self._met,
+            conv=self._conv(conv_input, conv_weight),
         )
-        if not self._met:
-            self._met = True
         if not torch.compiler.is_compiling():
             self._last = (frame, x.shape)
         return y
+
+    def _check_input(self, x: Tensor) -> None:
+        self._check_input_dim(x)
+        if x.size(1) != self.num_features:
+            raise ValueError(f"input has {x.size(1)} channels, must have {self.num_features}")
 
     def _state(self) -> State:
         if not self.track_running_stats:
             return State()
         return State(self._past, self.running_mean, self.running_var, self.num_batches_tracked)
 
-    def _conv(
-        self, x: Tensor, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]
-    ) -> tuple[Optional[Tensor], ...]:
-        if "conv_stride" not in self._options or conv_input is None or conv_weight is None:
+    def _conv(self, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        if "conv_stride" not in self._history or conv_input is None or conv_weight is None:
             return None, None  # the core says what is missing
         weight = conv_weight.detach().contiguous()
-        weight = weight if weight.dtype == torch.float64 else weight.float()
-        return ordered_as(conv_input.detach().to(x.dtype), x), weight
-
-    def _find_place(self) -> _groups.Place:
-        self._place = _groups.place(self._sync)
-        if self._place is None:
-            _groups.warn_alone(self.name)
-        return self._place or _groups.ALONE
+        return conv_input.detach(), weight if weight.dtype == torch.float64 else weight.float()
 
     def _infer(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
         """As torch does it, so that exported graphs have its operators alone and fusing works."""
-        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        mean, var, weight, bias = (
-            None if tensor is None else tensor.to(dtype)
-            for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
-        )
+        mean, var, weight, bias = self._plain(x)
         y = F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
-        return activated(y if residual is None else y + residual, self.activation)
+        return self._then(y, residual)
 
     def statistics(self) -> Frame:
         """What the last training call normalized with. ValueError where there was none, or it was compiled."""
@@ -248,7 +219,7 @@ class BatchNorm(_BatchNorm):
 
     def begin_batch(self) -> None:
         """Starts a new batch of mini-batches before the current one is complete."""
-        if "minibatches" in self._options:
+        if "minibatches" in self._history:
             _ops.begin_batch(*self._state(), self._layer(), self.name)
 
     def reset_running_stats(self) -> None:
@@ -257,14 +228,6 @@ class BatchNorm(_BatchNorm):
             self._past.copy_(self._fresh_past())
 
     # ---- casts, copies, files ----
-
-    def _keep_running_types(self, before: dict[str, Optional[Tensor]]) -> None:
-        """Running statistics are never float16 or bfloat16; they keep the type they had, or are float32."""
-        for name in ("running_mean", "running_var"):
-            own = self._buffers.get(name)
-            if own is not None and own.dtype in (torch.float16, torch.bfloat16):
-                kept = before.get(name)
-                self._buffers[name] = own.float() if kept is None else kept.to(own.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
         before = dict(self._buffers)

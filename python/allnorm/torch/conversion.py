@@ -244,6 +244,8 @@ def revert(model: nn.Module, *, inplace: bool = True) -> Report:
         if type(module) not in _TORCHS:
             return "torch has no such layer"
         sync = module.options().get("sync")  # torch's has the world or a process group
+        if isinstance(module, SyncBatchNorm) and (sync is None or isinstance(sync, int)):
+            return "torch's shares statistics with all ranks or those of a process group"
         own_group = isinstance(module, SyncBatchNorm) and not isinstance(sync, (str, int, type(None)))
         return _made(_TORCHS[type(module)], module, **({"process_group": sync} if own_group else {}))
 

@@ -1,24 +1,27 @@
-"""Norms whose statistics are of single samples. In evaluation those that torch has are torch's."""
+"""Norms whose statistics are of single samples, whole or, with `sync`, in parts on several ranks. In evaluation those that
+torch has are torch's, but for samples in parts."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from allnorm.torch import _ops
-from allnorm.torch._activation import Activation, activated, activation_attributes
-from allnorm.torch._call import Parameters, State, normalized, ordered
+from allnorm.torch._activation import Activation
+from allnorm.torch._call import Parameters, State, ordered
+from allnorm.torch._layer import Layer
 
 
-def _options(activation: Activation, nonfinite: str) -> dict[str, Any]:
-    return activation_attributes(activation) | ({} if nonfinite == "propagate" else {"nonfinite": nonfinite})
+class GroupNorm(Layer, nn.GroupNorm):
+    """torch.nn.GroupNorm, with an activation and a residual in the same pass. With `sync` ranks hold parts of the same
+    samples: of their space, or of the channels of each group; num_channels are then this rank's."""
 
-
-class GroupNorm(nn.GroupNorm):
-    """torch.nn.GroupNorm, with an activation and a residual in the same pass."""
+    _row = "group_norm"
 
     def __init__(
         self,
@@ -29,24 +32,32 @@ class GroupNorm(nn.GroupNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        sync: Any = None,
         activation: Activation = None,
         nonfinite: str = "propagate",
         name: str = "group_norm",
     ) -> None:
+        self._begin(name, sync, activation, nonfinite)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
-        self.activation, self.name = activation, name
-        self._layer = _ops.text_of("group_norm", {"groups": num_groups, "eps": eps, **_options(activation, nonfinite)})
-        _ops.check_layer(self._layer, num_channels)
+        self._check_options()
+
+    def _channels(self) -> int:
+        return self.num_channels
+
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        return {"groups": self.num_groups, "eps": self.eps}
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:  # pylint: disable=arguments-differ
-        if not self.training:
-            y = super().forward(x)
-            return activated(y if residual is None else y + residual, self.activation)
-        return normalized(self._layer, self.name, ordered(x), Parameters(self.weight, self.bias), residual=residual)[0]
+        if self._is_torchs():
+            return self._then(super().forward(x), residual)
+        return self._call(x, Parameters(self.weight, self.bias), residual=residual)[0]
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch.nn.LayerNorm, with an activation and a residual in the same pass."""
+class LayerNorm(Layer, nn.LayerNorm):
+    """torch.nn.LayerNorm, with an activation and a residual in the same pass. With `sync` ranks hold parts of the axes that
+    share statistics; normalized_shape is then this rank's part."""
+
+    _row = "layer_norm"
 
     def __init__(
         self,
@@ -57,26 +68,28 @@ class LayerNorm(nn.LayerNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        sync: Any = None,
         activation: Activation = None,
         nonfinite: str = "propagate",
         name: str = "layer_norm",
     ) -> None:
+        self._begin(name, sync, activation, nonfinite)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.activation, self.name = activation, name
-        attributes = {"normalized_shape": self.normalized_shape, "eps": eps, **_options(activation, nonfinite)}
-        self._layer = _ops.text_of("layer_norm", attributes)
-        _ops.check_layer(self._layer, 0)
+        self._check_options()
+
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        return {"normalized_shape": self.normalized_shape, "eps": self.eps}
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:  # pylint: disable=arguments-differ
-        if not self.training:
-            y = super().forward(x)
-            return activated(y if residual is None else y + residual, self.activation)
-        parameters = Parameters(self.weight, self.bias)
-        return normalized(self._layer, self.name, x.contiguous(), parameters, residual=residual)[0]
+        if self._is_torchs():
+            return self._then(super().forward(x), residual)
+        return self._call(x, Parameters(self.weight, self.bias), residual=residual, order=Tensor.contiguous)[0]
 
 
-class RMSNorm(nn.RMSNorm):
-    """torch.nn.RMSNorm, with an activation and a residual in the same pass."""
+class RMSNorm(Layer, nn.RMSNorm):
+    """torch.nn.RMSNorm, with an activation and a residual in the same pass. `sync` as in LayerNorm."""
+
+    _row = "rms_norm"
 
     def __init__(
         self,
@@ -86,73 +99,105 @@ class RMSNorm(nn.RMSNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        sync: Any = None,
         activation: Activation = None,
         nonfinite: str = "propagate",
         name: str = "rms_norm",
     ) -> None:
+        self._begin(name, sync, activation, nonfinite)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.activation, self.name = activation, name
-        self._attributes = {"normalized_shape": self.normalized_shape, **_options(activation, nonfinite)}
-        _ops.check_layer(self._layer(torch.float32), 0)
+        self._check_options()
 
-    def _layer(self, dtype: torch.dtype) -> str:
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
         eps = torch.finfo(dtype).eps if self.eps is None else self.eps
-        return _ops.text_of("rms_norm", {"eps": eps, **self._attributes})
+        return {"normalized_shape": self.normalized_shape, "eps": eps}
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:  # pylint: disable=arguments-differ
-        if not self.training:
-            y = super().forward(x)
-            return activated(y if residual is None else y + residual, self.activation)
-        return normalized(self._layer(x.dtype), self.name, x.contiguous(), Parameters(self.weight), residual=residual)[
-            0
-        ]
+        if self._is_torchs():
+            return self._then(super().forward(x), residual)
+        return self._call(x, Parameters(self.weight), residual=residual, order=Tensor.contiguous)[0]
 
 
-class _Instance(_InstanceNorm):
+class _Instance(Layer, _InstanceNorm):
+    _row = "instance_norm"
+
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: Optional[float] = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
         device: Any = None,
         dtype: Any = None,
         *,
+        sync: Any = None,
         activation: Activation = None,
         nonfinite: str = "propagate",
         name: str = "instance_norm",
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.activation, self.name = activation, name
-        attributes = {"eps": eps, **_options(activation, nonfinite)}
-        if track_running_stats:
-            attributes |= {"track": True, "momentum": momentum}
-        self._layer = _ops.text_of("instance_norm", attributes)
-        _ops.check_layer(self._layer, num_features)
+        self._begin(name, sync, activation, nonfinite)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)  # type: ignore[arg-type]
+        self._keep_running_types({})
+        self._check_options()
+
+    def _channels(self) -> int:
+        return self.num_features
+
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        tracked = {"track": True, "momentum": self.momentum or 0.0} if self.track_running_stats else {}
+        return {"eps": self.eps, **tracked}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Instance:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_running_types(before)
+        return self
+
+    def _check_input(self, x: Tensor) -> None:
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        channels = x.size(-self._get_no_batch_dim())  # type: ignore[no-untyped-call]
+        if channels == self.num_features:
+            return
+        if self.affine or self.track_running_stats:
+            raise ValueError(f"input has {channels} channels, must have {self.num_features}")
+        warnings.warn(f"{self.name}: input has {channels} channels, not {self.num_features}", stacklevel=4)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        return ordered(x.unsqueeze(0) if x.dim() == self._get_no_batch_dim() else x)  # type: ignore[no-untyped-call]
+
+    def forward(self, input: Tensor) -> Tensor:  # pylint: disable=redefined-builtin
+        if not self.training and (self.track_running_stats or self._where().ranks == 1):
+            return self._then(super().forward(input), None)
+        # torch counts no calls of this layer, and so num_batches_tracked stays.
+        state = State(None, self.running_mean, self.running_var, None)
+        y = self._call(input, Parameters(self.weight, self.bias), state=state, order=self._batched)[0]
+        return y.squeeze(0) if y.dim() > input.dim() else y
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # pylint: disable=redefined-builtin
-        if not self.training:
-            return activated(super()._apply_instance_norm(input), self.activation)  # type: ignore[no-untyped-call]
-        state = State(None, self.running_mean, self.running_var, self.num_batches_tracked)
-        return normalized(self._layer, self.name, ordered(input), Parameters(self.weight, self.bias), state=state)[0]
+        mean, var, weight, bias = self._plain(input)
+        return F.instance_norm(input, mean, var, weight, bias, mean is None, 0.0, self.eps)
 
 
 class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
-    """torch.nn.InstanceNorm1d, with an activation in the same pass."""
+    """torch.nn.InstanceNorm1d, with an activation in the same pass. With `sync` ranks hold parts of the same samples'
+    space."""
 
 
 class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
-    """torch.nn.InstanceNorm2d, with an activation in the same pass."""
+    """torch.nn.InstanceNorm2d, with an activation in the same pass. `sync` as in InstanceNorm1d."""
 
 
 class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
-    """torch.nn.InstanceNorm3d, with an activation in the same pass."""
+    """torch.nn.InstanceNorm3d, with an activation in the same pass. `sync` as in InstanceNorm1d."""
 
 
-class FilterResponseNorm2d(nn.Module):
+class FilterResponseNorm2d(Layer):
     """Filter Response Normalization with thresholds (Singh and Krishnan 2019): max(weight * x / sqrt(mean of x² over the
-    space + eps + |eps_learned|) + bias, tau), for (N, C, H, W). `learn_eps`: for maps of a single pixel or few."""
+    space + eps + |eps_learned|) + bias, tau), for (N, C, H, W). `learn_eps`: for maps of a single pixel or few.
+    With `sync` ranks hold parts of the same samples' space."""
+
+    _row = "filter_response_norm"
 
     def __init__(
         self,
@@ -161,22 +206,29 @@ class FilterResponseNorm2d(nn.Module):
         *,
         threshold: bool = True,
         learn_eps: bool = False,
+        sync: Any = None,
         nonfinite: str = "propagate",
         name: str = "filter_response_norm",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        self._begin(name, sync, None, nonfinite)
         super().__init__()
-        self.num_features, self.eps, self.name = num_features, eps, name
+        self.num_features, self.eps = num_features, eps
 
         def parameter(exists: bool) -> Optional[nn.Parameter]:
             return nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if exists else None
 
         self.weight, self.bias = parameter(True), parameter(True)
         self.tau, self.eps_learned = parameter(threshold), parameter(learn_eps)
-        self._layer = _ops.text_of("filter_response_norm", {"eps": eps, **_options(None, nonfinite)})
-        _ops.check_layer(self._layer, num_features)
+        self._check_options()
         self.reset_parameters()
+
+    def _channels(self) -> int:
+        return self.num_features
+
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        return {"eps": self.eps}
 
     def reset_parameters(self) -> None:
         for parameter, start in ((self.weight, 1.0), (self.bias, 0.0), (self.tau, 0.0), (self.eps_learned, 1e-4)):
@@ -184,24 +236,31 @@ class FilterResponseNorm2d(nn.Module):
                 nn.init.constant_(parameter, start)
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = Parameters(self.weight, self.bias, self.tau, self.eps_learned)
-        return normalized(self._layer, self.name, ordered(x), parameters)[0]
+        return self._call(x, Parameters(self.weight, self.bias, self.tau, self.eps_learned))[0]
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, threshold={self.tau is not None}, learn_eps={self.eps_learned is not None}"
 
 
-class PositionalNorm2d(nn.Module):
-    """Positional Normalization (Li et al. 2019): every position of (N, C, H, W) by mean and deviation of its channels."""
+class PositionalNorm2d(Layer):
+    """Positional Normalization (Li et al. 2019): every position of (N, C, H, W) by mean and deviation of its channels. With
+    `sync` ranks hold parts of these."""
 
-    def __init__(self, eps: float = 1e-5, *, nonfinite: str = "propagate", name: str = "positional_norm") -> None:
+    _row = "positional_norm"
+
+    def __init__(
+        self, eps: float = 1e-5, *, sync: Any = None, nonfinite: str = "propagate", name: str = "positional_norm"
+    ) -> None:
+        self._begin(name, sync, None, nonfinite)
         super().__init__()
-        self.eps, self.name = eps, name
-        self._layer = _ops.text_of("positional_norm", {"eps": eps, **_options(None, nonfinite)})
-        _ops.check_layer(self._layer, 0)
+        self.eps = eps
+        self._check_options()
+
+    def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
+        return {"eps": self.eps}
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalized(self._layer, self.name, ordered(x), Parameters())[0]
+        return self._call(x, Parameters())[0]
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
