@@ -6,6 +6,9 @@ import unittest
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import allnorm.torch as an
 
@@ -29,6 +32,24 @@ class BatchNormAct2d(nn.BatchNorm2d):  # as in timm
 
     def forward(self, x):
         return self.act(self.drop(super().forward(x)))
+
+
+class NaiveSyncBatchNorm(nn.BatchNorm2d):  # as in detectron2, without its exchange
+    def __init__(self, *arguments, stats_mode="", **options):
+        super().__init__(*arguments, **options)
+        self._stats_mode = stats_mode
+
+    def forward(self, x):
+        if self.training:
+            raise AssertionError("its own exchange")
+        return super().forward(x)
+
+
+class FrozenBatchNorm2d(nn.Module):  # as in detectron2 and torchvision: four buffers
+    def __init__(self, channels):
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
 
 
 class Peculiar(nn.BatchNorm2d):
@@ -99,6 +120,41 @@ class Convert(unittest.TestCase):
         torch.testing.assert_close(own(x), reference(x))
         self.assertEqual(list(own.state_dict()), list(reference.state_dict()))
 
+    def test_layers_of_other_packages_come_back(self):
+        own, x = nn.Sequential(BatchNormAct2d(3), NaiveSyncBatchNorm(3, stats_mode="N", momentum=0.2)), torch.randn(2, 3, 4, 4)
+        reference = copy.deepcopy(own).eval()
+        before = list(own.parameters())
+        an.convert(own, "batch_norm")
+        own(x)
+        own[1].momentum = 0.3
+        expected = own.eval()(x)
+        own = copy.deepcopy(an.revert(copy.deepcopy(own)).model)
+        self.assertEqual([type(layer) for layer in own], [BatchNormAct2d, NaiveSyncBatchNorm])
+        self.assertEqual((own[1]._stats_mode, own[1].momentum, own[1].training), ("N", 0.3, False))
+        self.assertTrue(torch.equal(own(x), expected))
+        self.assertEqual(list(own.state_dict()), list(reference.state_dict()))
+        self.assertEqual(len(list(own.parameters())), len(before))
+
+    def test_as_in_detectron2(self):
+        x = torch.randn(4, 3, 4, 4)
+
+        def work(rank):
+            own = nn.Sequential(NaiveSyncBatchNorm(3, momentum=0.2))
+            report = an.convert(own, "sync_batch_norm")
+            return own(x[3 * rank : 3 * rank + 3 - 2 * rank]), own[0].running_mean, report.text()
+
+        whole = nn.BatchNorm2d(3, momentum=0.2)
+        y, parts = whole(x), an.emulate(work, 2)
+        torch.testing.assert_close(torch.cat([part[0] for part in parts]), y)
+        torch.testing.assert_close(parts[1][1], whole.running_mean)
+        self.assertRegex(parts[0][2], "0: NaiveSyncBatchNorm -> BatchNorm2d.*sync=world")
+
+        own = nn.Sequential(FrozenBatchNorm2d(3), nn.BatchNorm2d(3))
+        report = an.convert(own, "batch_norm")
+        self.assertIn("0: FrozenBatchNorm2d stays: it is frozen", report.text())
+        self.assertEqual([type(layer) for layer in own], [FrozenBatchNorm2d, an.BatchNorm2d])
+        self.assertEqual(len(an.revert(own).skipped), 0)
+
     def test_some_of_them(self):
         own = model()
         report = an.convert(own, "batch_norm", include=["0"], inplace=False)
@@ -108,6 +164,40 @@ class Convert(unittest.TestCase):
         an.convert(own, "batch_norm", exclude=lambda name, module: module.num_features == 4)
         self.assertNotIsInstance(own[0][1], an.BatchNorm)
         self.assertIsInstance(own[4], an.BatchNorm1d)
+
+    def test_then_sharded(self):
+        """fully_shard on two ranks trains as one process on the whole batch."""
+        torch.manual_seed(0)
+        plain = nn.Sequential(
+            nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)),
+        ).double()
+        x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
+
+        def trained(model, x):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+
+        def work(rank):
+            own = copy.deepcopy(plain)
+            an.convert(own, "sync_batch_norm")
+            mesh = init_device_mesh("cpu", (2,))
+            for part in (*own, own):
+                fully_shard(part, mesh=mesh)
+            trained(own, x[2 * rank : 2 * rank + 2])
+            self.assertTrue(an.check(own), str(an.check(own)))
+            with self.assertRaisesRegex(ValueError, "FSDP"):
+                an.convert(own)
+            return get_model_state_dict(own, options=StateDictOptions(full_state_dict=True))
+
+        found = an.emulate(work, 2)[0]
+        trained(plain, x)
+        self.assertEqual(list(found), list(plain.state_dict()))
+        for tensor, expected in zip(found.values(), plain.state_dict().values()):
+            torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10)
 
     def test_a_model_that_is_a_layer(self):
         report = an.convert(nn.SyncBatchNorm(3), "batch_norm")

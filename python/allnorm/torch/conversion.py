@@ -80,30 +80,45 @@ class BatchNormAct2d(BatchNorm2d):
         return y
 
 
-def _skips(module: _BatchNorm) -> str:
+def _is_frozen_kind(module: nn.Module) -> bool:
+    """FrozenBatchNorm2d of torchvision and detectron2, or as timm's: no batch norm to torch."""
+    return type(module).__name__.startswith("FrozenBatchNorm")
+
+
+def _skips(module: nn.Module) -> str:
     """Why a layer cannot be replaced; empty where it can."""
-    kind = type(module)
+    if not isinstance(module, _BatchNorm):
+        return "it is frozen"
     if isinstance(module, BatchNorm):
         return "it is of allnorm already"
     if isinstance(module, _LazyNormBase):
         return "it does not know its number of channels yet"
-    if kind not in _CLASSES and not _has_act(module):
-        return f"{kind.__name__} may do more than a batch norm"
+    if _own_class(module) is None:
+        return f"{type(module).__name__} may do more than a batch norm"
     parameters = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
     if parameters and not module.training and not any(parameter.requires_grad for parameter in parameters):
         return "it is frozen"
     return ""
 
 
-def _has_act(module: _BatchNorm) -> bool:
-    """timm's BatchNormAct2d, by what it has: this package does not import timm."""
-    return (
-        type(module).__name__ == "BatchNormAct2d"
-        and isinstance(module, nn.BatchNorm2d)
-        and isinstance(getattr(module, "drop", None), nn.Module)
-        and isinstance(getattr(module, "act", None), nn.Module)
-        and getattr(module, "aa", None) is None
-    )
+def _own_class(module: _BatchNorm) -> Optional[type[BatchNorm]]:
+    """What stands in for a layer. timm's and detectron2's are known by what they have: neither is imported here."""
+    name = type(module).__name__
+    if type(module) in _CLASSES:
+        return _CLASSES[type(module)]
+    if name in ("BatchNormAct2d", "SyncBatchNormAct") and getattr(module, "aa", None) is None:
+        behind = (getattr(module, "drop", None), getattr(module, "act", None))
+        return BatchNormAct2d if all(isinstance(part, nn.Module) for part in behind) else None
+    if name == "NaiveSyncBatchNorm" and isinstance(module, nn.BatchNorm2d):
+        return BatchNorm2d
+    return None
+
+
+def _shell(module: _BatchNorm) -> _BatchNorm:
+    """A copy without parameters, buffers and modules, which _take_over() gives it."""
+    shell = copy.copy(module)
+    shell._parameters, shell._buffers, shell._modules = {}, {}, {}
+    return shell
 
 
 def _take_over(new: nn.Module, old: nn.Module) -> None:
@@ -132,7 +147,23 @@ def _made(own: type[_BatchNorm], old: _BatchNorm, **options: Any) -> _BatchNorm:
     if isinstance(new, BatchNorm):
         new._keep_running_types({})  # those of a model that was cast before
         new.reset_past()
+        if type(old) not in _CLASSES:
+            new.__dict__[_WAS] = _shell(old)  # not a module of this one
     return new
+
+
+def _as_it_was(module: BatchNorm) -> Optional[_BatchNorm]:
+    """A layer of the class of another package that `module` stands for; None where it stands for none."""
+    was = module.__dict__.get(_WAS)
+    if was is None:
+        return None
+    new = _shell(was)
+    new.eps, new.momentum = module.eps, module.momentum
+    _take_over(new, module)
+    return new
+
+
+_WAS = "_allnorm_was"
 
 
 def refuse_wrapped(model: nn.Module, what: str) -> None:
@@ -166,14 +197,14 @@ def _chooser(names: Names, otherwise: bool) -> Callable[[str, nn.Module], bool]:
 
 def _replace(
     model: nn.Module,
-    replaced: Callable[[str, _BatchNorm], Union[_BatchNorm, str, None]],
+    replaced: Callable[[str, nn.Module], Union[_BatchNorm, str, None]],
     inplace: bool,
 ) -> Report:
     """Every batch norm by what `replaced` gives: a module, or why there is none (None: it is not spoken of)."""
     report = Report(model if inplace else copy.deepcopy(model))
     done: dict[nn.Module, nn.Module] = {}  # a module under several names is replaced by one
     for name, module in list(report.model.named_modules()):
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, _BatchNorm) and not _is_frozen_kind(module):
             continue
         new, kind = replaced(name, module), type(module).__name__
         if isinstance(new, nn.Module):
@@ -202,8 +233,8 @@ def convert(
     include, exclude: names of layers or of modules that have them, or a function of name and module.
     process_group: of sync, in place of the world.
 
-    timm's BatchNormAct2d keeps its activation. Frozen layers, lazy ones and other subclasses stay, and the Report says
-    why. ValueError where the model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes
+    timm's BatchNormAct2d and SyncBatchNormAct keep their activation and drop; detectron2's NaiveSyncBatchNorm is a
+    BatchNorm2d with `sync`. Frozen layers, lazy ones and other subclasses stay, and the Report says why. ValueError where the model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes
     nothing. torch's convert_sync_batchnorm must not follow: it would take these layers for its own."""
     refuse_wrapped(model, "convert")
     if norm not in _NORMS:
@@ -213,13 +244,15 @@ def convert(
         chosen["sync"] = process_group
     included, excluded = _chooser(include, True), _chooser(exclude, False)
 
-    def replaced(name: str, module: _BatchNorm) -> Union[_BatchNorm, str, None]:
+    def replaced(name: str, module: nn.Module) -> Union[_BatchNorm, str, None]:
         if not included(name, module) or excluded(name, module):
             return "it was left out by include or exclude"
         why = _skips(module)
         if why:
             return why
-        own = BatchNormAct2d if _has_act(module) else _CLASSES[type(module)]
+        assert isinstance(module, _BatchNorm)
+        own = _own_class(module)
+        assert own is not None
         group = getattr(module, "process_group", None)  # of torch.nn.SyncBatchNorm
         of_layer = {"sync": group} if group is not None and chosen["sync"] == "world" else {}
         return _made(own, module, name=name or "batch_norm", **(chosen | of_layer))
@@ -231,14 +264,17 @@ def convert(
 
 
 def revert(model: nn.Module, *, inplace: bool = True) -> Report:
-    """Replaces layers of this package by torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm, with the same parameters, buffers,
-    hooks and mode. Windows and open batches are lost. Layers with an activation of their own, and those that know no
-    number of axes, stay."""
+    """Replaces layers of this package by torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm, or by what they were where convert()
+    found a layer of timm or detectron2, with the same parameters, buffers, hooks and mode. Windows and open batches are
+    lost. Layers with an activation of their own, and those that know no number of axes, stay."""
     refuse_wrapped(model, "revert")
 
-    def replaced(_: str, module: _BatchNorm) -> Union[_BatchNorm, str, None]:
+    def replaced(_: str, module: nn.Module) -> Union[_BatchNorm, str, None]:
         if not isinstance(module, BatchNorm):
             return None
+        was = _as_it_was(module)
+        if was is not None:
+            return was
         if module.activation is not None:
             return "torch's has no activation"
         if type(module) not in _TORCHS:
