@@ -135,8 +135,9 @@ class Lightning(unittest.TestCase):
         fitted([AllNorm("sync_batch_norm"), Agrees()], devices=2, strategy="ddp_fork")
 
     def test_another_synchronization_is_refused(self):
+        trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", sync_batchnorm=True, logger=False)
         with self.assertRaisesRegex(ValueError, "sync_batchnorm of the Trainer is True, must be False"):
-            fitted([AllNorm("batch_norm")], sync_batchnorm=True)
+            AllNorm("batch_norm").setup(trainer, Module(), "fit")
 
 
 if __name__ == "__main__":
