@@ -39,6 +39,7 @@ def outputs(model, x):
 class Passes(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        torch.set_num_threads(1)  # layers are small, and threads that wait for a core cost more than they bring
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
 
     @classmethod

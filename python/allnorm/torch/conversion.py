@@ -233,9 +233,10 @@ def convert(
     include, exclude: names of layers or of modules that have them, or a function of name and module.
     process_group: of sync, in place of the world.
 
-    timm's BatchNormAct2d and SyncBatchNormAct keep their activation and drop; detectron2's NaiveSyncBatchNorm is a
-    BatchNorm2d with `sync`. Frozen layers, lazy ones and other subclasses stay, and the Report says why. ValueError where the model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes
-    nothing. torch's convert_sync_batchnorm must not follow: it would take these layers for its own."""
+    timm's BatchNormAct2d and SyncBatchNormAct keep their activation and drop, and detectron2's NaiveSyncBatchNorm is taken
+    for a BatchNorm2d. Frozen layers, lazy ones and other subclasses stay, and the Report says why. ValueError where the
+    model is wrapped by DistributedDataParallel or FSDP, or compiled. Converting again changes nothing. torch's
+    convert_sync_batchnorm must not follow: it would take these layers for its own."""
     refuse_wrapped(model, "convert")
     if norm not in _NORMS:
         raise ValueError(f"norm is {norm!r}, must be one of {', '.join(_NORMS)}")
@@ -272,11 +273,11 @@ def revert(model: nn.Module, *, inplace: bool = True) -> Report:
     def replaced(_: str, module: nn.Module) -> Union[_BatchNorm, str, None]:
         if not isinstance(module, BatchNorm):
             return None
+        if module.activation is not None:
+            return "torch's has no activation"
         was = _as_it_was(module)
         if was is not None:
             return was
-        if module.activation is not None:
-            return "torch's has no activation"
         if type(module) not in _TORCHS:
             return "torch has no such layer"
         sync = module.options().get("sync")  # torch's has the world or a process group

@@ -17,7 +17,7 @@ TIMM = (
     "cs3darknet_s",
     "densenet121",
     "dla46x_c",
-    "edgenext_xx_small",
+    "ese_vovnet19b_slim_dw",
     "efficientnet_lite0",
     "fbnetc_100",
     "gernet_s",
