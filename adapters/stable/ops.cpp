@@ -128,7 +128,7 @@ Tensor declined(const Tensor& like, std::int32_t direction, std::int64_t groups,
     own = &ready(layer.value, name.value, groups, rank, ranks);
     size = record_of(*own, direction).fixed + record_of(*own, direction).each * groups;
   } catch (const std::exception&) {
-    own = &ready("batch_norm", name.value, 0, rank, ranks);
+    own = &ready(allnorm_layer_name(0), name.value, 0, rank, ranks);  // the heads of all layers have one length
     size = own->sizes.head;
   }
   Tensor record = bytes(like, size);
