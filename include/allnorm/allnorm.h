@@ -206,7 +206,8 @@ typedef struct allnorm_memory {
 } allnorm_memory;
 
 /* `inputs`: "input", what else the row lists for forward, and the state that the caller keeps: "running_mean",
- * "running_var" (or "running_std") and "num_batches_tracked", all or none of them. */
+ * "running_var" (or "running_std") and "num_batches_tracked", all or none of them; but the last may be left out unless
+ * the momentum is cumulative: nothing is counted then, and every call is number 0. */
 ALLNORM_API allnorm_status allnorm_halves_forward_local(const allnorm_halves* halves, const allnorm_tensor* inputs,
                                                         size_t input_count, const allnorm_memory* memory,
                                                         allnorm_queue* queue);

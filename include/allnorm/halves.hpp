@@ -27,7 +27,9 @@ struct KeptState {
   // As PyTorch has them; all three or none: where there are none, every call takes those of a fresh layer.
   TensorView running_mean{};    ///< (C), of any floating-point type: the stored value is the rounded one
   TensorView running_spread{};  ///< (C), likewise: the variance, or sigma where Layer::keeps_std()
-  TensorView tracked{};         ///< i64 (1): updates so far
+  /// i64 (1): updates so far. May be left out unless the momentum is cumulative: nothing is counted then, every call is
+  /// number 0.
+  TensorView tracked{};
   /// history_bytes() of a layer with a window or mini-batches, aligned to 8, as start_history() or calls left them;
   /// with running statistics.
   std::span<std::byte> history{};

@@ -304,23 +304,25 @@ class Ranks(unittest.TestCase):
     def test_a_layer_finds_its_place_in_a_world_that_is_made_anew(self):
         def work(rank, store):
             layers = [an.BatchNorm2d(3, sync="world"), an.LayerNorm(4, sync=2), an.LayerNorm(4, sync=dist.group.WORLD)]
+            compiled = torch.compile(an.BatchNorm2d(3, sync="world"), backend="eager", fullgraph=True)
+            layers.insert(0, compiled)  # before others look at the new world
             x = torch.full((2, 3, 4, 4), float(rank)) + torch.arange(4.0)
             for layer in layers:
                 layer(x)
             dist.barrier()
             dist.destroy_process_group()
             dist.init_process_group("gloo", init_method=f"file://{store}{rank}", rank=0, world_size=1)
-            alone = [an.BatchNorm2d(3)(x), an.LayerNorm(4)(x)]
+            alone = [an.BatchNorm2d(3)(x), an.BatchNorm2d(3)(x), an.LayerNorm(4)(x)]
             same = [torch.equal(layer(x), y) for layer, y in zip(layers, alone)]
             try:
-                layers[2](x)
+                layers[3](x)
             except ValueError as error:
                 return same, str(error)
             return same, ""
 
         with tempfile.TemporaryDirectory() as folder:
             for same, told in an.emulate(work, 2, folder + "/store", timeout=20):
-                self.assertEqual(same, [True, True])
+                self.assertEqual(same, [True, True, True])
                 self.assertIn("a world that was destroyed", told)
 
     def test_averaged_running_statistics(self):

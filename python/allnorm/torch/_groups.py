@@ -42,13 +42,17 @@ _age = 0
 _warned = False
 
 
+def is_new_world() -> bool:
+    """There is another default process group than age() has seen last."""
+    return (dist.group.WORLD if dist.is_available() else None) is not _world
+
+
 def age() -> int:
     """Which default process group this is of those that the process has had. Places are of one; a world that is made anew
     has the old one's name."""
     global _world, _age
-    world = dist.group.WORLD if dist.is_available() else None
-    if world is not _world:
-        _world = world
+    if is_new_world():
+        _world = dist.group.WORLD
         _age += 1
         _groups_of.clear()
     return _age

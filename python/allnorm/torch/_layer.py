@@ -76,6 +76,8 @@ class Layer(nn.Module):
         """This rank's place, in the process group that there is now."""
         if self._sync is None:
             return _groups.ALONE
+        if torch.compiler.is_compiling() and _groups.is_new_world():  # a graph cannot keep what it finds
+            return _groups.place(self._sync) or _groups.ALONE
         if self._age != (age := _groups.age()):
             self._place, self._met, self._age = None, False, age
         if self._place is None:

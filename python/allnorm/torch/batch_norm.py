@@ -184,7 +184,7 @@ class BatchNorm(Layer, _BatchNorm):
             conv=self._conv(conv_input, conv_weight),
         )
         if not torch.compiler.is_compiling():
-            self._last = (frame, x.shape)
+            self.__dict__["_last"] = (frame, x.shape)  # without nn.Module's looking for parameters in it
         return y
 
     def _check_input(self, x: Tensor) -> None:
