@@ -8,6 +8,7 @@ import time
 import unittest
 
 import torch
+import torch._dynamo  # here, and not in every process that is forked
 import torch.distributed as dist
 from torch import nn
 

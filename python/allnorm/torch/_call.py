@@ -87,7 +87,8 @@ def _first_half(
     try:
         return call(half, *given)
     except Exception as error:
-        return declined(error, x, *given[-4:-2], groups, where, meet, direction)
+        layer, name = given[-4:-2]
+        return declined(error, x, layer, name, groups, where, meet, direction)
 
 
 def _check_heads(heads: Tensor, layer_name: tuple[str, str], rank: int) -> None:
@@ -154,8 +155,8 @@ class _Call(torch.autograd.Function):
             x, *rest = ctx.saved_tensors
         except RuntimeError as error:  # one was written to since
             if where.ranks > 1:
-                groups = _ops.groups(ctx.layer_name[0], ctx.shape)
-                declined(error, dy, *ctx.layer_name, groups, where, False, 1)
+                layer, name = ctx.layer_name
+                declined(error, dy, layer, name, _ops.groups(layer, ctx.shape), where, False, 1)
             raise
         given = (ordered_as(dy, x), x, *rest)
         if where.ranks == 1:

@@ -29,6 +29,7 @@ class Layer(nn.Module):
         self._sync = _groups.parse(sync)
         self._text: tuple[Optional[dict[str, Any]], str]
         self._place: Optional[_groups.Place]
+        self._age: int
         self.__dict__.update(self._fresh)
         self.name, self.activation, self.nonfinite = name, activation, nonfinite
 

@@ -156,7 +156,8 @@ class _Instance(Layer, _InstanceNorm):
 
     def _check_input(self, x: Tensor) -> None:
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        channels = x.size(-self._get_no_batch_dim())  # type: ignore[no-untyped-call]
+        axis: int = -self._get_no_batch_dim()  # type: ignore[no-untyped-call]
+        channels = x.size(axis)
         if channels == self.num_features:
             return
         if self.affine or self.track_running_stats:
