@@ -29,7 +29,7 @@ struct Command {
 /// All commands of this build, in the order of the help.
 std::span<const Command> commands() noexcept;
 
-// One per file: apply.cpp, bench/bench.cpp, diagnose.cpp, info.cpp, report/report.cpp, train_started.cpp (or
+// One per file: apply.cpp, bench/bench.cpp, diagnose.cpp, info.cpp, report/report.cpp, scale/scale.cpp, train_started.cpp (or
 // train_unavailable.cpp), verify/verify.cpp.
 extern const Command apply_command;
 extern const Command bench_command;
@@ -39,6 +39,7 @@ extern const Command doctor_command;
 extern const Command info_command;
 extern const Command man_command;
 extern const Command report_command;
+extern const Command scale_command;
 extern const Command train_command;
 extern const Command verify_command;
 

@@ -9,20 +9,27 @@ namespace allnorm::launch {
 
 namespace fs = std::filesystem;
 
-std::string this_program() {
-  std::error_code error;
-  return fs::read_symlink("/proc/self/exe", error).string();
-}
+namespace {
 
-std::string train_program() {
-  constexpr const char* name = "allnorm-train";
+std::string program(const char* name, const char* purpose) {
   std::error_code error;
   const fs::path here = fs::path(this_program()).parent_path();
   for (const fs::path& folder : {here, here / ALLNORM_LIBEXEC})
     if (fs::exists(folder / name, error)) return (folder / name).string();
   fail(Code::unsupported, std::string(name) + " is neither in " + here.string() + " nor in " +
-                              (here / ALLNORM_LIBEXEC).lexically_normal().string() + ", must be there to train");
+                              (here / ALLNORM_LIBEXEC).lexically_normal().string() + ", must be there " + purpose);
 }
+
+}  // namespace
+
+std::string this_program() {
+  std::error_code error;
+  return fs::read_symlink("/proc/self/exe", error).string();
+}
+
+std::string train_program() { return program("allnorm-train", "to train"); }
+
+std::string simulator_program() { return program("allnorm-simulator", "to simulate"); }
 
 std::string digits_folder() {
   const fs::path in_tree = "data/digits", in_installation = "share/allnorm/digits";

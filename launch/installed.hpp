@@ -9,6 +9,8 @@ namespace allnorm::launch {
 std::string this_program();
 /// The program that `allnorm train` starts. Throws unsupported where it is not there.
 std::string train_program();
+/// The program that `allnorm scale --cluster` starts; the same.
+std::string simulator_program();
 /// The folder of the digits: data/digits of the current folder, else that of the tree or the installation that this
 /// program is in; "data/digits" where there is none.
 std::string digits_folder();

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -111,7 +112,8 @@ Ended run_program(const std::vector<std::string>& words, double seconds) {
   if (::pipe2(ends, O_CLOEXEC) != 0) return ended;
   const ::pid_t child = ::fork();
   if (child == 0) {
-    ::setpgid(0, 0);  // with all that it starts it can be ended
+    ::setpgid(0, 0);                     // with all that it starts it can be ended
+    ::prctl(PR_SET_PDEATHSIG, SIGTERM);  // where this program is killed
     ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
     ::dup2(ends[1], STDOUT_FILENO);
     ::dup2(ends[1], STDERR_FILENO);

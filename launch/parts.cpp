@@ -14,6 +14,7 @@ constexpr Remedy remedies[] = {
     {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
     {"nccl", "ranks with a GPU each: install libnccl-dev and configure again"},
     {"prometheus", "--metrics: install prometheus-cpp-dev and configure again"},
+    {"simgrid", "allnorm scale --cluster: install libsimgrid-dev and configure again"},
     {"torch", "allnorm train: install libtorch-dev or pip's torch and configure again"},
 };
 

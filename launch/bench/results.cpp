@@ -126,12 +126,20 @@ std::vector<Seat> seats_of(Rank& rank) {
   return seats;
 }
 
+Json machine_event(const char* command) {
+  return {{"event", "config"},
+          {"command", command},
+          {"version", build::version},
+          {"commit", build::commit},
+          {"compiler", build::compiler},
+          {"build_type", build::type},
+          {"cpu", cpu_name()},
+          {"vectors", Queue::cpu().ops().name},
+          {"cores", std::thread::hardware_concurrency()}};
+}
+
 Json config_event(const Plan& plan, const std::vector<Seat>& seats, const Rank& rank) {
-  Json event{{"event", "config"},           {"command", "bench"},
-             {"version", build::version},   {"commit", build::commit},
-             {"compiler", build::compiler}, {"build_type", build::type},
-             {"cpu", cpu_name()},           {"vectors", rank.queue.ops().name}};
-  event["cores"] = std::thread::hardware_concurrency();
+  Json event = machine_event("bench");
   event["iterations"] = plan.iterations;
   event["warm_up"] = plan.warm_up;
   if (!plan.model.empty()) event["model"] = plan.model;

@@ -20,7 +20,9 @@ struct Seat {
 /// [rank] Collective.
 std::vector<Seat> seats_of(Rank& rank);
 
-/// Build, machine and ranks: the first event.
+/// Build and machine: what the first event of a command's log begins with.
+Json machine_event(const char* command);
+/// ... and ranks: the first event.
 Json config_event(const Plan& plan, const std::vector<Seat>& seats, const Rank& rank);
 Json measurement_event(const Plan& plan, const Measurement& of, const Rank& rank);
 /// A model's layers of one kind together; `events`: all of them.

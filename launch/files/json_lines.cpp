@@ -25,7 +25,7 @@ std::vector<nlohmann::ordered_json> read_json_lines(const std::string& path) {
     events.push_back(std::move(event));
   }
   if (events.empty() || !is_event(events.front(), "config"))
-    bad_file(path, "is no log of train or bench, must begin with the event \"config\"");
+    bad_file(path, "is no log of train, bench or scale, must begin with the event \"config\"");
   return events;
 }
 

@@ -1,5 +1,7 @@
 #include "launch/report/page.hpp"
 
+#include <string_view>
+
 #include "launch/files/json_lines.hpp"
 
 namespace allnorm::launch::pages {
@@ -95,6 +97,18 @@ std::string figure(const std::string& svg, const std::string& caption) {
                      : "<figure>" + svg + "<figcaption>" + caption + "</figcaption></figure>\n";
 }
 
+std::vector<std::string> plots_of(const std::string& page) {
+  constexpr std::string_view begin = "<svg ", end = "</svg>";
+  std::vector<std::string> plots;
+  for (std::size_t at = page.find(begin); at != page.npos; at = page.find(begin, at + 1)) {
+    const std::size_t body = page.find('>', at) + 1, stop = page.find(end, body);
+    plots.push_back(page.substr(at, body - 1 - at) + " xmlns=\"http://www.w3.org/2000/svg\">\n<style>" + style +
+                    "</style>\n<rect width=\"100%\" height=\"100%\" style=\"fill: var(--card)\"/>" +
+                    page.substr(body, stop - body) + "</svg>\n");
+  }
+  return plots;
+}
+
 std::string page_of(const Events& training) { return page("allnorm train", training_sections(training)); }
 
 std::string page_of(const std::vector<Log>& logs) {
@@ -106,6 +120,9 @@ std::string page_of(const std::vector<Log>& logs) {
   for (const Log& log : logs)
     if (command_of(log) == "train")
       body += (logs.size() > 1 ? "<h1>" + escaped(log.name) + "</h1>\n" : "") + training_sections(log.events);
+  for (const Log& log : logs)
+    if (command_of(log) == "scale")
+      body += (logs.size() > 1 ? "<h1>" + escaped(log.name) + "</h1>\n" : "") + scale_sections(log);
   for (const Log& log : logs) title += (title.empty() ? "" : ", ") + log.name;
   return page(title, body);
 }

@@ -1,4 +1,4 @@
-// One self-contained HTML page of what train and bench have logged: SVG plots, tables that sort themselves, light and
+// One self-contained HTML page of what train, bench and scale have logged: SVG plots, tables that sort themselves, light and
 // dark, nothing loaded from anywhere.
 #pragma once
 
@@ -32,8 +32,12 @@ std::string figure(const std::string& svg, const std::string& caption);
 /// A number, or a dash.
 std::string number_text(const Json& value, int digits);
 
-/// Sections of one training, and of bench logs.
+/// Each plot of a page as a file of its own.
+std::vector<std::string> plots_of(const std::string& page);
+
+/// Sections of one training, of one sweep, and of bench logs.
 std::string training_sections(const Events& events);
+std::string scale_sections(const Log& log);
 std::string bench_sections(const std::vector<const Log*>& logs);
 
 }  // namespace allnorm::launch::pages

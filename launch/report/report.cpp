@@ -1,4 +1,4 @@
-// `allnorm report`: logs of train and bench as one HTML page.
+// `allnorm report`: logs of train, bench and scale as one HTML page.
 #include <filesystem>
 #include <iostream>
 
@@ -21,20 +21,22 @@ namespace {
 namespace po = boost::program_options;
 
 struct Words {
-  std::string out{};
+  std::string out{}, plots{};
 };
 
 po::options_description describe(Words& words) {
   po::options_description options("Options");
-  options.add_options()("out,o", po::value(&words.out)->value_name("F.html"), "-o: the page; required");
+  options.add_options()("out,o", po::value(&words.out)->value_name("F.html"), "-o: the page; required")(
+      "plots", po::value(&words.plots)->value_name("PREFIX"), "its plots too, as PREFIX1.svg, PREFIX2.svg...");
   return options;
 }
 
 void help_report(std::ostream& out) {
   Words words;
   out << "allnorm report FILE.jsonl... -o F.html\n\n"
-         "One self-contained HTML page of what train --log and bench --json have\nwritten. Of several files of bench "
-         "the first is the base that the others are\ncompared with.\n\nOptions:\n";
+         "One self-contained HTML page of what train --log, bench --json and scale --json\nhave written. Of several "
+         "files "
+         "of bench the first is the base that the others\nare compared with.\n\nOptions:\n";
   print_options(out, describe(words));
   out << "\nExamples:\n  allnorm bench --layer all --json bench.jsonl\n  allnorm report bench.jsonl -o bench.html\n"
          "  allnorm report before.jsonl after.jsonl -o compared.html\n\n";
@@ -46,7 +48,7 @@ std::string page_of(const std::vector<pages::Log>& logs, const std::string& file
   try {
     return pages::page_of(logs);
   } catch (const nlohmann::json::exception& error) {
-    bad_file(files, "lacks what train and bench write: " + printable(error.what()));
+    bad_file(files, "lacks what train, bench and scale write: " + printable(error.what()));
   }
 }
 
@@ -56,11 +58,13 @@ int run_report(const Arguments& arguments) {
   for (std::size_t i = 0; i < arguments.size(); ++i) {  // an option's value is no file
     const bool option = arguments[i].starts_with("-");
     (option ? options : files).push_back(arguments[i]);
-    if (option && (arguments[i] == "-o" || arguments[i] == "--out") && i + 1 < arguments.size())
+    if (option && (arguments[i] == "-o" || arguments[i] == "--out" || arguments[i] == "--plots") &&
+        i + 1 < arguments.size())
       options.push_back(arguments[++i]);
   }
   parse_options(options, describe(words));
-  expect(!files.empty(), Code::invalid_argument, "FILE.jsonl is missing, must be a log of train or bench, or several");
+  expect(!files.empty(), Code::invalid_argument,
+         "FILE.jsonl is missing, must be a log of train, bench or scale, or several");
   expect(!words.out.empty(), Code::invalid_argument, "--out is missing, must be the page to write (-o F.html)");
   std::vector<pages::Log> logs;
   std::string names;
@@ -68,19 +72,27 @@ int run_report(const Arguments& arguments) {
     logs.push_back({std::filesystem::path(file).filename().string(), read_json_lines(file)});
     names += (names.empty() ? "" : ", ") + file;
     const nlohmann::ordered_json command = logs.back().events.front().value("command", nlohmann::ordered_json());
-    if (command != "train" && command != "bench")
+    if (command != "train" && command != "bench" && command != "scale")
       bad_file(file, "is of command " + printable(command.is_string() ? command.get<std::string>() : command.dump()) +
-                         ", must be of train or bench");
+                         ", must be of train, bench or scale");
   }
-  AtomicFile page(words.out);
-  page.write(page_of(logs, names));
-  page.commit();
+  const auto write = [](const std::string& path, const std::string& text) {
+    AtomicFile file(path);
+    file.write(text);
+    file.commit();
+  };
+  const std::string page = page_of(logs, names);
+  write(words.out, page);
+  if (words.plots.empty()) return exit_success;
+  const auto plots = pages::plots_of(page);
+  for (std::size_t i = 0; i < plots.size(); ++i) write(words.plots + std::to_string(i + 1) + ".svg", plots[i]);
   return exit_success;
 }
 
 }  // namespace
 
-const Command report_command{"report", "turn logs of train and bench into one HTML page", run_report, help_report, [] {
+const Command report_command{"report", "turn logs of train, bench and scale into one HTML page", run_report,
+                             help_report, [] {
                                Words words;
                                return describe(words);
                              }};

@@ -81,9 +81,9 @@ TEST(Report, RefusesWhatIsNoLog) {
   expect_refused(" " + place.path("t.jsonl"), 2, "--out is missing");
   expect_refused(" " + place.path("none.jsonl") + out, 3, "none.jsonl");
   expect_refused(" " + place.path("broken.jsonl") + out, 3, "has in line 2");
-  expect_refused(" " + place.path("other.jsonl") + out, 3, "must be of train or bench");
-  expect_refused(" " + place.path("number.jsonl") + out, 3, "is of command '3', must be of train or bench");
-  expect_refused(" " + place.path("half.jsonl") + out, 3, "lacks what train and bench write");
+  expect_refused(" " + place.path("other.jsonl") + out, 3, "must be of train, bench or scale");
+  expect_refused(" " + place.path("number.jsonl") + out, 3, "is of command '3', must be of train, bench or scale");
+  expect_refused(" " + place.path("half.jsonl") + out, 3, "lacks what train, bench and scale write");
   EXPECT_FALSE(place.exists("r.html"));
 }
 

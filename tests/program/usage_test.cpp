@@ -41,7 +41,7 @@ INSTANTIATE_TEST_SUITE_P(
     Program, WrongUse,
     testing::Values(Wrong{"", 2, "command is missing"}, Wrong{"aply", 2, "completion, man; did you mean apply?"},
                     Wrong{"--verson", 2,
-                          "train, apply, verify, bench, report, diagnose, info, doctor, completion, man"},
+                          "train, apply, verify, bench, scale, report, diagnose, info, doctor, completion, man"},
                     Wrong{"help tain", 2, "did you mean train?"}, Wrong{"info extra", 2, "'extra'"},
                     Wrong{"info --jso", 2, "option is '--jso', must be one that --help names; did you mean --json?"},
                     Wrong{"info --json=yes", 2, "json"}));
@@ -237,7 +237,7 @@ TEST(Help, NamesEveryCommandAndLayer) {
   const Outcome program = place.run("--help");
   EXPECT_EQ(program.code, 0);
   for (const char* command :
-       {"train", "apply", "verify", "bench", "report", "diagnose", "info", "doctor", "completion", "man"})
+       {"train", "apply", "verify", "bench", "scale", "report", "diagnose", "info", "doctor", "completion", "man"})
     EXPECT_NE(program.out.find(command), std::string::npos);
   const Outcome apply = place.run("apply --help");
   EXPECT_EQ(apply.code, 0);

@@ -1,0 +1,240 @@
+// allnorm-simulator: the exchange of ranks on a described cluster, in SimGrid's time. `allnorm scale --cluster` starts
+// it.
+//
+// What runs is the library's exchange (src/wire.cpp): the same messages, gathered or along the tree, merged for real.
+// Its links are MPI as SimGrid simulates it, where a rank that looks for a message waits for it: so no time passes in
+// looking.
+#include <smpi/mpi.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <list>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <xbt/log.h>
+#include <nlohmann/json.hpp>
+#include <simgrid/s4u.hpp>
+
+#include "src/exchange.hpp"
+
+namespace {
+
+using namespace allnorm;
+using Json = nlohmann::json;
+namespace sg4 = simgrid::s4u;
+
+constexpr double micro = 1e-6, giga = 1e9;
+
+double clock_us() { return sg4::Engine::get_clock() / micro; }
+
+// What the model says of a cluster; see launch/clusters.
+struct Cluster {
+  std::size_t ranks_per_node, nodes_per_leaf;
+  double node_latency_us, node_gb_s;  // between ranks of a node
+  double nics_per_node, nic_gb_s;     // each direction
+  double network_latency_us;          // between ranks of two nodes of a leaf switch
+  double leaf_latency_us, leaf_gb_s;  // what another leaf adds; of all uplinks of a leaf
+};
+
+Cluster cluster_of(const Json& json) {
+  return {json.at("ranks_per_node"),     json.at("nodes_per_leaf"),  json.at("node_latency_us"),
+          json.at("node_gb_s"),          json.at("nics_per_node"),   json.at("nic_gb_s"),
+          json.at("network_latency_us"), json.at("leaf_latency_us"), json.at("leaf_gb_s")};
+}
+
+// A star of stars: ranks about their node, nodes about their leaf switch, leaves about the spine. The parallel uplinks
+// of a leaf are one link of all their bandwidth, as adaptive routing would use them; so are the NICs of a node, of
+// which one message uses one.
+std::vector<sg4::Host*> build(const Cluster& of, std::size_t ranks) {
+  const auto link = [](sg4::NetZone* zone, const std::string& name, double gb_s, double latency_us) {
+    auto* made = zone->create_split_duplex_link(name, gb_s * giga);
+    made->set_latency(std::max(0.0, latency_us) * micro);
+    made->seal();
+    return sg4::LinkInRoute(made, sg4::LinkInRoute::Direction::UP);
+  };
+  std::vector<sg4::Host*> hosts;
+  auto* const root = sg4::create_star_zone("cluster");
+  for (std::size_t leaf = 0; hosts.size() < ranks; ++leaf) {
+    const std::string leaf_name = "leaf" + std::to_string(leaf);
+    auto* const leaf_zone = sg4::create_star_zone(leaf_name);
+    leaf_zone->set_parent(root);
+    auto* const leaf_router = leaf_zone->create_router(leaf_name + "-router");
+    for (std::size_t node = 0; node < of.nodes_per_leaf && hosts.size() < ranks; ++node) {
+      const std::string name = leaf_name + "-node" + std::to_string(node);
+      auto* const zone = sg4::create_star_zone(name);
+      zone->set_parent(leaf_zone);
+      auto* const router = zone->create_router(name + "-router");
+      for (std::size_t rank = 0; rank < of.ranks_per_node && hosts.size() < ranks; ++rank) {
+        auto* const host = zone->create_host("rank" + std::to_string(hosts.size()), giga);
+        host->seal();
+        zone->add_route(host->get_netpoint(), nullptr, nullptr, nullptr,
+                        {link(zone, host->get_name() + "-link", of.node_gb_s, of.node_latency_us / 2)}, true);
+        hosts.push_back(host);
+      }
+      auto* const nic = leaf_zone->create_link(name + "-nic", of.nic_gb_s * giga);
+      nic->set_sharing_policy(sg4::Link::SharingPolicy::FATPIPE);  // bounds each message, whatever else there is
+      nic->seal();
+      const auto up = link(leaf_zone, name + "-nics", of.nics_per_node * of.nic_gb_s,
+                           (of.network_latency_us - of.node_latency_us) / 2);
+      leaf_zone->add_route(zone->get_netpoint(), nullptr, router, nullptr, {up, sg4::LinkInRoute(nic)}, true);
+      zone->seal();
+    }
+    root->add_route(leaf_zone->get_netpoint(), nullptr, leaf_router, nullptr,
+                    {link(root, leaf_name + "-uplinks", of.leaf_gb_s, of.leaf_latency_us / 2)}, true);
+    leaf_zone->seal();
+  }
+  root->seal();
+  return hosts;
+}
+
+// Links over simulated MPI. What software takes for a message is half its sender's, half its receiver's time.
+class SimulatedLinks final : public Links {
+ public:
+  /// `doubles`: of the longest message.
+  SimulatedLinks(int rank, int size, double overhead_us, std::size_t doubles)
+      : rank_(rank), size_(size), half_(overhead_us * micro / 2), room_(doubles * sizeof(double) + head) {}
+
+  int rank() const noexcept override { return rank_; }
+  int size() const noexcept override { return size_; }
+  std::string_view transport() const noexcept override { return "simulated"; }
+  void post(std::span<const int> to, std::uint64_t, std::shared_ptr<const Bytes> bytes) override {
+    for (const int rank : to) {
+      sg4::this_actor::sleep_for(half_);
+      sendings_.push_back({MPI_REQUEST_NULL, bytes});
+      MPI_Isend(bytes->data(), static_cast<int>(bytes->size()), MPI_BYTE, rank, 0, MPI_COMM_WORLD,
+                &sendings_.back().request);
+    }
+  }
+  std::shared_ptr<const Bytes> poll(int from, std::uint64_t) override {
+    auto bytes = std::make_shared<Bytes>(room_);  // a probe for the size would take simulated time
+    MPI_Status status;
+    int size = 0;
+    MPI_Recv(bytes->data(), static_cast<int>(room_), MPI_BYTE, from, 0, MPI_COMM_WORLD, &status);
+    MPI_Get_count(&status, MPI_BYTE, &size);
+    bytes->resize(static_cast<std::size_t>(size));
+    sg4::this_actor::sleep_for(half_);
+    return bytes;
+  }
+  std::vector<int> unsent(std::uint64_t) override {
+    for (Sending& sending : sendings_) MPI_Wait(&sending.request, MPI_STATUS_IGNORE);
+    sendings_.clear();
+    return {};
+  }
+  void abort(const Error&) noexcept override {}
+
+ private:
+  struct Sending {
+    MPI_Request request;
+    std::shared_ptr<const Bytes> bytes;
+  };
+  static constexpr std::size_t head = 1 << 12;  // bytes that a message has more than its doubles, and some
+
+  int rank_, size_;
+  double half_;       // seconds
+  std::size_t room_;  // bytes
+  std::list<Sending> sendings_{};
+};
+
+struct Experiment {
+  int group = 1;            // ranks, consecutive
+  std::size_t doubles = 0;  // of each message
+  double exchange_us = 0, exposed_us = 0;
+};
+struct Job {
+  std::size_t ranks = 1;
+  double overhead_us = 0, between_us = 0;
+  int exchanges = 1;  // of each kind
+  std::vector<Experiment> experiments{};
+  sg4::BarrierPtr barrier{};  // takes no time
+};
+
+// Everything of a simulation is one thread: ranks share the job.
+void run_rank(Job& job) {
+  MPI_Init(nullptr, nullptr);
+  int rank = 0, size = 1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  Patience patience;
+  patience.now = [] { return sg4::Engine::get_clock(); };
+  patience.relax = [] {};
+  std::size_t most = 0;
+  for (const Experiment& experiment : job.experiments) most = std::max(most, experiment.doubles);
+  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.overhead_us, most);
+  Queue queue = Queue::cpu();
+  for (Experiment& experiment : job.experiments) {
+    const int first = rank / experiment.group * experiment.group;
+    std::vector<int> members(static_cast<std::size_t>(std::min(experiment.group, size - first)));
+    std::iota(members.begin(), members.end(), first);
+    const auto group = communicate(links, members, links->next_context, patience);
+    // All ranks begin at one moment; the last one's time counts.
+    const auto time = [&](double& longest, double between_us) {
+      Message message{
+          Header("simulated", allnorm::Direction::gradients, 0), std::vector<double>(experiment.doubles), 0, {}};
+      job.barrier->wait();
+      const double begin = clock_us();
+      for (int i = 0; i < job.exchanges; ++i) {
+        if (between_us > 0) sg4::this_actor::sleep_for(between_us * micro);
+        message = group->exchange(std::move(message), queue);
+      }
+      longest = std::max(longest, (clock_us() - begin) / job.exchanges - between_us);
+      job.barrier->wait();
+    };
+    time(experiment.exchange_us, 0);
+    time(experiment.exposed_us, job.between_us);
+  }
+  MPI_Finalize();
+}
+
+int simulate(sg4::Engine& engine, const char* path) {
+  std::ifstream file(path);
+  const Json json = Json::parse(file);
+  Job job{json.at("ranks"), json.at("overhead_us"), json.at("between_us"), json.at("exchanges"), {}, {}};
+  for (const Json& one : json.at("experiments")) job.experiments.push_back({one.at("group"), one.at("doubles")});
+  xbt_log_control_set("root.thres:warning");
+  // Latencies and bandwidths are what the cluster's file says, and no compute but the model's takes time.
+  for (const char* setting :
+       {"network/model:CM02", "network/latency-factor:1", "network/bandwidth-factor:1", "network/weight-S:0",
+        "network/crosstraffic:0", "network/TCP-gamma:1e15", "smpi/simulate-computation:no",
+        "smpi/async-small-thresh:1000000000", "smpi/send-is-detached-thresh:1000000000", "contexts/stack-size:512",
+        "surf/precision:1e-9", "maxmin/precision:1e-9"})
+    sg4::Engine::set_config(setting);
+  SMPI_init();
+  const auto hosts = build(cluster_of(json.at("cluster")), job.ranks);
+  job.barrier = sg4::Barrier::create(static_cast<unsigned int>(hosts.size()));
+  SMPI_app_instance_register("exchange", nullptr, static_cast<int>(hosts.size()));
+  for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
+    auto actor = sg4::Actor::init("rank" + std::to_string(rank), hosts[rank]);
+    actor->set_property("instance_id", "exchange");
+    actor->set_property("rank", std::to_string(rank));
+    actor->start([&job] { run_rank(job); });
+  }
+  engine.run();
+  SMPI_finalize();
+  for (const Experiment& one : job.experiments)
+    std::cout << Json{{"group", one.group},
+                      {"doubles", one.doubles},
+                      {"exchange_us", one.exchange_us},
+                      {"exposed_us", one.exposed_us}}
+                     .dump()
+              << "\n";
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    sg4::Engine engine(&argc, argv);
+    if (argc == 2) return simulate(engine, argv[1]);
+    std::cerr << "usage: allnorm-simulator JOB.json\n";
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "allnorm-simulator: " << error.what() << "\n";
+    return 1;
+  }
+}
