@@ -11,8 +11,10 @@
 
 namespace allnorm::torch_adapter {
 
+/// A convolution's extents.
 struct ConvolutionShape {
-  std::int64_t in = 1, out = 1;      ///< channels
+  std::int64_t in = 1;               ///< Ci, channels
+  std::int64_t out = 1;              ///< C, channels
   std::vector<std::int64_t> kernel;  ///< one extent per space axis
   Convolution geometry{};            ///< stride, padding, dilation, groups
 };
@@ -38,13 +40,14 @@ class Conv : public torch::nn::Module {
   /// batch. Throws unsupported where the layer of weights has no lengths.
   void start(const torch::Tensor& input, std::shared_ptr<Communicator> group = {}, double eps = 0);
 
-  const ConvolutionShape& shape() const noexcept { return shape_; }
+  const ConvolutionShape& shape() const noexcept { return shape_; }  ///< as it was made
 
   torch::Tensor weight;  ///< (C, Ci/groups, k...), Float; zeros until the caller fills it
   torch::Tensor length;  ///< (C) what the layer of weights multiplies each row with, 1 at first; undefined without one
   torch::Tensor bias;    ///< (C) zeros at first; undefined without one
 
  protected:
+  /// The same with this weight in place of kernel().
   torch::Tensor convolve(const torch::Tensor& input, const torch::Tensor& with) const;
 
  private:
@@ -65,7 +68,7 @@ class ConvNorm : public Conv {
   /// input (N, Ci, space...) -> (N, C, smaller space...).
   torch::Tensor forward(const torch::Tensor& input, const torch::Tensor& residual = {});
 
-  NormModule& norm() noexcept { return *norm_; }
+  NormModule& norm() noexcept { return *norm_; }  ///< what follows the convolution
 
  private:
   std::shared_ptr<NormModule> norm_;

@@ -23,8 +23,10 @@ class DynamicMomentShortcut : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mean, const torch::Tensor& std) const;
 
   // Float; zeros until the caller fills them, but for gamma's bias, which is 1: x passes as it is.
-  torch::Tensor first_weight, first_bias;    ///< (hidden, 2, kernel, kernel), (hidden)
-  torch::Tensor second_weight, second_bias;  ///< (2 C, hidden, kernel, kernel), (2 C)
+  torch::Tensor first_weight;   ///< (hidden, 2, kernel, kernel)
+  torch::Tensor first_bias;     ///< (hidden)
+  torch::Tensor second_weight;  ///< (2 C, hidden, kernel, kernel)
+  torch::Tensor second_bias;    ///< (2 C), beta's and then gamma's
 };
 
 }  // namespace allnorm::torch_adapter

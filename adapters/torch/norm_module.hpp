@@ -16,6 +16,7 @@
 #include "allnorm/norm.hpp"
 #include "allnorm/operation.hpp"
 
+/// Layers of allnorm as modules of libtorch.
 namespace allnorm::torch_adapter {
 
 /// Tensors of a call by the names of the row's slots. An undefined one is not given.
@@ -24,15 +25,17 @@ using SlotTensors = std::vector<std::pair<std::string_view, torch::Tensor>>;
 /// What one forward call leaves: the statistics that it normalized with. Handed back to NormModule::replay to compute
 /// the same output again (activation checkpointing).
 struct Call final : torch::CustomClassHolder {
+  /// A tensor, and where its gradient is.
   struct Edge {
-    std::string_view slot, gradient;
+    std::string_view slot;      ///< the tensor's name
+    std::string_view gradient;  ///< its gradient's
   };
-  std::unique_ptr<SavedCall> saved;
-  std::vector<Edge> edges;       ///< of the tensors that take gradients, the input first
+  std::unique_ptr<SavedCall> saved;  ///< the library's part
+  std::vector<Edge> edges;           ///< of the tensors that take gradients, the input first
   std::vector<Edge> statistics;  ///< of those that the call gives out: their names, and the slots of their gradients
-  Order order = Order::channels_first;
+  Order order = Order::channels_first;  ///< of the input's memory
 };
-using CallHandle = c10::intrusive_ptr<Call>;
+using CallHandle = c10::intrusive_ptr<Call>;  ///< several may be in flight
 
 /// An operation of the catalogue with parameters, autograd and train()/eval(). Tensors are of type Double, Float, Half
 /// or BFloat16, dense in either order (others are copied), on the device of the module's queue. On a GPU everything,
@@ -64,30 +67,35 @@ class NormModule : public torch::nn::Module {
   /// The newest forward call in training mode; null before the first.
   const CallHandle& last_call() const noexcept { return last_; }
 
+  /// As torch::nn::Module::train; the layer goes along.
   void train(bool on = true) override;
 
   /// The module's parameter of that slot, Float until the module is converted; undefined where it has none.
   torch::Tensor parameter(std::string_view slot) const;
   /// Running statistics, counters and window: PyTorch's keys and the library's own. Parameters are the module's.
   State state() const { return operation_->save(queue()); }
+  /// As Operation::load; throws invalid_input before anything is changed.
   void load_state(const State& state, const LoadOptions& options = {}) { operation_->load(state, queue(), options); }
 
-  Operation& operation() noexcept { return *operation_; }
-  const Operation& operation() const noexcept { return *operation_; }
+  Operation& operation() noexcept { return *operation_; }              ///< the layer
+  const Operation& operation() const noexcept { return *operation_; }  ///< the layer
   /// The operation as a layer with mean and variance. Throws unsupported where the row makes another.
   Norm& norm();
   /// The queue of calls made now: on a GPU over torch's current stream there.
   Queue& queue() const { return current_queue(*queue_); }
   /// Who is to know of calls: called as one begins, forward (also again) or backward; what it returns goes as it ends.
   using CallScope = std::function<std::shared_ptr<void>(const Operation&, Direction)>;
+  /// Sets it; empty: nobody.
   void watch_calls(CallScope scope) { scope_ = std::move(scope); }
+  /// Tells it of a call, for as long as the result lives.
   std::shared_ptr<void> begin_call(Direction direction) const {
     return scope_ ? scope_(*operation_, direction) : nullptr;
   }
   /// True where the layer acts on trailing axes as they lie.
   bool by_rows() const noexcept { return operation_->layer().row->by_trailing(); }
 
-  torch::Tensor weight, bias;  ///< parameter("weight") and parameter("bias"), as torch's own modules have them
+  torch::Tensor weight;  ///< parameter("weight"), as torch's own modules have it
+  torch::Tensor bias;    ///< parameter("bias"), likewise
 
  private:
   std::vector<torch::Tensor> run(const torch::Tensor& input, const SlotTensors& more, const CallHandle& call,

@@ -14,15 +14,20 @@ enum class Axis : std::uint8_t { sample, group, channel, space, leading, trailin
 
 /// A set of axes: an array over it has one value for each of their indices. Without any it has one value.
 struct Axes {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< a bit for each Axis
 
   constexpr Axes() = default;
+  /// The set of these axes.
   constexpr Axes(std::initializer_list<Axis> axes) noexcept {
     for (const Axis axis : axes) bits = static_cast<std::uint16_t>(bits | 1u << static_cast<unsigned>(axis));
   }
+  /// The axis, or all of these axes, are in the set.
   constexpr bool has(Axis axis) const noexcept { return (bits >> static_cast<unsigned>(axis) & 1u) != 0; }
+  /// \copybrief has(Axis) const
   constexpr bool has(Axes axes) const noexcept { return (axes.bits & ~bits) == 0; }
+  /// The same axes.
   friend constexpr bool operator==(const Axes&, const Axes&) noexcept = default;
+  /// Both sets together.
   friend constexpr Axes operator|(Axes a, Axes b) noexcept {
     a.bits = static_cast<std::uint16_t>(a.bits | b.bits);
     return a;

@@ -40,13 +40,14 @@ using Condition = bool (*)(const NormOptions&);
 /// What a state's values must be, besides finite.
 enum class Bound : std::uint8_t { none, not_negative, positive };
 
+/// A tensor of a row: what it is, and when it exists.
 struct TensorSpec {
-  std::string_view name;
-  TensorRole role;
-  Axes axes;  ///< one value for each of their indices
-  std::string_view help;
-  double otherwise = 0;  ///< stands for every value of a parameter or state that is not given
-  Bound bound = Bound::none;
+  std::string_view name;            ///< of its slot
+  TensorRole role;                  ///< how it is converted and cut
+  Axes axes;                        ///< one value for each of their indices
+  std::string_view help;            ///< one line, for people
+  double otherwise = 0;             ///< stands for every value of a parameter or state that is not given
+  Bound bound = Bound::none;        ///< of a state's values
   Condition exists = nullptr;       ///< null: always
   std::string_view instead{};       ///< for people: what there is where it does not exist
   Condition required = nullptr;     ///< null: never
@@ -63,43 +64,46 @@ struct TensorSpec {
 /// An output is a gradient ("grad_" and the name of a tensor, shaped like that), a state after the call (the name of a
 /// tensor that is one), or a statistic: f64, over `axes`.
 struct OutputSpec {
-  std::string_view name;
-  Axes axes;
-  std::string_view help;
+  std::string_view name;       ///< of its slot
+  Axes axes;                   ///< of a statistic
+  std::string_view help;       ///< one line, for people
   Condition exists = nullptr;  ///< null: always
 };
 
 /// An array's shape for people: "(N,G)", "like input", "normalized_shape".
 std::string shape_text(Axes axes);
+/// The same of a tensor, whose role may say more than its axes.
 std::string shape_text(const TensorSpec& tensor);
 
 /// What the ranks of a layer must have in common of an attribute.
 enum class Agreement : std::uint8_t {
   same,     ///< its value: a word of every message's header
   by_call,  ///< its value at the call, which changes from call to call and has a field of its own in the header
-  none,
+  none,     ///< nothing: each rank has its own
 };
 
 /// One attribute, whole: how it is read from and written to text, and how a message carries it.
 struct Attribute {
-  std::string_view name;
+  std::string_view name;    ///< as users write it
   std::string_view values;  ///< for people: "true or false", "at least 1", "clamp or drop"
-  std::string_view help;
+  std::string_view help;    ///< one line, for people
   /// Throws invalid_argument that names the attribute, the value and what it must be.
   void (*set)(NormOptions&, std::string_view name, std::string_view value);
-  std::string (*get)(const NormOptions&);
+  std::string (*get)(const NormOptions&);     ///< its value as text, which `set` reads
   std::uint64_t (*word)(const NormOptions&);  ///< equal where the values are
   std::string (*text)(std::uint64_t word);    ///< the value that a word stands for; null where it is a hash
-  Agreement agreement = Agreement::same;
+  Agreement agreement = Agreement::same;      ///< what ranks must have in common
 };
 
+/// The value of an attribute in a row, as text, where it is not that of NormOptions{}.
 struct Default {
-  std::string_view attribute, value;
+  std::string_view attribute;  ///< its name
+  std::string_view value;      ///< as Attribute::set reads it
 };
 
 /// What a row makes (allnorm/operation.hpp).
 enum class OperationKind : std::uint8_t {
-  norm,
+  norm,         ///< values by a mean and a variance of their set
   conditional,  ///< gamma and beta of each sample
   adaptive,     ///< those of a style
   maps,         ///< those of each value
@@ -110,17 +114,18 @@ enum class OperationKind : std::uint8_t {
   whitening,    ///< the channels of a group decorrelated
 };
 
+/// One normalization: its tensors, attributes, defaults and source.
 struct Row {
-  std::string_view name;
-  std::string_view summary;             ///< one line
-  std::string_view source;              ///< paper
-  Axes statistics;                      ///< one mean and variance for each of their indices; see statistics_with
-  std::span<const TensorSpec> tensors;  ///< optional ones, besides input and grad_output
-  std::span<const Attribute> attributes;
-  std::span<const Default> defaults;    ///< where they differ from NormOptions{}
-  std::span<const OutputSpec> outputs;  ///< besides output and grad_input
-  bool centred = true;                  ///< false: moments are about 0, the mean counts as 0
-  OperationKind operation = OperationKind::norm;
+  std::string_view name;                  ///< as users write it
+  std::string_view summary;               ///< one line
+  std::string_view source;                ///< paper
+  Axes statistics;                        ///< one mean and variance for each of their indices; see statistics_with
+  std::span<const TensorSpec> tensors;    ///< optional ones, besides input and grad_output
+  std::span<const Attribute> attributes;  ///< what can be set
+  std::span<const Default> defaults;      ///< where they differ from NormOptions{}
+  std::span<const OutputSpec> outputs;    ///< besides output and grad_input
+  bool centred = true;                    ///< false: moments are about 0, the mean counts as 0
+  OperationKind operation = OperationKind::norm;  ///< what it makes
   /// Throws invalid_argument for attributes that do not go together; null: all do.
   void (*check)(const NormOptions&) = nullptr;
   /// In place of `statistics` where they depend on an attribute; null: they do not.
@@ -130,10 +135,13 @@ struct Row {
 
   /// The tensor, output or attribute of that name; null where the row has none.
   const TensorSpec* tensor(std::string_view name) const noexcept;
+  /// \copybrief tensor()
   const OutputSpec* output(std::string_view name) const noexcept;
+  /// \copybrief tensor()
   const Attribute* attribute(std::string_view name) const noexcept;
   /// The tensor whose gradient the output of that name is, or which it is after the call; null where it is none.
   const TensorSpec* gradient(std::string_view output) const noexcept;
+  /// \copybrief gradient()
   const TensorSpec* state(std::string_view output) const noexcept;
   /// The tensor of that role; null where the output is like the input.
   const TensorSpec* vectors() const noexcept;
@@ -153,8 +161,8 @@ std::size_t family_of(const Row& row) noexcept;
 
 /// A row with values for its attributes.
 struct Layer {
-  const Row* row = nullptr;
-  NormOptions options{};
+  const Row* row = nullptr;  ///< borrowed
+  NormOptions options{};     ///< the values
 
   /// A row with its defaults, borrowed: it may be one that the catalogue lacks.
   explicit Layer(const Row& row);
@@ -167,6 +175,7 @@ struct Layer {
   void check() const;
   /// The row's tensor, or output, exists with these options.
   bool has(const TensorSpec& tensor) const { return tensor.exists == nullptr || tensor.exists(options); }
+  /// \copybrief has(const TensorSpec&) const
   bool has(const OutputSpec& output) const;
   /// A state exists with these options: running statistics are kept from call to call.
   bool has_state() const noexcept;

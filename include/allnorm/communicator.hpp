@@ -28,12 +28,14 @@ struct Patience {
   std::function<void()> relax{};  ///< what a waiting rank does between two looks; spins, yields, sleeps when empty
   /// Told once in an exchange, after 30 s or half of its deadline; and right before it throws timeout. By the thread
   /// that waits, or one of the library's where none does (nccl; threads of one GPU).
-  std::function<void(const LateReport&)> warn{}, report{};
+  std::function<void(const LateReport&)> warn{};
+  std::function<void(const LateReport&)> report{};  ///< see warn
 };
 
 /// An exchange under way. Move-only. A Pending that is dropped before it is done leaves its group unusable.
 class Pending {
  public:
+  /// A transport's own part.
   class Impl {
    public:
     virtual ~Impl() = default;
@@ -43,6 +45,7 @@ class Pending {
   };
 
   Pending() = default;
+  /// An exchange that a transport has begun.
   explicit Pending(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
   /// Makes progress without blocking; true when the result is there. MPI moves messages only inside calls: call this
@@ -62,8 +65,8 @@ class Pending {
 class Communicator {
  public:
   virtual ~Communicator() = default;
-  virtual int rank() const noexcept = 0;
-  virtual int size() const noexcept = 0;
+  virtual int rank() const noexcept = 0;  ///< this rank's number in the group
+  virtual int size() const noexcept = 0;  ///< ranks in the group
   /// How errors call a rank of this group: by its number among all ranks that the transport joins, "rank 3", and by its
   /// host where these are on several, "rank 3 (node7)".
   virtual std::string name_of(int rank) const = 0;
@@ -95,8 +98,10 @@ class Communicator {
   /// Numbers of this rank's exchanges through this communicator and of the payload bytes in its messages, each counted
   /// once however many peers it goes to.
   struct Traffic {
-    std::uint64_t exchanges = 0, bytes = 0;
+    std::uint64_t exchanges = 0;  ///< that this rank took part in
+    std::uint64_t bytes = 0;      ///< of payload that it sent
   };
+  /// Since the communicator was made.
   virtual Traffic traffic() const noexcept = 0;
 
   /// start_exchange and wait in one.

@@ -16,11 +16,14 @@ namespace allnorm {
 
 struct Ops;  // kernels/ops.hpp: the table of functions that a backend fills
 
+/// Where memory lies and work is done.
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
+/// The CPU, or one GPU.
 struct Device {
-  DeviceKind kind = DeviceKind::cpu;
-  int index = 0;
+  DeviceKind kind = DeviceKind::cpu;  ///< CPU or GPU
+  int index = 0;                      ///< the GPU's number, as CUDA counts; 0 for the CPU
+  /// The same device.
   friend constexpr bool operator==(Device a, Device b) noexcept { return a.kind == b.kind && a.index == b.index; }
 };
 /// "cpu" or "cuda:0".
@@ -40,10 +43,13 @@ class Queue {
   /// allocated with it. null is the legacy default stream, which cannot be captured.
   static Queue cuda(int index, void* stream);
 
+  /// Moved, not copied.
   Queue(Queue&&) noexcept;
+  /// Moved, not copied.
   Queue& operator=(Queue&&) noexcept;
   ~Queue();
 
+  /// Whose memory tensors of its calls are in.
   Device device() const noexcept { return device_; }
   /// CPU threads that a call may use; 1 for a CUDA queue.
   int threads() const noexcept;
@@ -58,11 +64,13 @@ class Queue {
   void leave_multiprocessors(int count);
   /// 0 for a CPU queue.
   int multiprocessors_left() const noexcept;
+  /// The backend's functions, for the library.
   const Ops& ops() const noexcept { return *ops_; }
 
   /// The backend's own part: the thread pool of a CPU queue (src/runtime/parallel.hpp), the stream of a CUDA one.
   class Impl;
-  Impl& impl() const noexcept { return *impl_; }
+  Impl& impl() const noexcept { return *impl_; }  ///< for the library
+  /// The same, to be kept beyond the queue.
   const std::shared_ptr<Impl>& shared_impl() const noexcept { return impl_; }
 
  private:
@@ -83,12 +91,15 @@ enum class Fill : std::uint8_t { zero, none };
 /// and released in the stream's order; what is allocated while the stream is being captured belongs to the captured
 /// graph and is kept until the queue's end. Throws device when there is none left.
 void* allocate(std::size_t bytes, Queue& queue, Fill fill = Fill::zero);
+/// Gives back what allocate() gave; `owner`: Queue::shared_impl() of that queue.
 void release(void* data, const std::shared_ptr<Queue::Impl>& owner) noexcept;
 
 /// Copies in the queue's order between memory of its device and of the host, whatever the pointers say; on a CUDA queue
 /// a copy to host memory is there only after wait(). `from` on the host may be reused on return.
 void copy_to_device(void* to, const void* from, std::size_t bytes, Queue& queue);
+/// \copydoc copy_to_device()
 void copy_to_host(void* to, const void* from, std::size_t bytes, Queue& queue);
+/// \copydoc copy_to_device()
 void copy_on_device(void* to, const void* from, std::size_t bytes, Queue& queue);
 
 /// Throws device unless `data` is memory that the queue's device can use: a host pointer on a CUDA queue, and a CUDA
@@ -102,16 +113,19 @@ class Buffer {
 
  public:
   Buffer() = default;
+  /// Of the queue's device, and released in its order. Throws device where no memory is left.
   Buffer(std::size_t size, Queue& queue, Fill fill = Fill::zero)
       : data_(static_cast<T*>(allocate(bytes_of(size, sizeof(T)), queue, fill))),
         size_(size),
         device_(queue.device()),
         owner_(queue.shared_impl()) {}
+  /// Takes the values of `other`, which is empty then.
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
         device_(other.device_),
         owner_(std::move(other.owner_)) {}
+  /// Exchanges the two.
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -123,19 +137,19 @@ class Buffer {
     if (data_ != nullptr) release(data_, owner_);
   }
 
-  T* data() noexcept { return data_; }
-  const T* data() const noexcept { return data_; }
-  std::size_t size() const noexcept { return size_; }
-  bool empty() const noexcept { return size_ == 0; }
-  Device device() const noexcept { return device_; }
+  T* data() noexcept { return data_; }                 ///< in the device's memory; null when empty
+  const T* data() const noexcept { return data_; }     ///< likewise
+  std::size_t size() const noexcept { return size_; }  ///< values
+  bool empty() const noexcept { return size_ == 0; }   ///< no value
+  Device device() const noexcept { return device_; }   ///< whose memory it is
 
   /// Element access and iteration: CPU buffers only.
   T& operator[](std::size_t i) noexcept { return data_[i]; }
-  const T& operator[](std::size_t i) const noexcept { return data_[i]; }
-  T* begin() noexcept { return data_; }
-  T* end() noexcept { return data_ + size_; }
-  const T* begin() const noexcept { return data_; }
-  const T* end() const noexcept { return data_ + size_; }
+  const T& operator[](std::size_t i) const noexcept { return data_[i]; }  ///< likewise
+  T* begin() noexcept { return data_; }                                   ///< likewise
+  T* end() noexcept { return data_ + size_; }                             ///< likewise
+  const T* begin() const noexcept { return data_; }                       ///< likewise
+  const T* end() const noexcept { return data_ + size_; }                 ///< likewise
 
  private:
   T* data_ = nullptr;
@@ -152,6 +166,7 @@ std::vector<T> to_host(std::span<const T> device, Queue& queue) {
   queue.wait();
   return values;
 }
+/// The same of a whole buffer.
 template <class T>
 std::vector<T> to_host(const Buffer<T>& buffer, Queue& queue) {
   return to_host(std::span<const T>(buffer.data(), buffer.size()), queue);

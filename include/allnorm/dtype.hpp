@@ -16,14 +16,15 @@ enum class DType : std::uint8_t { f64, f32, f16, bf16, i64 };
 
 /// IEEE 754 binary16 as its bits. Conversions round to nearest even; subnormals, infinities and NaN are kept.
 struct f16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< sign, 5 of the exponent, 10 of the fraction
 };
 
 /// bfloat16 as its bits: the upper half of a binary32. Conversion from float rounds to nearest even.
 struct bf16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< sign, 8 of the exponent, 7 of the fraction
 };
 
+/// Rounded to nearest even; 65520 and more to infinity.
 constexpr f16 to_f16(float value) noexcept {
   const auto u = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint16_t>((u >> 16) & 0x8000u);
@@ -41,6 +42,7 @@ constexpr f16 to_f16(float value) noexcept {
   return {static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
 }
 
+/// The same value.
 constexpr float to_float(f16 value) noexcept {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffu;
@@ -52,11 +54,13 @@ constexpr float to_float(f16 value) noexcept {
   return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
 }
 
+/// Rounded to nearest even; a NaN stays one.
 constexpr bf16 to_bf16(float value) noexcept {
   const auto u = std::bit_cast<std::uint32_t>(value);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((u >> 16) | 0x40u)};  // a NaN stays a NaN
   return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
+/// The same value.
 constexpr float to_float(bf16 value) noexcept {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
@@ -65,7 +69,7 @@ constexpr float to_float(bf16 value) noexcept {
 template <class T>
 using compute_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// One element, widened to and narrowed from its compute type.
+/// One element, widened to its compute type.
 template <class T>
 constexpr compute_t<T> load(T value) noexcept {
   if constexpr (std::is_floating_point_v<T>)
@@ -73,6 +77,7 @@ constexpr compute_t<T> load(T value) noexcept {
   else
     return to_float(value);
 }
+/// One element, narrowed from its compute type.
 template <class T>
 constexpr T store(compute_t<T> value) noexcept {
   if constexpr (std::is_floating_point_v<T>)
@@ -83,6 +88,7 @@ constexpr T store(compute_t<T> value) noexcept {
     return to_bf16(value);
 }
 
+/// Bytes of one value.
 constexpr std::size_t size_of(DType dtype) noexcept {
   return dtype == DType::f64 || dtype == DType::i64 ? 8 : dtype == DType::f32 ? 4 : 2;
 }
@@ -112,6 +118,7 @@ decltype(auto) visit(DType dtype, F&& f) {
   return f(std::type_identity<bf16>{});
 }
 
+/// The type of T: double, float, f16, bf16 or std::int64_t.
 template <class T>
 constexpr DType dtype_of() noexcept {
   if constexpr (std::is_same_v<T, double>)

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+/// The library; allnorm::torch_adapter has its layers for libtorch.
 namespace allnorm {
 
 /// What kind of thing went wrong. The program maps each to an exit code (docs/cli.md).
@@ -27,8 +28,9 @@ std::string_view to_string(Code code) noexcept;
 
 /// A place in the source.
 struct Where {
-  const char* file = "";
-  int line = 0;
+  const char* file = "";  ///< as the compiler was given it
+  int line = 0;           ///< from 1
+  /// The place that calls it.
   static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) noexcept {
     return {file, line};
   }
@@ -38,11 +40,12 @@ struct Where {
 /// must be. `where()` is the place that noticed it.
 class Error : public std::exception {
  public:
+  /// `message`: one line.
   Error(Code code, std::string message, Where where = Where::here());
-  const char* what() const noexcept override { return message_.c_str(); }
-  const std::string& message() const noexcept { return message_; }
-  Code code() const noexcept { return code_; }
-  Where where() const noexcept { return where_; }
+  const char* what() const noexcept override { return message_.c_str(); }  ///< the message
+  const std::string& message() const noexcept { return message_; }         ///< the same
+  Code code() const noexcept { return code_; }                             ///< what kind of failure it is
+  Where where() const noexcept { return where_; }                          ///< the place that noticed it
 
  private:
   Code code_;

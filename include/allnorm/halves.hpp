@@ -19,7 +19,9 @@ namespace allnorm {
 
 /// The tensors of a typed call by the names of their slots; others are not looked at.
 ForwardInputs forward_inputs(const InputSlots& slots);
+/// \copybrief forward_inputs()
 BackwardInputs backward_inputs(const InputSlots& slots);
+/// \copybrief forward_inputs()
 BackwardOutputs backward_outputs(const OutputSlots& slots);
 
 /// What a layer's caller keeps of its state from call to call, in memory of the queue's device.
@@ -62,20 +64,25 @@ class Halves {
   /// As Norm for rank `rank` of `ranks`. Throws as Norm, invalid_argument for a rank that is not there, and unsupported
   /// for nonfinite=fail on a GPU, where no call waits for what its kernels find.
   Halves(const Layer& layer, std::int64_t channels, int rank, int ranks, Queue& queue, std::string name = {});
+  /// Moved, not copied.
   Halves(Halves&&) noexcept;
+  /// Moved, not copied.
   Halves& operator=(Halves&&) noexcept;
   ~Halves();
 
-  const Layer& layer() const noexcept;
-  int rank() const noexcept;
-  int ranks() const noexcept;
+  const Layer& layer() const noexcept;  ///< row and attributes
+  int rank() const noexcept;            ///< this rank's number
+  int ranks() const noexcept;           ///< how many there are
   /// Forward and backward calls have something to exchange.
   bool exchanges() const noexcept;
 
   // ---- sizes: G is the number of groups of the statistics: channels for batch_norm, (N, G) for group_norm, ...
-  static const std::size_t head_bytes;
+  static const std::size_t head_bytes;  ///< of a record's head, which is its beginning
+  /// Of a record, head included.
   std::size_t record_bytes(Direction direction, std::int64_t groups) const;
+  /// Doubles of KeptFrame::frame.
   std::int64_t frame_size(std::int64_t groups) const noexcept;
+  /// G for such an input.
   std::int64_t groups(const ConstTensorView& input) const;
   /// Of what every function below takes as `work` for such inputs; contents are lost. Aligned to 8.
   std::size_t work_bytes(const ForwardInputs& inputs) const;
@@ -84,6 +91,7 @@ class Halves {
   std::size_t history_bytes(const ConstTensorView& conv_weight = {}, bool wide = false) const;
 
   // ---- state
+  /// Makes the history of a fresh layer in history_bytes() of the queue's device.
   void start_history(std::span<std::byte> history, Queue& queue, const ConstTensorView& conv_weight = {},
                      bool wide = false) const;
   /// There are entries in the window, or a batch is open. Of a history in the host's memory.
@@ -92,6 +100,7 @@ class Halves {
   void begin_batch(const KeptState& state, Queue& queue) const;
   /// As Norm's, under the same names: a state of one loads into the other.
   State save(const KeptState& state, Queue& queue) const;
+  /// As Norm::load; throws as that does.
   void load(const State& from, const KeptState& state, Queue& queue, const LoadOptions& options = {}) const;
 
   // ---- calls: `record` has record_bytes() and `records` those of all ranks in rank order, aligned to 8

@@ -23,27 +23,33 @@ enum class Field : std::uint8_t {
 };
 // clang-format on
 
+/// Which exchange of a layer or a program it is.
 enum class Direction : std::uint8_t { forward, backward, gradients, agreement, split };
 
 /// A layer's (or the caller's) name, the agreed fields and the agreed attributes, 64 bits each: integers as they are,
 /// doubles as their bits, lists as a hash.
 struct Header {
-  static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  // "allnorm"
-  static constexpr std::uint64_t version_value = 4;
-  static constexpr std::size_t name_size = 56;
-  static constexpr std::size_t attributes_size = 24;
+  static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  ///< "allnorm"
+  static constexpr std::uint64_t version_value = 4;               ///< of the wire
+  static constexpr std::size_t name_size = 56;                    ///< bytes, the 0 included
+  static constexpr std::size_t attributes_size = 24;              ///< most attributes of a row that ranks agree on
 
-  std::array<char, name_size> name{};  ///< 0-terminated, cut to fit
-  std::array<std::uint64_t, static_cast<std::size_t>(Field::count)> words{};
+  std::array<char, name_size> name{};                                         ///< 0-terminated, cut to fit
+  std::array<std::uint64_t, static_cast<std::size_t>(Field::count)> words{};  ///< by Field
   /// Those of the layer's row that ranks must agree on, in its order: write_layer() of catalogue.hpp.
   std::array<std::uint64_t, attributes_size> attributes{};
 
   Header() = default;
+  /// Of a call of that number; the other fields are 0.
   Header(std::string_view name, Direction direction, std::uint64_t call);
 
+  /// A field's word.
   constexpr std::uint64_t get(Field field) const noexcept { return words[static_cast<std::size_t>(field)]; }
+  /// Sets a field to an integer.
   constexpr void set(Field field, std::uint64_t value) noexcept { words[static_cast<std::size_t>(field)] = value; }
+  /// Sets a field to a double's bits.
   constexpr void set(Field field, double value) noexcept { set(field, std::bit_cast<std::uint64_t>(value)); }
+  /// Name, words and attributes have the same bits.
   friend bool operator==(const Header&, const Header&) noexcept = default;
 };
 
@@ -65,9 +71,9 @@ constexpr std::uint64_t rank_bit(int rank) noexcept { return std::uint64_t{1} <<
 /// with moments that are merged instead: [number of values][their mean (G)][sums of products of their differences from
 /// it (G, w)], w = co_moments: of the means in blocks of w, each difference with each of its block; w = 1 are squares.
 struct Message {
-  Header header{};
-  std::vector<double> payload{};
-  std::uint64_t flags = 0;
+  Header header{};                ///< what all ranks must agree on
+  std::vector<double> payload{};  ///< moments, if any, and what is added over the ranks
+  std::uint64_t flags = 0;        ///< see Flag
   /// Of a received message: every rank's flags; empty beyond the gathering limit.
   std::vector<std::uint64_t> rank_flags{};
   /// Of a received message: the ranks with flag_nonfinite, see rank_bit().
@@ -76,16 +82,17 @@ struct Message {
 
 /// A message as kernels write and read it, in memory of a queue's device: this head, then `count` doubles.
 struct RecordHead {
-  static constexpr std::size_t reason_size = 192;
+  static constexpr std::size_t reason_size = 192;  ///< bytes, the 0 included
 
-  Header header{};
-  std::uint64_t flags = 0;
-  std::uint64_t count = 0;
+  Header header{};          ///< as of a Message
+  std::uint64_t flags = 0;  ///< see Flag
+  std::uint64_t count = 0;  ///< doubles that follow
   /// With flag_declined: why this rank cannot take part; 0-terminated, cut to fit. Its peers throw aborted with it,
   /// whatever else the record says.
   std::array<char, reason_size> reason{};
 
   RecordHead() = default;
+  /// That of a rank that takes part.
   RecordHead(const Header& own_header, std::uint64_t own_flags, std::uint64_t doubles)
       : header(own_header), flags(own_flags), count(doubles) {}
   /// That of a rank that declines.
@@ -101,6 +108,7 @@ constexpr std::uint64_t hash_part(std::uint64_t word, std::uint64_t position) no
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
+/// The same of a double's bits.
 constexpr std::uint64_t hash_part(double value, std::uint64_t position) noexcept {
   return hash_part(std::bit_cast<std::uint64_t>(value), position);
 }

@@ -12,9 +12,10 @@ namespace allnorm {
 
 /// What ranks need in order to find each other: an ncclUniqueId. One rank makes it, all have the same.
 struct NcclId {
-  std::array<std::byte, 128> bytes{};
+  std::array<std::byte, 128> bytes{};  ///< NCCL's own
   /// A new one. Throws transport.
   static NcclId make();
+  /// The same bytes.
   friend bool operator==(const NcclId&, const NcclId&) = default;
 };
 
@@ -22,11 +23,12 @@ struct NcclId {
 /// run: it keeps out what earlier runs left behind. `token` is a secret of the job (16 to 256 bytes) that keeps out
 /// everybody else; without one all ranks are on one machine and `host` is its loopback address.
 struct Meeting {
-  std::string host{};  ///< of rank 0
-  int port = 0;        ///< where rank 0 listens
-  int rank = 0, size = 1;
-  std::string run{};
-  std::string token{};
+  std::string host{};   ///< of rank 0
+  int port = 0;         ///< where rank 0 listens
+  int rank = 0;         ///< this one
+  int size = 1;         ///< ranks in all
+  std::string run{};    ///< of this run alone
+  std::string token{};  ///< empty: all ranks are on one machine
 };
 /// From MASTER_ADDR, RANK and WORLD_SIZE, as torchrun sets them. The port is ALLNORM_PORT, else MASTER_PORT + 1 (the
 /// launcher's own store listens on MASTER_PORT), else 29601; the run is ALLNORM_RUN, else the launcher's job and

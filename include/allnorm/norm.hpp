@@ -41,11 +41,12 @@ struct BackwardInputs {
 
 /// What a backward call writes; each optional.
 struct BackwardOutputs {
-  TensorView input{};     ///< like input
-  TensorView residual{};  ///< like input
-  TensorView weight{};    ///< of any type; this rank's share: data-parallel averaging is the caller's
-  TensorView bias{};
-  TensorView tau{}, eps_learned{};
+  TensorView input{};        ///< like input
+  TensorView residual{};     ///< like input
+  TensorView weight{};       ///< of any type; this rank's share: data-parallel averaging is the caller's
+  TensorView bias{};         ///< likewise
+  TensorView tau{};          ///< likewise
+  TensorView eps_learned{};  ///< likewise
 };
 
 /// The statistics that a call normalized with, one value per group G (channels for batch_norm, (N,G) for group_norm,
@@ -66,8 +67,8 @@ struct Frame {
 class Saved {
  public:
   Saved() = default;
-  const Frame& frame() const noexcept { return frame_; }
-  bool training() const noexcept { return training_; }
+  const Frame& frame() const noexcept { return frame_; }  ///< lives as long as this
+  bool training() const noexcept { return training_; }  ///< the call used its batch's statistics, not the running ones
 
  private:
   friend class Norm;
@@ -81,8 +82,8 @@ class Saved {
 
 /// Running statistics (C) of layers that keep them, empty otherwise.
 struct RunningStatistics {
-  std::vector<double> mean{};
-  std::vector<double> spread{};  ///< the variance, or sigma where Layer::keeps_std()
+  std::vector<double> mean{};    ///< (C)
+  std::vector<double> spread{};  ///< (C) the variance, or sigma where Layer::keeps_std()
   std::int64_t tracked = 0;      ///< updates so far: PyTorch's num_batches_tracked
 };
 
@@ -102,7 +103,9 @@ class Norm {
   /// no group is given (self() says that this rank is alone), and for a group of more ranks than it asks for.
   Norm(const Layer& layer, std::int64_t channels, std::shared_ptr<Communicator> group, Queue& queue,
        std::string name = {});
+  /// Moved, not copied.
   Norm(Norm&&) noexcept;
+  /// Moved, not copied.
   Norm& operator=(Norm&&) noexcept;
   ~Norm();
 
@@ -117,6 +120,7 @@ class Norm {
   Saved replay(const Saved& earlier, const ForwardInputs& inputs, TensorView output, Queue& queue);
   /// Gradients of sum(grad_output * output). Exchanges 2 numbers per group when the forward call did.
   void backward(const Saved& saved, ConstTensorView grad_output, const BackwardOutputs& outputs, Queue& queue);
+  /// With gradients by statistics too, where the row outputs them.
   void backward(const Saved& saved, const BackwardInputs& inputs, const BackwardOutputs& outputs, Queue& queue);
   /// output with the running statistics, whatever the mode: no exchange, no change of state. Throws unsupported for
   /// layers without running statistics that need none: they are the same in inference, use forward.
@@ -132,25 +136,27 @@ class Norm {
   /// take what it has. Does nothing between batches.
   void begin_batch(Queue& queue);
 
+  /// true: statistics of the batch, which advance the state; false: the running ones, where the layer has them.
   void set_training(bool training) noexcept;
-  const Layer& layer() const noexcept;
-  const std::string& name() const noexcept;
-  Communicator& group() const noexcept;
-  std::int64_t channels() const noexcept;
+  const Layer& layer() const noexcept;       ///< row and attributes
+  const std::string& name() const noexcept;  ///< as errors have it
+  Communicator& group() const noexcept;      ///< the ranks that share statistics, this one alone included
+  std::int64_t channels() const noexcept;    ///< C
 
   // What follows moves values between the host and the queue's device, and waits for the queue.
 
-  /// The whole state. The batch_norm family is one layer here: running statistics alone load into any of it that keeps
-  /// the same spread. Loading checks everything before it changes anything: throws invalid_input for another family or
-  /// C, missing or malformed entries, and where there are entries in a window or an open batch (and they are not
-  /// dropped) for another window, number of mini-batches or of ranks.
+  /// The whole state, under PyTorch's keys where it has them.
   State save(Queue& queue) const;
+  /// The batch_norm family is one layer here: running statistics alone load into any of it that keeps the same spread.
+  /// Checks everything before it changes anything: throws invalid_input for another family or C, missing or malformed
+  /// entries, and where there are entries in a window or an open batch (and they are not dropped) for another window,
+  /// number of mini-batches or of ranks.
   void load(const State& state, Queue& queue, const LoadOptions& options = {});
 
-  /// The running statistics, to read, set or average; ranks of a group must keep them equal. Setting throws
-  /// invalid_argument for another number of channels, invalid_input for values that are not finite and for a
-  /// negative spread.
+  /// The running statistics, to read, set or average.
   RunningStatistics running(Queue& queue) const;
+  /// Sets them; ranks of a group must keep them equal. Throws invalid_argument for another number of channels,
+  /// invalid_input for values that are not finite and for a negative spread.
   void set_running(const RunningStatistics& running, Queue& queue);
   /// True for layers that have them: the batch_norm family, instance_norm with track.
   bool has_running() const noexcept;
@@ -158,10 +164,13 @@ class Norm {
   /// Of the last training call with a window: past statistics as stored and as compensated, for reports. Row j (0 = the
   /// newest) holds C values.
   struct PastStatistics {
-    std::int64_t entries = 0;
-    std::vector<double> stale_mean{}, stale_var{}, mean{}, var{};  ///< (entries, C)
+    std::int64_t entries = 0;          ///< past iterations
+    std::vector<double> stale_mean{};  ///< (entries, C) as they were measured
+    std::vector<double> stale_var{};   ///< likewise
+    std::vector<double> mean{};        ///< (entries, C) moved to the present weights
+    std::vector<double> var{};         ///< likewise
   };
-  PastStatistics past(Queue& queue) const;
+  PastStatistics past(Queue& queue) const;  ///< without entries before such a call
   /// The r_max and d_max of the next training call.
   std::pair<double, double> renorm_bounds(Queue& queue) const;
 

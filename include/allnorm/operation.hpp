@@ -25,9 +25,11 @@ class Norm;
 template <class View>
 class Slots {
  public:
+  /// A name and its view.
   using Slot = std::pair<std::string_view, View>;
 
   Slots() = default;
+  /// These slots.
   Slots(std::initializer_list<Slot> slots) : slots_(slots) {}
 
   /// Adds a slot that is not there yet.
@@ -38,16 +40,16 @@ class Slots {
       if (own == name) return view;
     return {};
   }
-  auto begin() noexcept { return slots_.begin(); }
-  auto end() noexcept { return slots_.end(); }
-  auto begin() const noexcept { return slots_.begin(); }
-  auto end() const noexcept { return slots_.end(); }
+  auto begin() noexcept { return slots_.begin(); }        ///< of all slots, in the order in which they were added
+  auto end() noexcept { return slots_.end(); }            ///< likewise
+  auto begin() const noexcept { return slots_.begin(); }  ///< likewise
+  auto end() const noexcept { return slots_.end(); }      ///< likewise
 
  private:
   std::vector<Slot> slots_{};
 };
-using InputSlots = Slots<ConstTensorView>;
-using OutputSlots = Slots<TensorView>;
+using InputSlots = Slots<ConstTensorView>;  ///< what a call reads
+using OutputSlots = Slots<TensorView>;      ///< what a call writes
 
 /// The shape of the output, and of grad_output, of a call with these inputs: the input's, or (N, M) where an input
 /// (N, K) is compared with vectors (M, K).
@@ -74,6 +76,7 @@ class Operation {
  public:
   virtual ~Operation() = default;
 
+  /// Writes "output"; in training exchanges with the group and then advances the state. Throws as Norm::forward.
   std::unique_ptr<SavedCall> forward(const InputSlots& inputs, const OutputSlots& outputs, Queue& queue);
   /// The same output again from an earlier call's statistics: no exchange, no change of state.
   std::unique_ptr<SavedCall> replay(const SavedCall& earlier, const InputSlots& inputs, const OutputSlots& outputs,
@@ -91,10 +94,10 @@ class Operation {
   /// See Norm::nonfinite; nothing where the row has no attribute nonfinite.
   virtual NonFiniteCalls nonfinite() const { return {}; }
 
-  virtual const Layer& layer() const noexcept = 0;
-  virtual const std::string& name() const noexcept = 0;
-  virtual Communicator& group() const noexcept = 0;
-  virtual void set_training(bool training) noexcept = 0;
+  virtual const Layer& layer() const noexcept = 0;        ///< row and attributes
+  virtual const std::string& name() const noexcept = 0;   ///< as errors have it
+  virtual Communicator& group() const noexcept = 0;       ///< the ranks that share statistics
+  virtual void set_training(bool training) noexcept = 0;  ///< as Norm::set_training
 
   // What follows moves values between the host and the queue's device, and waits for the queue.
 
@@ -102,16 +105,16 @@ class Operation {
   virtual State state(Queue& queue) const = 0;
   /// Sets those of them that `state` has. Throws invalid_input for another shape, and for values that no layer has.
   virtual void set_state(const State& state, Queue& queue) = 0;
-  /// Everything that the next call depends on. Loading checks everything before it changes anything, and throws
-  /// invalid_input.
+  /// Everything that the next call depends on.
   virtual State save(Queue& queue) const = 0;
+  /// Checks everything before it changes anything, and throws invalid_input.
   virtual void load(const State& state, Queue& queue, const LoadOptions& options = {}) = 0;
 
   /// The layer, for what only one with mean and variance has; null for other operations.
   virtual Norm* norm() noexcept { return nullptr; }
 
  protected:
-  // A call with the running statistics, or the present mode's, takes part in an exchange.
+  /// A call with the running statistics, or the present mode's, takes part in an exchange.
   virtual bool exchanges(bool infers) const noexcept {
     return !infers && (layer().options.training || !layer().has_state());
   }

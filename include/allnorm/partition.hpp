@@ -18,15 +18,22 @@ namespace allnorm {
 ///   group_norm,  channels first   1   1    N*G    C/G*S
 ///   group_norm,  channels last    N   S    G      C/G
 struct Partition {
-  std::int64_t keep0 = 1, reduce0 = 1, keep1 = 1, reduce1 = 1;
+  std::int64_t keep0 = 1;    ///< the outermost extent; its index is the first of a group
+  std::int64_t reduce0 = 1;  ///< the next, over which groups extend
+  std::int64_t keep1 = 1;    ///< the next; its index is the second of a group
+  std::int64_t reduce1 = 1;  ///< the innermost, over which groups extend
 
+  /// How many.
   constexpr std::int64_t groups() const noexcept { return keep0 * keep1; }
+  /// Elements of one.
   constexpr std::int64_t group_size() const noexcept { return reduce0 * reduce1; }
+  /// Elements of the tensor.
   constexpr std::int64_t elements() const noexcept { return groups() * group_size(); }
   /// The group of the element at memory offset i.
   constexpr std::int64_t group_of(std::int64_t i) const noexcept {
     return i / reduce1 / keep1 / reduce0 * keep1 + i / reduce1 % keep1;
   }
+  /// The same extents.
   friend constexpr bool operator==(const Partition&, const Partition&) noexcept = default;
 };
 
@@ -45,8 +52,10 @@ Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut =
 /// How the groups of a fine partition (the common refinement of a norm's and its affine part's) map to those of a
 /// coarser one: fine group f lies in coarse group (f + first) / divide % modulo.
 struct Coarsening {
-  std::int64_t divide = 1, modulo = 1;
-  std::int64_t first = 0;  ///< fine groups before those of this part of a tensor
+  std::int64_t divide = 1;  ///< fine groups in a row that have one coarse group
+  std::int64_t modulo = 1;  ///< coarse groups
+  std::int64_t first = 0;   ///< fine groups before those of this part of a tensor
+  /// The coarse group of fine group f.
   constexpr std::int64_t operator()(std::int64_t f) const noexcept {
     f += first;
     const std::int64_t whole = divide == 1 ? f : f / divide;  // a division costs as much as what is done with a group

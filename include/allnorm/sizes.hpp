@@ -25,6 +25,7 @@ constexpr std::optional<std::int64_t> product(std::span<const std::int64_t> size
   }
   return empty ? 0 : all;
 }
+/// The same.
 constexpr std::optional<std::int64_t> product(std::initializer_list<std::int64_t> sizes) noexcept {
   return product(std::span(sizes.begin(), sizes.size()));
 }

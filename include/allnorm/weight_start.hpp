@@ -13,7 +13,8 @@ namespace allnorm {
 /// Lengths of the rows of a weight, and biases, with which the pre-activations of a first batch have mean 0 and
 /// variance 1 in every channel (Salimans and Kingma 2016, arXiv:1602.07868, section 3).
 struct WeightStart {
-  std::vector<double> g, bias;  ///< (C): 1 / std[t] and -mean[t] / std[t]
+  std::vector<double> g;     ///< (C): 1 / std[t]
+  std::vector<double> bias;  ///< (C): -mean[t] / std[t]
 };
 
 /// `t`: the pre-activations (N, C, space...) of that batch with rows of length 1 and no bias, in memory of the queue's
