@@ -29,8 +29,8 @@ struct Command {
 /// All commands of this build, in the order of the help.
 std::span<const Command> commands() noexcept;
 
-// One per file: apply.cpp, bench/bench.cpp, diagnose.cpp, info.cpp, report/report.cpp, scale/scale.cpp, train_started.cpp (or
-// train_unavailable.cpp), verify/verify.cpp.
+// One per file: apply.cpp, bench/bench.cpp, diagnose.cpp, info.cpp, report/report.cpp, scale/scale.cpp,
+// train_started.cpp (or train_unavailable.cpp), verify/verify.cpp.
 extern const Command apply_command;
 extern const Command bench_command;
 extern const Command completion_command;

@@ -52,8 +52,8 @@ std::string Progress::rest() const {
   const double rate = static_cast<double>(done_ - first_) / std::max(seconds_between(start_, Clock::now()), 1e-9);
   std::array<char, 64> text{};
   std::snprintf(text.data(), text.size(), "%.0f ", rate);
-  return (rate < 1 ? "" : text.data() + unit_ + "/s, ") + duration_text(static_cast<double>(total_ - done_) / std::max(rate, 1e-9)) +
-         " left";
+  return (rate < 1 ? "" : text.data() + unit_ + "/s, ") +
+         duration_text(static_cast<double>(total_ - done_) / std::max(rate, 1e-9)) + " left";
 }
 
 void Progress::tick() {

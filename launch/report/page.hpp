@@ -1,5 +1,5 @@
-// One self-contained HTML page of what train, bench and scale have logged: SVG plots, tables that sort themselves, light and
-// dark, nothing loaded from anywhere.
+// One self-contained HTML page of what train, bench and scale have logged: SVG plots, tables that sort themselves,
+// light and dark, nothing loaded from anywhere.
 #pragma once
 
 #include <string>
