@@ -87,4 +87,13 @@ TEST(Attributes, ThatDoNotFitIntoAMessageAreRefused) {
             "invalid argument: a row of a test has too many attributes that ranks must agree on, must have at most 24");
 }
 
+// What --nonfinite relies on.
+TEST(Catalogue, RowsWithAStateHaveTheRulesForInputThatIsNotFinite) {
+  for (const Row& row : catalogue()) {
+    if (row.state("running_mean") != nullptr) {
+      EXPECT_NE(row.attribute("nonfinite"), nullptr) << row.name;
+    }
+  }
+}
+
 }  // namespace
