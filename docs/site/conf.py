@@ -1,0 +1,149 @@
+"""The docs site: the repository's own pages, and the reference of C++ and C (Doxygen's XML through Breathe) and Python
+(read without importing it). Run by launch/site from the root of the repository, which is the site's source, so that links
+between pages are the same here as in a checkout."""
+
+import html
+import itertools
+import pathlib
+import re
+import sys
+
+from breathe.renderer.sphinxrenderer import SphinxRenderer, WithContext
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.highlighting import PygmentsBridge
+from sphinx.util import logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from python_pages import reference  # noqa: E402
+
+root = pathlib.Path(__file__).resolve().parents[2]
+warning = logging.getLogger("allnorm").warning
+
+project = "allnorm"
+version = release = re.search(r'ALLNORM_VERSION "(.*)"', (root / "include/allnorm/version.h").read_text())[1]
+root_doc = "README"
+include_patterns = ["*.md", "docs/*.md", "docs/site/*.rst", "data/digits/README.md"]
+exclude_patterns = ["build", ".*", "src", "kernels", "tests", "launch", "bench", "examples"]
+extensions = ["breathe", "myst_parser"]
+
+html_theme = "furo"
+html_title = f"allnorm {version}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_copyright = html_show_sphinx = False
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+default_role = "code"
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]
+
+breathe_projects = {"allnorm": str(root / "build/site/xml")}
+breathe_default_project = "allnorm"
+breathe_domain_by_extension = {"h": "c", "hpp": "cpp"}
+cpp_id_attributes = c_id_attributes = ["ALLNORM_API"]
+
+GUIDES = ("docs/python", "docs/catalogue", "docs/equations", "docs/experiment", "docs/cli", "docs/install",
+          "docs/reliability", "docs/performance")
+PROJECT = ("docs/design", "CONTRIBUTING", "CHANGELOG", "data/digits/README")
+REFERENCE = ("docs/site/cpp", "docs/site/c", "docs/site/python")
+TOC = "".join(
+    f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n" + "\n".join("/" + page for page in pages) + "\n```\n"
+    for caption, pages in (("Guides", GUIDES), ("Reference", REFERENCE), ("Project", PROJECT))
+)
+documented = set()
+sources = {}  # files and folders that pages link to, by their pages' names
+
+
+def header(match):
+    """A section on a header: its first comment and what it declares."""
+    name = match[1]
+    path = root / (name if name.startswith("adapters") else "include/" + name)
+    documented.add(path)
+    lines = path.read_text().splitlines()
+    about = " ".join(line[2:].strip() for line in itertools.takewhile(lambda line: line.startswith("//"), lines))
+    shown = name.replace("adapters/torch/", "allnorm/torch/")
+    return f"{shown}\n{'-' * len(shown)}\n\n{about}\n\n.. doxygenfile:: {path.relative_to(root).as_posix()}\n"
+
+
+def read(app, name, text):
+    if name == root_doc:
+        text[0] += TOC
+    text[0] = re.sub(r"^\.\. header:: (\S+)$", header, text[0], flags=re.MULTILINE)
+    text[0] = re.sub(r"^\.\. module:: (\S+)$", lambda match: reference(root / "python", match[1], warning), text[0], flags=re.M)
+
+
+def contents(renderer, node):
+    """What a header declares, and of a namespace what is in that header: without a title, which has the section, and without
+    a declaration of the namespace, which would stand once for each header."""
+    data = renderer.compound_parser.parse(node.refid)
+    if data.compounddef.kind == "namespace":
+        data.compounddef.briefdescription = data.compounddef.detaileddescription = None
+    with WithContext(renderer, renderer.context.create_child_context(data).create_child_context(data.compounddef)):
+        return renderer.render(data)
+
+
+def source_page(path):
+    """The page of a file or folder of the repository that a page links to."""
+    page = "source/" + path.relative_to(root).as_posix()
+    sources[page] = path
+    if path.is_dir():
+        for child in path.iterdir():
+            source_page(child)
+    return page
+
+
+def link_sources(app, tree):
+    """Links to files of the repository lead to their text."""
+    for node in list(tree.findall(addnodes.download_reference)):
+        path = (root / app.env.docname).parent.joinpath(node["reftarget"]).resolve()
+        uri = app.builder.get_relative_uri(app.env.docname, source_page(path))
+        node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
+
+
+def link_folders(app, env, node, content):
+    path = (root / node["refdoc"]).parent.joinpath(node["reftarget"]).resolve()
+    if path.is_dir():
+        uri = app.builder.get_relative_uri(node["refdoc"], source_page(path))
+        return nodes.reference("", "", content, refuri=uri, internal=True)
+    return None
+
+
+def source_pages(app):
+    highlighter = PygmentsBridge("html", "friendly")
+    for page, path in sources.items():
+        title = path.relative_to(root).as_posix()
+        if path.is_dir():
+            items = (f'<li><a href="{path.name}/{child.name}.html">{child.name}</a></li>' for child in sorted(path.iterdir()))
+            body = f"<ul>{''.join(items)}</ul>"
+        else:
+            language = {".py": "python", ".txt": "cmake", ".c": "c"}.get(path.suffix, "cpp" if path.suffix else "text")
+            body = highlighter.highlight_block(path.read_text(), language)
+        yield page, {"title": title, "body": f"<h1>{html.escape(title)}</h1>{body}", "parents": []}, "page.html"
+
+
+def expect_headers(app, env):
+    """Every public header has its place."""
+    public = set(root.glob("include/allnorm/*.h*")) | set(root.glob("adapters/torch/*.hpp")) - {root / "adapters/torch/views.hpp"}
+    for path in sorted(public - documented):
+        warning("%s is on no page of the reference, must be on one (docs/site/*.rst)", path.relative_to(root))
+
+
+def own_styles(app, error):
+    """Debian's Furo has one stylesheet from the web server that it is on; the site brings it along."""
+    styles = pathlib.Path(app.outdir) / "_static/styles/furo.css"
+    wanted = re.compile(r"@import url\((/javascript/.*?)\);")
+    styles.write_text(wanted.sub(lambda match: pathlib.Path("/usr/share" + match[1]).read_text(), styles.read_text()))
+
+
+SphinxRenderer.visit_file = SphinxRenderer.visit_namespace = contents
+SphinxRenderer.methods["inc"] = lambda renderer, node: []  # the section's title says what to include
+
+
+def setup(app):
+    app.connect("source-read", read)
+    app.connect("doctree-read", link_sources, priority=400)  # before Sphinx copies what is linked
+    app.connect("missing-reference", link_folders)
+    app.connect("env-check-consistency", expect_headers)
+    app.connect("html-collect-pages", source_pages)
+    app.connect("build-finished", own_styles)

@@ -1,0 +1,110 @@
+"""The reference of a Python module as reStructuredText: what its __all__ names, read from the sources and not imported, so that
+neither PyTorch nor a build is needed."""
+
+import ast
+import pathlib
+import re
+
+
+def file_of(package, module):
+    path = package.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def definitions(package, module, above=()):
+    """What a module defines and what it takes from others of its package: by name, the module and the node."""
+    found = {}
+    for node in ast.parse(file_of(package, module).read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allnorm.") and node.module not in above:
+            theirs = definitions(package, node.module, (*above, module))
+            found.update({alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs})
+        elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            found[node.name] = module, node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                found[ast.unparse(target)] = module, node
+    return found
+
+
+def body_of(docstring):
+    """A docstring as reStructuredText: "name: text" are fields, what is indented is code, and no word is markup by chance."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", docstring.strip("\n")):
+        lines = paragraph.split("\n")
+        if lines[0].startswith("    "):
+            begin = "" if paragraphs and paragraphs[-1].startswith(("..", "    ")) else ".. code-block:: python\n\n"
+            paragraphs.append(begin + paragraph)
+            continue
+        parts = re.split(r"(`[^`]*`)", paragraph)
+        parts[::2] = (re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2])
+        paragraph = "".join(parts)
+        if len(lines) > 1 and all(re.match(r"\w+(, \w+)*: |    ", line) for line in lines):
+            paragraph = re.sub(r"(?m)^(\w+(?:, \w+)*): ", r":\1: ", paragraph)
+        paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)
+
+
+def signature(function, skipped):
+    arguments = function.args
+    arguments.args = arguments.args[skipped:]
+    returned = f" -> {ast.unparse(function.returns)}" if function.returns and function.name != "__init__" else ""
+    return f"({ast.unparse(arguments)}){returned}"
+
+
+def constructor(node, known):
+    """The arguments that a class is made with: its own __init__, its fields, or those of a private class that it stands on."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return signature(item, 1)
+    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and not ast.unparse(item.target).startswith("_")]
+    if fields and (node.decorator_list or "NamedTuple" in map(ast.unparse, node.bases)):
+        return "(" + ", ".join(ast.unparse(field) for field in fields) + ")"
+    for base in node.bases:
+        if ast.unparse(base).startswith("_") and isinstance(found := known.get(ast.unparse(base), ("", None))[1], ast.ClassDef):
+            return constructor(found, known)
+    return ""
+
+
+def indented(text, by):
+    return re.sub(r"(?m)^(?=.)", " " * by, text)
+
+
+def member(node):
+    plain = any(ast.unparse(decorator) == "property" for decorator in node.decorator_list)
+    kind = "property" if plain else "method"
+    static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
+    head = f".. py:{kind}:: {node.name}" + ("" if plain else signature(node, 0 if static else 1))
+    return head + "\n\n" + indented(body_of(ast.get_docstring(node) or ""), 3)
+
+
+def reference(package, module, warn):
+    """The section of one module."""
+    defined = definitions(package, module)
+    tree = ast.parse(file_of(package, module).read_text())
+    public = next(ast.literal_eval(node.value) for node in tree.body
+                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    text = [f"{module}\n{'-' * len(module)}", f".. py:module:: {module}", body_of(ast.get_docstring(tree))]
+    root = definitions(package, module.split(".")[0])
+    shared = [name for name in public if "." in module and name in root]
+    if shared:
+        text.append("As in `allnorm`: " + ", ".join(f":py:obj:`allnorm.{name}`" for name in shared) + ".")
+    for name in public:
+        if name in shared:
+            continue
+        home, node = defined[name]
+        if isinstance(node, ast.AnnAssign):
+            text.append(f".. py:data:: {name}\n   :type: {ast.unparse(node.annotation)}")
+            continue
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            warn("%s.%s has no docstring, must have one (python/%s)", module, name, home.replace(".", "/"))
+        if isinstance(node, ast.FunctionDef):
+            text.append(f".. py:function:: {name}{signature(node, 0)}\n\n" + indented(body_of(docstring or ""), 3))
+            continue
+        known = {**defined, **definitions(package, home)}
+        bases = [base for base in map(ast.unparse, node.bases) if not base.startswith("_")]
+        parts = [body_of(docstring or ""), "Bases: " + ", ".join(f"`{base}`" for base in bases) if bases else ""]
+        parts += [member(item) for item in node.body if isinstance(item, ast.FunctionDef)
+                  and not item.name.startswith("_") and (ast.get_docstring(item) or item.name == "forward")]
+        text.append(f".. py:class:: {name}{constructor(node, known)}\n\n" + indented("\n\n".join(filter(None, parts)), 3))
+    return "\n\n".join(text) + "\n"
