@@ -149,7 +149,7 @@ class Ranks(unittest.TestCase):
                 text, kind = wrongs[own[0]][0], "KeyError" if own[0] == 5 else "ValueError"
                 self.assertEqual(own[1:3], (kind, text))
                 self.assertEqual(of_other[1:3], ("aborted", f"rank 1 failed: {text}"))
-                self.assertLess(of_other[3], 1)
+                self.assertLess(of_other[3], 5)  # of a timeout of 60
             self.assertEqual(len(first), 2 * len(wrongs))
 
     def test_a_rank_whose_backward_pass_is_wrong_is_named(self):
