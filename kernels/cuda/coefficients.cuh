@@ -14,7 +14,7 @@ namespace allnorm::cuda {
 /// The coefficients of (x - center) * scale + shift as the kernels compute it: center and scale rounded to C, the scale
 /// in two steps, and a shift that takes back what rounding the center did.
 template <class C>
-struct Affine {
+struct alignas(16) Affine {  // one load of 16 bytes
   C center, power, scale, shift;
 };
 template <class C>
@@ -57,14 +57,16 @@ struct Below {
         zero(activation.kind == ActivationKind::relu) {}
   __device__ __forceinline__ C times_slope(C value) const { return zero ? C{0} : value * slope; }
   __device__ __forceinline__ C activate(C z) const { return z <= 0 ? times_slope(z) : z; }
+  __device__ __forceinline__ bool is_identity() const { return !zero && slope == 1; }
 };
 
-/// y of a value with these coefficients.
-template <class C, class Own>
+/// y of a value with these coefficients; `plain`: there is neither residual nor activation.
+template <bool plain = false, class C, class Own>
 __device__ __forceinline__ C y_of(C x, const Affine<C>& k, const Own& own, bool has_residual, C residual,
                                   const Below<C>& below) {
   C z = affine_of(centred_of(x, k.center, k.power), k.scale, k.shift, own);
   if constexpr (Own::has_level) return own.raised(z);
+  if constexpr (plain) return z;
   if (has_residual) z += residual;
   return below.activate(z);
 }

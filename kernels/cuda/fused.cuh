@@ -33,14 +33,12 @@ struct FusedKept {
   Vector<T, n>* vectors;
   int items;  // that each thread may keep
 
-  __device__ T* place(int item, int tensor) const {
-    return reinterpret_cast<T*>(vectors + (item * tensors + tensor) * block_threads + static_cast<int>(threadIdx.x));
+  __device__ Vector<T, n>& place(int item, int tensor) const {
+    return vectors[(item * tensors + tensor) * block_threads + static_cast<int>(threadIdx.x)];
   }
-  __device__ __forceinline__ void put(int item, int tensor, const Vector<T, n>& v) const {
-    write_vector(place(item, tensor), v);
-  }
+  __device__ __forceinline__ void put(int item, int tensor, const Vector<T, n>& v) const { place(item, tensor) = v; }
   __device__ __forceinline__ Vector<T, n> get(int item, int tensor) const {
-    return read_vector<n>(place(item, tensor));
+    return read_vector<n>(reinterpret_cast<const T*>(&place(item, tensor)));
   }
 };
 

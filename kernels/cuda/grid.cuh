@@ -22,6 +22,19 @@ ALLNORM_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t
 ALLNORM_HOST_DEVICE constexpr std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 ALLNORM_HOST_DEVICE constexpr std::int64_t max_of(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
+/// Division by a number that all threads share, in the place of the GPU's own, which is 20 instructions.
+struct Divisor {
+  std::uint32_t by = 1, inverse = ~std::uint32_t{0};  // (2^32 - 1) / by
+
+  Divisor() = default;
+  explicit Divisor(std::int64_t divisor)
+      : by(static_cast<std::uint32_t>(divisor)), inverse(~std::uint32_t{0} / static_cast<std::uint32_t>(divisor)) {}
+  ALLNORM_HOST_DEVICE std::uint32_t operator()(std::uint32_t a) const {
+    const auto quotient = static_cast<std::uint32_t>(std::uint64_t{a} * inverse >> 32);  // or one too few
+    return a - quotient * by < by ? quotient : quotient + 1;
+  }
+};
+
 /// The same groups in the same order with the fewest extents above 1: adjacent reduced (kept) extents become one.
 constexpr Partition canonical(Partition p) noexcept {
   if (p.keep1 == 1) p = {p.keep0, 1, 1, p.reduce0 * p.reduce1};

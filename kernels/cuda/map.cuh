@@ -25,6 +25,7 @@ constexpr int block_granule = 64;  // values; lines of the L2 cache have 128 byt
 struct RunTiles {
   Partition p{};
   std::int64_t elements = 0, per_block = 0, tile = 0;
+  Divisor by_run{};  // by the length of a run, as far as a tile can tell
   std::int64_t blocks = 1;
 
   /// `width`: values per thread and step; `most`: blocks that the device runs at a time.
@@ -37,6 +38,7 @@ struct RunTiles {
     const std::int64_t longest = std::int64_t{1} << 30;  // offsets in a tile have 32 bits
     const bool is_short = p.reduce1 <= longest / (map_runs - 2);
     tile = is_short ? std::max<std::int64_t>(mask_byte, (map_runs - 2) * p.reduce1 / mask_byte * mask_byte) : longest;
+    by_run = Divisor(std::clamp(p.reduce1, std::int64_t{1}, tile));
   }
   static constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
   /// The group of a run.
@@ -69,10 +71,9 @@ __global__ void __launch_bounds__(map_threads)
       coefficients[r] = source.template coefficients<C>(shared, tiles.group(first_run + r));
     __syncthreads();
 
-    // values of the first run in this tile, and the length of the others as far as the tile can tell
+    // values of the first run in this tile
     const int head =
         static_cast<int>(min((first_run + 1) * tiles.p.reduce1 - first, static_cast<std::int64_t>(length)));
-    const auto run = static_cast<unsigned>(min(tiles.p.reduce1, tiles.tile));
     constexpr int stride = map_threads * n;
     const int last = (length - 1) / stride;
     for (int from = last; from >= 0; from -= map_unroll) {
@@ -87,14 +88,14 @@ __global__ void __launch_bounds__(map_threads)
         unsigned r = 0, left = static_cast<unsigned>(head - i);  // values of run r from i on
         if (i >= head) {
           const auto beyond = static_cast<unsigned>(i - head);
-          r = beyond / run;
-          left = run - (beyond - r * run);
+          r = tiles.by_run(beyond);
+          left = (r + 1) * tiles.by_run.by - beyond;
           ++r;
         }
         K k = coefficients[r];
         map.store(loaded[u], first + i, min(n, length - i), [&](int e) {
           if (!uniform && static_cast<unsigned>(e) == left) {
-            left += run;
+            left += tiles.by_run.by;
             if (e < length - i) k = coefficients[++r];
           }
           return k;

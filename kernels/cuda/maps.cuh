@@ -52,7 +52,14 @@ struct ApplyMap {
     unpack(loaded.x, value);
     unpack(loaded.residual, other);
     const auto values = gammas.template load<C, n>(offset, count, true);
-    for (int e = 0; e < n; ++e) value[e] = y_of<C>(value[e], k(e), values.own(e), residual != nullptr, other[e], below);
+    const auto map = [&](auto plain) {
+      for (int e = 0; e < n; ++e)
+        value[e] = y_of<plain()>(value[e], k(e), values.own(e), residual != nullptr, other[e], below);
+    };
+    if (residual == nullptr && below.is_identity())
+      map(std::true_type{});
+    else
+      map(std::false_type{});
     const auto result = pack<T, n>(value);
     write_some(whole, y + offset, result, count, hint);
     if constexpr (n == 8) {
