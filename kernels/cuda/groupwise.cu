@@ -72,17 +72,24 @@ __global__ void __launch_bounds__(most_threads)
   const auto gammas_here = gammas.from(base);
   T* y = static_cast<T*>(args.y) + base;
   const T* residual = args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + base;
-  for (int v = lane; v < vectors; v += team.threads) {
-    const std::int64_t at = groups.offset(v * width);
-    C value[width], other[width] = {};
-    unpack(at_place(kept, v), value);
-    if (residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
-    const auto values = gammas_here.template load<C, width>(at, width, true);
-    ChannelWalk walk(groups, v * width);
-    for (int e = 0; e < width; ++e, walk.step())
-      value[e] = y_of(value[e], table[walk.channel], values.own(e), residual != nullptr, other[e], below);
-    write_vector(y + at, pack<T>(value));
-  }
+  const auto map = [&](auto plain) {
+    for (int v = lane; v < vectors; v += team.threads) {
+      const std::int64_t at = groups.offset(v * width);
+      C value[width], other[width] = {};
+      unpack(at_place(kept, v), value);
+      if (!plain && residual != nullptr) unpack(read_vector<width>(residual + at, Hint::last), other);
+      const auto values = gammas_here.template load<C, width>(at, width, true);
+      with_channels<width>(groups, table, v * width, [&](const auto& k) {
+        for (int e = 0; e < width; ++e)
+          value[e] = y_of<plain()>(value[e], k(e), values.own(e), residual != nullptr, other[e], below);
+      });
+      write_vector(y + at, pack<T>(value));
+    }
+  };
+  if (residual == nullptr && below.is_identity())
+    map(std::true_type{});
+  else
+    map(std::false_type{});
 }
 
 }  // namespace

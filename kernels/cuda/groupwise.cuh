@@ -27,14 +27,26 @@ constexpr std::int64_t round_up(std::int64_t bytes) { return (bytes + 15) / 16 *
 struct Groups {
   std::int64_t count = 0, keep = 1, stride = 0;
   int size = 0, runs = 1, run = 0, channels = 1, adjacent = 1;
+  Divisor by_run{}, by_adjacent{};
 
   __device__ std::int64_t base(std::int64_t g) const { return g / keep * runs * stride + g % keep * run; }
   /// Of value i of a group.
-  __device__ std::int64_t offset(int i) const { return runs == 1 ? i : i / run * stride + i % run; }
+  __device__ std::int64_t offset(int i) const {
+    if (runs == 1) return i;
+    const int row = over(i, by_run);
+    return row * stride + (i - row * run);
+  }
   /// Value s of channel j.
   __device__ int value_of(int j, int s) const {
     if (runs == 1) return j * adjacent + s;
-    return adjacent == 1 ? s * run + j : s / adjacent * run + j * adjacent + s % adjacent;
+    if (adjacent == 1) return s * run + j;
+    const int row = over(s, by_adjacent);
+    return row * run + j * adjacent + (s - row * adjacent);
+  }
+  /// Whether n values from a multiple of n on are one channel's.
+  __device__ bool in_channels(int n) const { return adjacent % n == 0; }
+  __device__ static int over(int i, const Divisor& divisor) {
+    return static_cast<int>(divisor(static_cast<std::uint32_t>(i)));
   }
   __device__ std::int64_t fine(std::int64_t g, int j) const { return g * channels + j; }
 };
@@ -51,6 +63,8 @@ Groups groups_of(const Args& args) {
   groups.run = static_cast<int>(p.reduce1);
   groups.channels = static_cast<int>(args.fine.groups() / p.groups());
   groups.adjacent = static_cast<int>(args.fine.reduce1);
+  groups.by_run = Divisor(groups.run);
+  groups.by_adjacent = Divisor(groups.adjacent);
   return groups;
 }
 
@@ -58,10 +72,10 @@ Groups groups_of(const Args& args) {
 struct ChannelWalk {
   int channel, place, adjacent;
   __device__ ChannelWalk(const Groups& groups, int i) {
-    const int in_run = i % groups.run;
+    const int in_run = groups.runs == 1 ? i : i - Groups::over(i, groups.by_run) * groups.run;
     adjacent = groups.adjacent;
-    channel = in_run / adjacent;
-    place = in_run % adjacent;
+    channel = Groups::over(in_run, groups.by_adjacent);
+    place = in_run - channel * adjacent;
   }
   __device__ void step() {
     if (++place < adjacent) return;
@@ -96,6 +110,24 @@ class ChannelTable {
   K* shared_;
   K own_{};
 };
+
+/// Calls f(k), where k(e), asked for in order, are the coefficients of value e of n from value i on: read once where
+/// all have one channel.
+template <int n, class K, bool single, class F>
+__device__ __forceinline__ void with_channels(const Groups& groups, const ChannelTable<K, single>& table, int i,
+                                              const F& f) {
+  if constexpr (single) return f([&](int) { return table[0]; });
+  ChannelWalk walk(groups, i);
+  if (groups.in_channels(n)) {
+    const K k = table[walk.channel];
+    return f([&](int) { return k; });
+  }
+  f([&](int) {
+    const K k = table[walk.channel];
+    walk.step();
+    return k;
+  });
+}
 
 /// Bytes of shared memory per team, and where in it things are. The values first, as they are in memory.
 struct Room {

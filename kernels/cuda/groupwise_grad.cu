@@ -74,26 +74,30 @@ struct GroupSums {
   }
 };
 
-/// Over the values first, first + step, ... of channel j.
-template <class T, class Own>
+/// Over the vectors of n values first, first + step, ... of channel j.
+template <int n, class T, class Own>
 __device__ Sums channel_sums(const T* x, const T* dy, const Groups& groups, int j, int first, int step,
                              const GradCoefficients<compute_t<T>>& k, const Gating<compute_t<T>>& gate,
                              std::int64_t base, const Own& own) {
   const int values = groups.size / groups.channels;
   GroupSums<compute_t<T>> sums;
   int added = 0;
-  for (int s = first; s < values; s += step) {
+  for (int s = first * n; s < values; s += step * n) {
     const int i = groups.value_of(j, s);
     const unsigned bits = gate.kind == GateKind::mask ? gate.bits_at(base + groups.offset(i)) : 0u;
-    sums.add(widen(x[i]), widen(dy[i]), k, own, gate, bits & 1u);
-    if (++added % values_per_sum == 0) sums.flush();
+    compute_t<T> value[n], gradient[n];
+    unpack(read_vector<n>(x + i), value);
+    unpack(read_vector<n>(dy + i), gradient);
+    for (int e = 0; e < n; ++e) sums.add(value[e], gradient[e], k, own, gate, (bits >> e) & 1u);
+    if ((added += n) % values_per_sum == 0) sums.flush();
   }
   sums.flush();
   return sums.all;
 }
 
-/// The sums of all channels of a team's group to `sums` (slots, channels); own_of(j) is the Own of channel j's values.
-template <class T, class OwnOf>
+/// The sums of all channels of a team's group to `sums` (slots, channels); own_of(j) is the Own of channel j's values,
+/// of which n from a multiple of n on belong to one channel.
+template <int n, class T, class OwnOf>
 __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, const TeamShape& team,
                              const ChannelTable<GradCoefficients<compute_t<T>>, false>& table,
                              const Gating<compute_t<T>>& gate, std::int64_t base, Sums* sums, const OwnOf& own_of) {
@@ -101,16 +105,16 @@ __device__ void sum_channels(const T* x, const T* dy, const Groups& groups, cons
   const int lane = team.lane() % warp_threads, warps = team.threads / warp_threads;
   for (int item = team.lane() / warp_threads; item < plan.blocks * plan.slices; item += warps) {
     const int block = item % plan.blocks, slice = item / plan.blocks;
-    if (plan.columns == 1) {
-      const auto sum = team_sum(channel_sums(x, dy, groups, block, slice * warp_threads + lane,
-                                             plan.slices * warp_threads, table[block], gate, base, own_of(block)),
+    if (n > 1 || plan.columns == 1) {
+      const auto sum = team_sum(channel_sums<n>(x, dy, groups, block, slice * warp_threads + lane,
+                                                plan.slices * warp_threads, table[block], gate, base, own_of(block)),
                                 TeamShape{});
       if (lane == 0) sums[item] = sum;
     } else {
       const int j = block * plan.columns + lane % plan.columns, slot = slice * plan.rows + lane / plan.columns;
       if (j >= groups.channels || lane >= plan.rows * plan.columns) continue;
       sums[slot * groups.channels + j] =
-          channel_sums(x, dy, groups, j, slot, plan.slots(), table[j], gate, base, own_of(j));
+          channel_sums<n>(x, dy, groups, j, slot, plan.slots(), table[j], gate, base, own_of(j));
     }
   }
 }
@@ -178,8 +182,14 @@ __global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
     auto* sums = reinterpret_cast<Sums*>(own + room.sums);
     const std::int64_t fine = groups.count * groups.channels;
     const auto sum_up = [&](bool rest, const auto& take) {  // take(j, sums of channel j)
-      sum_channels(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table, gate,
-                   base, sums, [&](int j) { return own_of<C>(all_gammas, groups.fine(g, j), rest); });
+      const auto by = [&](auto n) {
+        sum_channels<n()>(reinterpret_cast<const T*>(kept.x), reinterpret_cast<const T*>(kept.dy), groups, team, table,
+                          gate, base, sums, [&](int j) { return own_of<C>(all_gammas, groups.fine(g, j), rest); });
+      };
+      if (groups.in_channels(width))
+        by(std::integral_constant<int, width>{});
+      else
+        by(std::integral_constant<int, 1>{});
       team_sync(team);
       const int items = groups.channels * ChannelSums(groups, team).slots();
       for (int j = lane; j < groups.channels; j += team.threads) {
@@ -216,12 +226,13 @@ __global__ void __launch_bounds__(most_threads, gated ? 1 : 2)
     unpack(at_place(kept.dy, v), gradient);
     const unsigned bits = gate.bits_at(base + at);
     const auto values = gammas.template load<C, width>(at, width, gate_reads);
-    ChannelWalk walk(groups, v * width);
-    for (int e = 0; e < width; ++e, walk.step()) {
-      const GradCoefficients<C> k = table[walk.channel];
-      gradient[e] = g_of(value[e], gradient[e], k, values.own(e), gate, (bits >> e) & 1u);
-      value[e] = dx_of(value[e], gradient[e], k, values.own(e));
-    }
+    with_channels<width>(groups, table, v * width, [&](const auto& k_of) {
+      for (int e = 0; e < width; ++e) {
+        const GradCoefficients<C> k = k_of(e);
+        gradient[e] = g_of(value[e], gradient[e], k, values.own(e), gate, (bits >> e) & 1u);
+        value[e] = dx_of(value[e], gradient[e], k, values.own(e));
+      }
+    });
     if (args.dx != nullptr) write_vector(static_cast<T*>(args.dx) + base + at, pack<T>(value));
     if (args.dresidual != nullptr) write_vector(static_cast<T*>(args.dresidual) + base + at, pack<T>(gradient));
   }
@@ -250,7 +261,8 @@ void groupwise_backward(const BackwardArgs& args, Queue& queue) {
       const Room room = backward_room<T, Gammas::along>(groups, team);
       share_room(team, room);
       const Gating<compute_t<T>> gate(args.activation, args.mask);
-      const auto kernel = gate.kind == GateKind::open ? groupwise_backward_kernel<T, width(), Gammas, !Gammas::along>
+      constexpr bool levels = std::is_same_v<Gammas, FloorGammas>;  // which are gates themselves
+      const auto kernel = gate.kind == GateKind::open ? groupwise_backward_kernel<T, width(), Gammas, levels>
                                                       : groupwise_backward_kernel<T, width(), Gammas, true>;
       launch(queue, blocks_of(groups, team), team.block_threads(), static_cast<std::size_t>(team.teams * room.bytes),
              kernel, args, groups, room, team, gate, gammas, args.scratch);
