@@ -257,8 +257,10 @@ struct ColumnPlan {
     return w;
   }
   std::int64_t most_of_unit() const { return ceil_div(part_rows, down); }
-  /// Doubles of shared memory: a value per thread and column (or two per thread), and four per column of a tile.
-  std::int64_t shared_doubles() const { return max_of(2, vector) * block_threads + 4 * tile(); }
+  /// Doubles of shared memory in which a tile is summed: a value per column of half the rows, or two per thread.
+  ALLNORM_HOST_DEVICE std::int64_t value_doubles() const { return max_of(2 * block_threads, (down + 1) / 2 * tile()); }
+  /// And four per column of the tile.
+  std::int64_t shared_doubles() const { return value_doubles() + 4 * tile(); }
 };
 
 constexpr std::int64_t common_multiple(std::int64_t a, std::int64_t b) noexcept {

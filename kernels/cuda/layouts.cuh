@@ -137,7 +137,7 @@ struct Columns {
   template <int batch, bool whole, class Task, class Seen, class Emit>
   __device__ __forceinline__ void sum_up(const Task& task, std::int64_t index, double* shared, Seen& seen,
                                          const Emit& emit) const {
-    const TileRoom room(shared, plan, n);
+    const TileRoom room(shared, plan);
     const ColumnPlan::Unit unit = plan.unit(index);
     const std::int64_t column = plan.column(thread()), in_tile = plan.group_of(unit.columns),
                        first_group = plan.group_of(unit.matrix, unit.column);
@@ -172,7 +172,7 @@ struct Columns {
   /// As many threads per group as there are, each for some of the parts.
   template <class Task, class Emit>
   __device__ void join(const Task&, std::int64_t index, const double2* all, double* shared, const Emit& emit) const {
-    const TileRoom room(shared, plan, n);
+    const TileRoom room(shared, plan);
     const ColumnPlan::Unit unit = plan.unit(index);
     const std::int64_t in_tile = plan.group_of(unit.columns), first_group = plan.group_of(unit.matrix, unit.column);
     const auto of_part = [this](std::int64_t i) { return count_of(i); };

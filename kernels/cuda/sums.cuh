@@ -113,27 +113,30 @@ __device__ __forceinline__ Sums team_sums(const Thread& thread, double pivot, in
   return lanes_sum(own, lanes, room);
 }
 
-/// The sums over a tile's groups of one value per thread and column, into totals (groups per tile). `values`: a double
-/// per thread and column of shared memory: (down, n, across), so that neighbouring threads use neighbouring banks.
-/// Begins and ends with a barrier.
+/// The sums over a tile's groups of one value per thread and column, into totals (groups per tile). The lower half of
+/// the rows of threads takes what the upper half has, and so on. `values`: doubles of shared memory for the first
+/// half, (rows, n, across), so that neighbouring threads use neighbouring banks; later a row leaves its values where
+/// itself has read. Begins and ends with a barrier.
 template <int n>
-__device__ void tile_sum(const ColumnPlan& plan, const double (&own)[n], int row, std::int64_t column, double* values,
+__device__ void tile_sum(const ColumnPlan& plan, double (&own)[n], int row, std::int64_t column, double* values,
                          double* totals) {
   const std::int64_t tile = plan.tile(), groups = plan.tile_groups;
   const auto thread = static_cast<int>(threadIdx.x);
-  double* const at = values + row * tile + column / n;
+  const auto place = [&](int slot) { return values + slot * tile + column / n; };
   const auto of_column = [&](std::int64_t q) { return values[q % n * plan.across + q / n]; };  // in the first row
   __syncthreads();
-  if (row < plan.down)
-    for (int j = 0; j < n; ++j) at[j * plan.across] = own[j];
-  __syncthreads();
   for (int rows = plan.down; rows > 1;) {
-    const int half = (rows + 1) / 2;
-    if (row + half < rows)
-      for (int j = 0; j < n; ++j) at[j * plan.across] += at[half * tile + j * plan.across];
-    rows = half;
+    const int half = (rows + 1) / 2, first = rows == plan.down ? half : 0;
+    if (row >= half && row < rows)
+      for (int j = 0; j < n; ++j) place(row - first)[j * plan.across] = own[j];
     __syncthreads();
+    if (row + half < rows)
+      for (int j = 0; j < n; ++j) own[j] += place(row + half - first)[j * plan.across];
+    rows = half;
   }
+  if (row == 0)
+    for (int j = 0; j < n; ++j) place(0)[j * plan.across] = own[j];
+  __syncthreads();
   if (plan.group_width == 1) {
     for (std::int64_t g = thread; g < groups; g += block_threads) totals[g] = of_column(g);
   } else {
@@ -150,15 +153,15 @@ __device__ void tile_sum(const ColumnPlan& plan, const double (&own)[n], int row
 
 /// Shared memory of a block that sums a tile of columns.
 struct TileRoom {
-  double* values;   // (threads, max(2, n))
+  double* values;   // value_doubles()
   double* totals;   // (columns of a tile), of a group its first
   double* seconds;  // likewise
   double* middles;  // (columns of a tile)
   double* pivots;   // (groups of a tile)
 
-  __device__ TileRoom(double* shared, const ColumnPlan& plan, int n)
+  __device__ TileRoom(double* shared, const ColumnPlan& plan)
       : values(shared),
-        totals(values + max_of(2, n) * block_threads),
+        totals(values + plan.value_doubles()),
         seconds(totals + plan.tile()),
         middles(seconds + plan.tile()),
         pivots(middles + plan.tile()) {}
