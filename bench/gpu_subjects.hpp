@@ -22,14 +22,15 @@ namespace allnorm::bench {
 constexpr double eps = 1e-5, momentum = 0.1;
 constexpr std::int64_t norm_groups = 32;  // of group_norm
 
-enum class Kind : std::uint8_t { batch_norm, layer_norm, group_norm };
+enum class Kind : std::uint8_t { batch_norm, layer_norm, rms_norm, group_norm };
 
 /// Several sets of random data of one shape, and parameters for them. x has mean 0.5 and standard deviation 2.
 struct Data {
   Kind kind{};
   Order order{};
   std::vector<at::Tensor> x, dy;  // (N, C, space...) or (rows, columns)
-  at::Tensor weight, bias;        // f32 (C), or (columns); values that bf16 holds, so that no cast changes them
+  at::Tensor weight, bias;        // f32 (C), or (columns); values that bf16 holds, so that no cast changes them.
+                                  // rms_norm takes no bias.
 
   std::int64_t channels() const { return x[0].size(1); }
   at::IntArrayRef row_shape() const { return x[0].sizes().slice(1); }
@@ -81,7 +82,7 @@ class Ours final : public Subject {
     ForwardInputs inputs;
     inputs.input = torch_adapter::view_of(x(set), data_.order);
     inputs.weight = torch_adapter::view_of(data_.weight);
-    inputs.bias = torch_adapter::view_of(data_.bias);
+    if (has_bias()) inputs.bias = torch_adapter::view_of(data_.bias);
     k.saved = norm_.forward(inputs, torch_adapter::writable_view_of(k.y, data_.order), queue_);
   }
   void backward(std::size_t set) override {
@@ -93,14 +94,16 @@ class Ours final : public Subject {
     BackwardOutputs outputs;
     outputs.input = torch_adapter::writable_view_of(k.dx, data_.order);
     outputs.weight = torch_adapter::writable_view_of(k.dweight);
-    outputs.bias = torch_adapter::writable_view_of(k.dbias);
+    if (has_bias()) outputs.bias = torch_adapter::writable_view_of(k.dbias);
     norm_.backward(k.saved, torch_adapter::view_of(dy(set), data_.order), outputs, queue_);
   }
 
  private:
+  bool has_bias() const { return data_.kind != Kind::rms_norm; }
   static Layer layer(Kind kind) {
     if (kind == Kind::batch_norm) return Layer("batch_norm");
     if (kind == Kind::layer_norm) return Layer("layer_norm");
+    if (kind == Kind::rms_norm) return Layer("rms_norm").set("eps", "1e-05");
     return Layer("group_norm").set("groups", std::to_string(norm_groups));
   }
   Queue& queue_;
@@ -208,6 +211,24 @@ class TorchLayerNorm final : public Subject {
   at::Tensor weight_, bias_;
 };
 
+class TorchRmsNorm final : public Subject {
+ public:
+  explicit TorchRmsNorm(const Data& data) : Subject(data), weight_(data.weight.to(data.x[0].scalar_type())) {}
+  std::string_view name() const override { return "torch rms_norm"; }
+  void forward(std::size_t set) override {
+    Kept& k = kept(set);
+    std::tie(k.y, k.invstd) = at::_fused_rms_norm(x(set), data_.row_shape(), weight_, eps);
+  }
+  void backward(std::size_t set) override {
+    Kept& k = kept(set);
+    std::tie(k.dx, k.dweight) =
+        at::_fused_rms_norm_backward(dy(set), x(set), data_.row_shape(), k.invstd, weight_, {true, true});
+  }
+
+ private:
+  at::Tensor weight_;
+};
+
 /// As torch.nn.functional.group_norm: on GPUs it copies channels-last tensors to channels-first, both ways.
 class TorchGroupNorm final : public Subject {
  public:
@@ -243,6 +264,8 @@ inline std::vector<std::unique_ptr<Subject>> subjects(const Data& data, Queue& q
     all.push_back(std::make_unique<TorchSyncBatchNorm>(data));
   } else if (data.kind == Kind::layer_norm) {
     all.push_back(std::make_unique<TorchLayerNorm>(data));
+  } else if (data.kind == Kind::rms_norm) {
+    all.push_back(std::make_unique<TorchRmsNorm>(data));
   } else {
     all.push_back(std::make_unique<TorchGroupNorm>(data));
   }

@@ -37,7 +37,8 @@ struct Case {
     return product;
   }
   std::string layer() const {
-    return kind == Kind::batch_norm ? "batch_norm" : kind == Kind::layer_norm ? "layer_norm" : "group_norm";
+    constexpr const char* names[] = {"batch_norm", "layer_norm", "rms_norm", "group_norm"};
+    return names[static_cast<std::size_t>(kind)];
   }
   std::string shape_text() const { return to_string(Shape(std::span(shape.data(), shape.size()))); }
   std::string order_text() const {
@@ -62,8 +63,9 @@ std::vector<Case> all_cases() {
                                                  {2, 2048, 7, 7}})
     for (const Order order : both) cases.push_back({Kind::batch_norm, shape, at::kBFloat16, order});
   for (const Order order : both) cases.push_back({Kind::batch_norm, {32, 256, 56, 56}, at::kFloat, order});
-  cases.push_back({Kind::layer_norm, {4096, 1024}, at::kBFloat16, Order::channels_first});
-  cases.push_back({Kind::layer_norm, {16384, 4096}, at::kBFloat16, Order::channels_first});
+  for (const Kind kind : {Kind::layer_norm, Kind::rms_norm})
+    for (const std::vector<std::int64_t>& shape : {std::vector<std::int64_t>{4096, 1024}, {16384, 4096}})
+      cases.push_back({kind, shape, at::kBFloat16, Order::channels_first});
   for (const std::vector<std::int64_t>& shape : {std::vector<std::int64_t>{32, 256, 56, 56}, {2, 256, 200, 336}})
     for (const Order order : both) cases.push_back({Kind::group_norm, shape, at::kBFloat16, order});
   return cases;
@@ -153,6 +155,9 @@ Truth truth(const Data& data) {
     values /= static_cast<double>(wide.channels());
   } else if (data.kind == Kind::layer_norm) {
     subject = std::make_unique<TorchLayerNorm>(wide);
+    values = static_cast<double>(wide.channels());
+  } else if (data.kind == Kind::rms_norm) {
+    subject = std::make_unique<TorchRmsNorm>(wide);
     values = static_cast<double>(wide.channels());
   } else {
     subject = std::make_unique<TorchGroupNorm>(wide);
