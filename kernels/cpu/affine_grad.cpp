@@ -156,23 +156,31 @@ HWY_INLINE void map_stretch(const AffineGradArgs& args, const GradInput<T> in, c
     else
       return hn::DemoteTo(SumTag<T>(), v);
   };
+  // Taken before the loop: vectors that are stored might be anything in memory.
+  const double *const centers = args.center, *const scales = args.gate.scale, *const shifts = args.gate.shift;
+  const auto of_group = [group](auto tag, const auto* values) HWY_ATTR {
+    return follow || values == nullptr ? hn::Zero(tag) : hn::Set(tag, values[group]);
+  };
+  const auto exact = of_group(dd, centers), factor = of_group(dd, scales), offset = of_group(dd, shifts);
+  const auto gate_center = of_group(d, gates.center), gate_power = of_group(d, gates.power);
+  const auto gate_scale = of_group(d, gates.scale), gate_shift = of_group(d, gates.shift);
+  const auto zero = hn::Zero(dd);
   for_vectors(d, length, to.streamed(first), [&](auto access, std::int64_t j, std::int64_t n) HWY_ATTR {
-    const auto of = [&](auto tag, const auto* values) HWY_ATTR {
+    const auto of = [&](auto tag, const auto* values, auto same) HWY_ATTR {
       if constexpr (follow)
-        return get<access()>(tag, values + group + j, n);
+        return values == nullptr ? same : get<access()>(tag, values + group + j, n);
       else
-        return hn::Set(tag, values[group]);
+        return same;
     };
     const std::int64_t i = first + j;
     const auto x = get<access()>(d, in.x + i, n), dy = get<access()>(d, in.dy + i, n);
     auto centred = x, scale = x, shift = x;  // read where z is the gate
     if constexpr (kind == GateKind::sign)
-      centred = centred_of(x, of(d, gates.center), of(d, gates.power)), scale = of(d, gates.scale),
-      shift = of(d, gates.shift);
+      centred = centred_of(x, of(d, gates.center, gate_center), of(d, gates.power, gate_power)),
+      scale = of(d, gates.scale, gate_scale), shift = of(d, gates.shift, gate_shift);
     const auto g = to_double(gradient_of<kind, along>(d, dy, centred, scale, shift, hn::Zero(d), in, i, own, j, n));
-    const auto zero = hn::Zero(dd);
-    const auto offset = args.gate.shift != nullptr ? of(dd, args.gate.shift) : zero;
-    const auto normalized = affine_of(hn::Sub(to_double(x), of(dd, args.center)), of(dd, args.gate.scale), offset);
+    const auto normalized =
+        affine_of(hn::Sub(to_double(x), of(dd, centers, exact)), of(dd, scales, factor), of(dd, shifts, offset));
     if (to.weight != nullptr) put<access()>(d, narrowed(hn::MulAdd(g, normalized, zero)), to.weight + i, n);
     if (to.bias != nullptr) put<access()>(d, narrowed(hn::Add(zero, g)), to.bias + i, n);
   });

@@ -88,12 +88,15 @@ class AlongParameter {
       std::fill_n(to, count, static_cast<C>(from_.otherwise));
       return;
     }
+    const C added = static_cast<C>(from_.added);
     visit(from_.dtype, [&](auto type) {
       const auto* from = static_cast<const typename decltype(type)::type*>(from_.data) + first;
-      for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<C>(load(from[i]));
+      if (added == 0)
+        for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<C>(load(from[i]));
+      else
+#pragma GCC unroll 4  // what steps the loop costs as much as what it does
+        for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<C>(load(from[i])) + added;
     });
-    const C added = static_cast<C>(from_.added);
-    for (std::int64_t i = 0; added != 0 && i < count; ++i) to[i] += added;
   }
 
   Parameter from_{};
