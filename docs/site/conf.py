@@ -43,8 +43,9 @@ breathe_default_project = "allnorm"
 breathe_domain_by_extension = {"h": "c", "hpp": "cpp"}
 cpp_id_attributes = c_id_attributes = ["ALLNORM_API"]
 
-GUIDES = ("docs/python", "docs/catalogue", "docs/equations", "docs/experiment", "docs/cli", "docs/install",
-          "docs/reliability", "docs/performance")
+FIRST = ("python", "catalogue", "equations", "experiment", "cli", "install", "reliability", "performance")
+GUIDES = sorted((page for page in ("docs/" + path.stem for path in root.glob("docs/*.md")) if page != "docs/design"),
+                key=lambda page: (FIRST.index(page[5:]) if page[5:] in FIRST else len(FIRST), page))
 PROJECT = ("docs/design", "CONTRIBUTING", "CHANGELOG", "data/digits/README")
 REFERENCE = ("docs/site/cpp", "docs/site/c", "docs/site/python")
 TOC = "".join(
