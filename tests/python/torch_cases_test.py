@@ -1,7 +1,7 @@
 """PyTorch's own tests of Batch Normalization, case by case, for the layers of allnorm.torch.
 
-Read: test/test_nn.py at 74f2fa66fe, test/test_modules.py with its inputs of BatchNorm1d, 2d and 3d
-(torch/testing/_internal/common_modules.py).
+Read: test/test_nn.py at 74f2fa66fe; of torch 2.11 the inputs and errors of BatchNorm1d, 2d and 3d for test_modules.py
+(torch/testing/_internal/common_modules.py), and what distributed_test.py there has on SyncBatchNorm.
 
 | PyTorch's | here |
 |---|---|
@@ -21,11 +21,14 @@ Read: test/test_nn.py at 74f2fa66fe, test/test_modules.py with its inputs of Bat
 | test_convert_sync_batchnorm | State.test_other_layers_stay |
 | test_fuse_module_eval_numerics | State.test_fusing |
 | test_batch_norm_update_stats (an empty input) | Formats.test_empty |
-| test_modules: test_forward, test_non_contiguous_tensors, test_memory_format | torch_test.BatchNorm: test_is_torchs, test_memory_format_is_kept |
-| test_modules: test_grad, test_gradgrad | torch_test.BatchNorm: test_gradcheck, test_a_second_gradient_is_refused_by_name |
-| test_modules: test_pickle, test_save_load, test_to_empty | torch_test.BatchNorm: test_copies, test_starts_on_meta, test_loads_into_meta |
-| test_modules: test_repr, test_factory_kwargs, test_if_train_and_eval_modes_differ | State.test_as_a_module |
-| test_batchnorm (2D, 3D), _cudnn_nhwc, _cudnn_half, _nhwc_cuda, _nonaffine_cuda_half_input, _grad, test_sync_batchnorm_accuracy_cuda, test_sync_batchnorm_backward_elemt; test_modules: test_cpu_gpu_parity, test_multiple_device_transfer | need a GPU, and kernels of torch's own |
+| inputs of modules: affine, 3d_input, simple_average, not_affine, not_tracking_stats | torch_test.BatchNorm.test_is_torchs |
+| inputs of modules: momentum, zero_batch | State.test_other_momentum, Formats.test_empty |
+| errors of modules: eps of -1 and 0 | Errors.test_eps |
+| modules: gradients, second gradients, memory format, pickle, saving, meta | torch_test.BatchNorm |
+| modules: repr, device and dtype, training and evaluation differ | State.test_as_a_module |
+| test_DistributedDataParallel_SyncBatchNorm, _Channels_Last, _No_Affine, _2D_Input, _Single_Input_Per_Process, _half | Ranks |
+| test_DistributedDataParallel_SyncBatchNorm_Diff_Input_Sizes_Running_Value, _gradient, test_SyncBatchNorm_process_group | torch_ranks_test.Ranks: test_equal_one_rank_with_the_whole_batch, test_groups |
+| test_batchnorm (2D, 3D), _cudnn_nhwc, _cudnn_half, _nhwc_cuda, _nonaffine_cuda_half_input, _grad, test_sync_batchnorm_accuracy_cuda, test_sync_batchnorm_backward_elemt; modules on several devices | need a GPU, and kernels of torch's own |
 """
 
 import itertools
@@ -118,8 +121,9 @@ class Formats(Case):
             self.assertTrue(y.isfinite().all() and dx.isfinite().all())
 
     def test_empty(self):
-        for make, shape in ((an.BatchNorm2d, (0, 3, 4, 4)), (an.BatchNorm1d, (0, 3)), (an.BatchNorm2d, (2, 3, 0, 4))):
-            own = make(3)
+        shapes = ((0, 3), (0, 3, 9), (0, 3, 4, 4), (2, 3, 0, 4), (0, 3, 2, 2, 2))
+        for shape, affine in itertools.product(shapes, (True, False)):
+            own = an.BatchNorm(3, affine=affine)
             before = [tensor.clone() for tensor in own.buffers()][:2]
             y, *found = gradients(own, torch.empty(shape), torch.empty(shape))
             self.assertEqual(y.shape, shape)
@@ -138,6 +142,14 @@ class Errors(Case):
             mean = 0.1 * x.reshape(-1)
             zero, one = torch.zeros_like(mean), torch.ones_like(mean)
             self.same(found, [own.bias.detach().view_as(x), torch.zeros_like(x), zero, one, mean, 0.9 * one])
+
+    def test_eps(self):
+        """torch's is refused at the first call, and one of 0 too, with which these layers divide by the deviation itself."""
+        with self.assertRaisesRegex(ValueError, "eps"):
+            an.BatchNorm1d(10, eps=-1)
+        x = normal(5, 10, dtype=F64)
+        var, mean = torch.var_mean(x, 0, correction=0)
+        self.same([an.BatchNorm1d(10, eps=0, dtype=F64)(x)], [(x - mean) / var.sqrt()], rtol=1e-12, atol=1e-12)
 
     def test_sizes(self):
         for name, size in itertools.product(("running_mean", "running_var", "weight", "bias"), (9, 11)):
@@ -204,6 +216,14 @@ class State(Case):
                 own(x)
             self.same([own.running_mean, own.running_var], [(one + two) / 2 for one, two in zip(*alone)])
 
+    def test_other_momentum(self):
+        for axes, (own_kind, other_kind) in PAIRS.items():
+            own, other = (kind(3, 1e-3, 0.8, dtype=F64) for kind in (own_kind, other_kind))
+            for seed in range(2):
+                x = normal(2, 3, *[4] * axes, seed=seed, dtype=F64)
+                self.same([own(x)], [other(x)], rtol=1e-12, atol=1e-12)
+            self.same(list(own.buffers()), list(other.buffers()), rtol=1e-12, atol=1e-12)
+
     def test_evaluation_repeats(self):
         for shape, dtype in itertools.product(((3, 3), (3, 3, 3)), (torch.float32, torch.bfloat16, torch.float16)):
             x, dy = normal(*shape, dtype=dtype), normal(*shape, seed=1, dtype=dtype)
@@ -237,6 +257,38 @@ class State(Case):
             self.assertFalse(torch.allclose(own(x), own.eval()(x)))
             for parameter in own.requires_grad_(False).parameters():
                 self.assertFalse(parameter.requires_grad)
+
+
+class Ranks(Case):
+    def test_are_one_with_the_whole_batch(self):
+        cases = [  # input, whether there are weights, and the tolerance: of float64, and of a sum of float16
+            (normal(4, 3, 4, 4, dtype=F64).contiguous(memory_format=torch.channels_last), True, 1e-12),
+            (normal(4, 3, 4, 4, dtype=F64), False, 1e-12),
+            (normal(4, 3, dtype=F64), True, 1e-12),
+            (normal(2, 3, dtype=F64), True, 1e-12),  # one of each rank
+            (normal(4, 3, 4, 4, dtype=torch.float16), True, 2e-3),
+        ]
+
+        def layer(kind, x, affine):
+            own = kind(3, affine=affine)
+            return own.double() if x.dtype == F64 else own
+
+        def work(rank):
+            found = []
+            for x, affine, _ in cases:
+                own, half = layer(an.SyncBatchNorm, x, affine), len(x) // 2
+                cut = slice(rank * half, rank * half + half)
+                found.append([*gradients(own, x[cut], x[cut].square()), *own.buffers()])
+            return found
+
+        first, second = an.emulate(work, 2)
+        for (x, affine, tolerance), one, two in zip(cases, first, second):
+            whole = layer(an.BatchNorm, x, affine)
+            y, dx, *of_parameters = gradients(whole, x, x.square())
+            found = [torch.cat(parts) for parts in zip(one[:2], two[:2])]
+            found += [own + other for own, other in zip(one[2:-3], two[2:-3])]
+            self.same([*found, *one[-3:]], [y, dx, *of_parameters, *whole.buffers()], rtol=tolerance, atol=tolerance)
+            self.same(one[-3:], two[-3:], rtol=0, atol=0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """allnorm.torch: models converted and reverted."""
 
 import copy
+import importlib
 import json
+import sys
 import unittest
+import unittest.mock
 
 import torch
 from torch import nn
@@ -226,6 +229,13 @@ class Convert(unittest.TestCase):
         for module in (own, other):
             torch.optim.swa_utils.update_bn(x, module)
         torch.testing.assert_close(own[0].running_var, other[0].running_var)
+
+    def test_integrations_say_what_they_need(self):
+        missing = {"lightning": None, "lightning.pytorch": None, "pytorch_lightning": None, "mmengine": None}
+        with unittest.mock.patch.dict(sys.modules, missing):
+            for name, text in (("lightning", "needs lightning or pytorch-lightning"), ("mmengine", "mmengine")):
+                with self.assertRaisesRegex(ImportError, text):
+                    importlib.import_module("allnorm.torch.integrations." + name)
 
     def test_bad_input(self):
         with self.assertRaisesRegex(ValueError, "norm is 'group_norm', must be one of batch_norm"):
