@@ -38,6 +38,7 @@ TORCHVISION = (
     "mnasnet0_5",
     "mobilenet_v2",
     "regnet_x_400mf",
+    "shufflenet_v2_x1_0",
 )
 SEGMENTATION = (
     ("Unet", "resnet18"),
@@ -61,7 +62,6 @@ def models():
         lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=3),
         image,
     )
-    yield "torchvision r3d_18", lambda: torchvision.models.video.r3d_18(num_classes=10), (2, 3, 4, 64, 64)
     for name, encoder in SEGMENTATION:
         make = getattr(smp, name)
         yield f"smp {name} {encoder}", lambda make=make, encoder=encoder: make(encoder, encoder_weights=None), image
