@@ -101,8 +101,8 @@ void measure(const Plan& plan, SweepFile& file) {
   });
   Progress progress(progress_kind(plan.progress), all, all - static_cast<std::int64_t>(missing.size()), "runs", 10);
   for (const Run& run : missing) {
-    progress.describe(run.transport + ", " + std::to_string(run.ranks) + " ranks, repeat " +
-                      std::to_string(run.repeat + 1));
+    progress.describe(run.transport + ", " + std::to_string(run.ranks) + (run.ranks == 1 ? " rank" : " ranks") +
+                      ", repeat " + std::to_string(run.repeat + 1));
     std::vector<Json> rows;
     std::int64_t line = 0;
     for (Json& event : run_bench(bench_words(plan, run), run.transport, run.ranks)) {

@@ -148,7 +148,7 @@ std::vector<Json> answer_of(const Plan& plan, const std::vector<Json>& rows) {
     answer["text"] = "no row has statistics over " + asked + " samples: the most are " + text_of(most, 0);
     return {answer};
   }
-  std::string where = word(*best, "ranks") + " ranks";
+  std::string where = word(*best, "ranks") + ((*best)["ranks"] == 1 ? " rank" : " ranks");
   if (best->contains("cluster")) where = word(*best, "cluster") + ", " + where;
   if (best->contains("transport")) where = word(*best, "transport") + ", " + where;
   if (best->value("oversubscribed", false)) where += " (oversubscribed)";

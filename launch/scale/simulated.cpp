@@ -103,9 +103,13 @@ std::vector<Json> results_for(const SweepFile& file, const char* use) {
 
 void measure_for(const char* use, SweepFile& file, const Arguments& words, const std::string& transport,
                  std::int64_t ranks) {
+  const std::vector<Json> kept = results_for(file, use);
   std::vector<Json> rows;
   for (Json& event : run_bench(words, transport, ranks)) {
-    if (!is_event(event, "measurement")) continue;
+    const auto same = [&event](const Json& row) {
+      return row["layer"] == event["layer"] && row["shape"] == event["shape"] && row["ranks"] == event["ranks"];
+    };
+    if (!is_event(event, "measurement") || std::any_of(kept.begin(), kept.end(), same)) continue;
     event["transport"] = transport;
     event["use"] = use;
     event["oversubscribed"] = ranks > static_cast<std::int64_t>(usable_cpus().size());
@@ -163,13 +167,14 @@ Calibration calibration_of(const Plan& plan, SweepFile& file) {
   constexpr const char* use = "calibration";
   std::vector<Json> rows = results_for(file, use);
   Arguments words{"--layer",      calibration_layer,
-                  "--iterations", std::to_string(std::max<std::int64_t>(plan.iterations, 20)),
-                  "--warm-up",    "20",
+                  "--iterations", std::to_string(plan.iterations),
+                  "--warm-up",    std::to_string(plan.warm_up),
                   "--check",      "0"};
   for (const std::int64_t channels : calibration_channels)
     words.insert(words.end(), {"--shape", "1," + std::to_string(channels) + ",1,1"});
   for (const std::int64_t ranks : calibration_ranks)
-    if (std::none_of(rows.begin(), rows.end(), [&](const Json& row) { return row.at("ranks") == ranks; }))
+    if (std::count_if(rows.begin(), rows.end(), [&](const Json& row) { return row.at("ranks") == ranks; }) <
+        std::ssize(calibration_channels))
       measure_for(use, file, words, plan.transports.back(), ranks);
   return calibrate(results_for(file, use));
 }
@@ -218,17 +223,19 @@ std::map<std::string, Subject> subjects_of(const Plan& plan, const std::vector<J
   return subjects;
 }
 
-std::vector<Json> computing_rows(const Plan& plan, const std::string& model, SweepFile& file) {
+std::vector<Json> computing_rows(const Plan& plan, const bench::Model& model, SweepFile& file) {
   std::vector<Json> rows;
   for (const std::string& path : plan.computing)
     for (Json& event : read_json_lines(path))
-      if (is_event(event, "measurement") && !event.value("simulated", false) && event.value("model", "") == model)
+      if (is_event(event, "measurement") && !event.value("simulated", false) && event.value("model", "") == model.name)
         rows.push_back(std::move(event));
   if (!plan.computing.empty()) return rows;
   constexpr const char* use = "compute";
   rows = results_for(file, use);
   for (const std::int64_t batch : plan.batches) {
-    if (std::any_of(rows.begin(), rows.end(), [&](const Json& row) { return samples_in(row) == batch; })) continue;
+    const auto there =
+        std::count_if(rows.begin(), rows.end(), [&](const Json& row) { return samples_in(row) == batch; });
+    if (there >= std::ssize(plan.layers) * std::ssize(model.layers)) continue;
     Arguments words{"--model",          plan.model,
                     "--batch-per-rank", std::to_string(batch),
                     "--check",          "0",
@@ -393,7 +400,7 @@ std::vector<Json> simulate(const Plan& plan, SweepFile& file) {
   std::vector<Cluster> clusters;
   for (const std::string& name : plan.clusters) clusters.push_back(read_cluster(name));
   const bench::Model model = bench::read_model(plan.model);
-  const auto subjects = subjects_of(plan, computing_rows(plan, model.name, file));
+  const auto subjects = subjects_of(plan, computing_rows(plan, model, file));
   if (subjects.empty())
     bad_file(plan.computing.front(),
              "has no time of these layers and " + plan.model + ", must be a log of bench --model " + plan.model);
