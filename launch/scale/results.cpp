@@ -149,8 +149,10 @@ std::vector<Json> answer_of(const Plan& plan, const std::vector<Json>& rows) {
     return {answer};
   }
   std::string where = word(*best, "ranks") + ((*best)["ranks"] == 1 ? " rank" : " ranks");
-  if (best->contains("cluster")) where = word(*best, "cluster") + ", " + where;
-  if (best->contains("transport")) where = word(*best, "transport") + ", " + where;
+  if (best->contains("cluster"))
+    where = word(*best, "cluster") + ", " + where;
+  else if (best->contains("transport"))
+    where = word(*best, "transport") + ", " + where;
   if (best->value("oversubscribed", false)) where += " (oversubscribed)";
   answer["row"] = *best;
   answer["text"] = std::string(plan.simulates() ? "simulated: " : "") + "with statistics over at least " + asked +
