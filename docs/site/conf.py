@@ -46,6 +46,7 @@ cpp_id_attributes = c_id_attributes = ["ALLNORM_API"]
 FIRST = ("python", "catalogue", "equations", "experiment", "cli", "install", "reliability", "performance")
 GUIDES = sorted((page for page in ("docs/" + path.stem for path in root.glob("docs/*.md")) if page != "docs/design"),
                 key=lambda page: (FIRST.index(page[5:]) if page[5:] in FIRST else len(FIRST), page))
+CPP = (".cpp", ".hpp", ".cu", ".cuh", ".c", ".h")
 PROJECT = ("docs/design", "CONTRIBUTING", "CHANGELOG", "data/digits/README")
 REFERENCE = ("docs/site/cpp", "docs/site/c", "docs/site/python")
 TOC = "".join(
@@ -88,10 +89,13 @@ def source_page(path):
     """The page of a file or folder of the repository that a page links to."""
     page = "source/" + path.relative_to(root).as_posix()
     sources[page] = path
-    if path.is_dir():
-        for child in path.iterdir():
-            source_page(child)
+    for child in children(path):
+        source_page(child)
     return page
+
+
+def children(path):
+    return sorted(child for child in path.iterdir() if not child.name.startswith(("__", "."))) if path.is_dir() else []
 
 
 def link_sources(app, tree):
@@ -115,11 +119,11 @@ def source_pages(app):
     for page, path in sources.items():
         title = path.relative_to(root).as_posix()
         if path.is_dir():
-            items = (f'<li><a href="{path.name}/{child.name}.html">{child.name}</a></li>' for child in sorted(path.iterdir()))
+            items = (f'<li><a href="{path.name}/{child.name}.html">{child.name}</a></li>' for child in children(path))
             body = f"<ul>{''.join(items)}</ul>"
         else:
-            language = {".py": "python", ".txt": "cmake", ".c": "c"}.get(path.suffix, "cpp" if path.suffix else "text")
-            body = highlighter.highlight_block(path.read_text(), language)
+            language = {".py": "python", ".txt": "cmake", ".sh": "bash"}.get(path.suffix, "text")
+            body = highlighter.highlight_block(path.read_text(), "cpp" if path.suffix in CPP else language)
         yield page, {"title": title, "body": f"<h1>{html.escape(title)}</h1>{body}", "parents": []}, "page.html"
 
 

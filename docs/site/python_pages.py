@@ -2,7 +2,8 @@
 neither PyTorch nor a build is needed."""
 
 import ast
-import pathlib
+import copy
+import functools
 import re
 
 
@@ -11,19 +12,26 @@ def file_of(package, module):
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def definitions(package, module, above=()):
-    """What a module defines and what it takes from others of its package: by name, the module and the node."""
-    found = {}
+@functools.cache
+def names_of(package, module):
+    """What a module defines, by name, and what it takes from others of its package: by name, their module and the name there."""
+    own, taken = {}, {}
     for node in ast.parse(file_of(package, module).read_text()).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allnorm.") and node.module not in above:
-            theirs = definitions(package, node.module, (*above, module))
-            found.update({alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs})
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("allnorm."):
+            taken.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            found[node.name] = module, node
+            own[node.name] = node
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                found[ast.unparse(target)] = module, node
-    return found
+            own.update({ast.unparse(target): node for target in (node.targets if isinstance(node, ast.Assign) else [node.target])})
+    return own, taken
+
+
+def definition(package, module, name):
+    """The module that defines a name, and the node; None and None for a name of another package."""
+    own, taken = names_of(package, module)
+    if name in own:
+        return module, own[name]
+    return definition(package, *taken[name]) if name in taken else (None, None)
 
 
 def body_of(docstring):
@@ -45,13 +53,13 @@ def body_of(docstring):
 
 
 def signature(function, skipped):
-    arguments = function.args
+    arguments = copy.copy(function.args)
     arguments.args = arguments.args[skipped:]
     returned = f" -> {ast.unparse(function.returns)}" if function.returns and function.name != "__init__" else ""
     return f"({ast.unparse(arguments)}){returned}"
 
 
-def constructor(node, known):
+def constructor(package, home, node):
     """The arguments that a class is made with: its own __init__, its fields, or those of a private class that it stands on."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -60,8 +68,9 @@ def constructor(node, known):
     if fields and (node.decorator_list or "NamedTuple" in map(ast.unparse, node.bases)):
         return "(" + ", ".join(ast.unparse(field) for field in fields) + ")"
     for base in node.bases:
-        if ast.unparse(base).startswith("_") and isinstance(found := known.get(ast.unparse(base), ("", None))[1], ast.ClassDef):
-            return constructor(found, known)
+        where, found = definition(package, home, ast.unparse(base))
+        if ast.unparse(base).startswith("_") and found is not None:
+            return constructor(package, where, found)
     return ""
 
 
@@ -79,19 +88,17 @@ def member(node):
 
 def reference(package, module, warn):
     """The section of one module."""
-    defined = definitions(package, module)
     tree = ast.parse(file_of(package, module).read_text())
     public = next(ast.literal_eval(node.value) for node in tree.body
                   if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
     text = [f"{module}\n{'-' * len(module)}", f".. py:module:: {module}", body_of(ast.get_docstring(tree))]
-    root = definitions(package, module.split(".")[0])
-    shared = [name for name in public if "." in module and name in root]
+    shared = [name for name in public if "." in module and definition(package, "allnorm", name)[1] is not None]
     if shared:
         text.append("As in `allnorm`: " + ", ".join(f":py:obj:`allnorm.{name}`" for name in shared) + ".")
     for name in public:
         if name in shared:
             continue
-        home, node = defined[name]
+        home, node = definition(package, module, name)
         if isinstance(node, ast.AnnAssign):
             text.append(f".. py:data:: {name}\n   :type: {ast.unparse(node.annotation)}")
             continue
@@ -101,10 +108,9 @@ def reference(package, module, warn):
         if isinstance(node, ast.FunctionDef):
             text.append(f".. py:function:: {name}{signature(node, 0)}\n\n" + indented(body_of(docstring or ""), 3))
             continue
-        known = {**defined, **definitions(package, home)}
         bases = [base for base in map(ast.unparse, node.bases) if not base.startswith("_")]
         parts = [body_of(docstring or ""), "Bases: " + ", ".join(f"`{base}`" for base in bases) if bases else ""]
         parts += [member(item) for item in node.body if isinstance(item, ast.FunctionDef)
                   and not item.name.startswith("_") and (ast.get_docstring(item) or item.name == "forward")]
-        text.append(f".. py:class:: {name}{constructor(node, known)}\n\n" + indented("\n\n".join(filter(None, parts)), 3))
+        text.append(f".. py:class:: {name}{constructor(package, home, node)}\n\n" + indented("\n\n".join(filter(None, parts)), 3))
     return "\n\n".join(text) + "\n"
