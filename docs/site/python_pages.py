@@ -108,7 +108,8 @@ def reference(package, module, warn):
         if isinstance(node, ast.FunctionDef):
             text.append(f".. py:function:: {name}{signature(node, 0)}\n\n" + indented(body_of(docstring or ""), 3))
             continue
-        bases = [base for base in map(ast.unparse, node.bases) if not base.startswith("_")]
+        bases = [base for base in map(ast.unparse, node.bases)
+                 if not base.startswith("_") and "._" not in (definition(package, home, base)[0] or "")]
         parts = [body_of(docstring or ""), "Bases: " + ", ".join(f"`{base}`" for base in bases) if bases else ""]
         parts += [member(item) for item in node.body if isinstance(item, ast.FunctionDef)
                   and not item.name.startswith("_") and (ast.get_docstring(item) or item.name == "forward")]
