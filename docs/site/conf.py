@@ -134,11 +134,15 @@ def expect_headers(app, env):
         warning("%s is on no page of the reference, must be on one (docs/site/*.rst)", path.relative_to(root))
 
 
-def own_styles(app, error):
-    """Debian's Furo has one stylesheet from the web server that it is on; the site brings it along."""
-    styles = pathlib.Path(app.outdir) / "_static/styles/furo.css"
+def whole_theme(app, error):
+    """Debian's Furo has a stylesheet from the web server that it is on, and a script in two parts of which a page that is read from
+    a file would take none; the site has both whole."""
+    static = pathlib.Path(app.outdir) / "_static"
+    styles, script = static / "styles/furo.css", static / "scripts/furo.js"
     wanted = re.compile(r"@import url\((/javascript/.*?)\);")
     styles.write_text(wanted.sub(lambda match: pathlib.Path("/usr/share" + match[1]).read_text(), styles.read_text()))
+    parts = re.compile(r'^import Gumshoe from "\./(.*)";$', re.MULTILINE)
+    script.write_text(parts.sub(lambda match: (script.parent / match[1]).read_text(), script.read_text()))
 
 
 SphinxRenderer.visit_file = SphinxRenderer.visit_namespace = contents
@@ -151,4 +155,4 @@ def setup(app):
     app.connect("missing-reference", link_folders)
     app.connect("env-check-consistency", expect_headers)
     app.connect("html-collect-pages", source_pages)
-    app.connect("build-finished", own_styles)
+    app.connect("build-finished", whole_theme)
