@@ -44,7 +44,8 @@ int run(const Arguments& words) {
   for (const Command& command : commands()) {
     if (command.name != words[0]) continue;
     const Arguments rest(words.begin() + 1, words.end());
-    if (rest.empty() || !asks_for_help({rest[0]})) return command.run(rest);
+    const bool of_layer = command.name == "apply" && !rest.empty() && !asks_for_help({rest[0]});  // apply LAYER --help
+    if (of_layer || !asks_for_help(rest)) return command.run(rest);
     command.help(std::cout);
     return exit_success;
   }

@@ -277,6 +277,15 @@ TEST(Help, OfACommandHasTwoSpellings) {
   EXPECT_EQ(place.run("-V").out, place.run("--version").out);
 }
 
+TEST(Help, MayBeAskedForBehindOtherOptions) {
+  Workplace place;
+  for (const char* words :
+       {"bench --ranks 2", "scale --ranks-list 1,2", "verify --device cpu", "apply batch_norm --out o"}) {
+    const std::string asked = words;
+    EXPECT_EQ(place.run(asked + " --help").out, place.run(asked.substr(0, asked.find(" -")) + " --help").out) << words;
+  }
+}
+
 TEST(DidYouMean, IsSilentWhereNothingIsNear) {
   Workplace place;
   for (const char* words :
