@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
-#include <limits>
 #include <mutex>
 #include <new>
 #include <string>
@@ -34,9 +33,8 @@ constexpr std::align_val_t alignment{line};
 /// `most_kept` bytes of all together.
 class KeptBlocks {
  public:
-  /// Aligned to a line; null where there is none left.
+  /// At most 2^62 bytes (sizes.hpp), aligned to a line; null where there are none left.
   void* take(std::size_t bytes) noexcept {
-    if (bytes > most) return nullptr;
     const std::size_t kind = bytes == 0 ? 0 : static_cast<std::size_t>(std::bit_width((bytes - 1) / line));
     Block* block = nullptr;
     if (kind < kinds) {
@@ -82,7 +80,6 @@ class KeptBlocks {
   };
   static constexpr std::size_t kinds = 17;  // up to 4 MiB
   static constexpr std::size_t most_kept = std::size_t{256} << 20;
-  static constexpr std::size_t most = std::numeric_limits<std::size_t>::max() - 2 * line;
 
   static Block* make(std::size_t kind, std::size_t bytes) noexcept {
     void* const made = ::operator new(line + (kind < kinds ? line << kind : bytes), alignment, std::nothrow);
