@@ -52,8 +52,9 @@ TEST(CpuMemory, OfASizeThatDoesNotFitIsRefused) {
   Queue queue = Queue::cpu();
   constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
   for (const std::size_t size : {most, most - 1, most - 63, most - 64, most - 127})
-    EXPECT_NE(harness::error_of([&] { Buffer<std::byte>(size, queue, Fill::none); }).find("must have at most 2^62 bytes"),
-              std::string::npos)
+    EXPECT_NE(
+        harness::error_of([&] { Buffer<std::byte>(size, queue, Fill::none); }).find("must have at most 2^62 bytes"),
+        std::string::npos)
         << size;
 }
 
