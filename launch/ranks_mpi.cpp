@@ -61,7 +61,7 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
 int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching& watching) {
   if (watch != nullptr) watch->failed(failure);
   const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
-  const int base = watching.keeps_report() ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 300 : 150;
+  const int base = watching.keeps_report() ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 600 : 150;
   give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
   watching.tell_report();
   const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);

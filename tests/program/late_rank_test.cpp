@@ -154,7 +154,7 @@ class Late : public testing::Test {
     ASSERT_TRUE(place.exists(name)) << outcome.err;
     const auto record = nlohmann::json::parse(place.bytes(name));
     EXPECT_EQ(record["rank"], other);
-    EXPECT_EQ(record["end"]["kind"], "late");
+    ASSERT_EQ(record["end"]["kind"], "late");
     for (const auto& rank : record["late"]["ranks"]) {
       EXPECT_EQ(rank["is"] == "missing", rank["rank"] == victim.rank) << record;
       if (rank["rank"] != other) continue;
