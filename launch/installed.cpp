@@ -1,5 +1,6 @@
 #include "launch/installed.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -30,6 +31,21 @@ std::string this_program() {
 std::string train_program() { return program("allnorm-train", "to train"); }
 
 std::string simulator_program() { return program("allnorm-simulator", "to simulate"); }
+
+std::string data_folder(const char* name, const char* installed) {
+  std::error_code error;
+  const fs::path here = fs::path(this_program()).parent_path();
+  return (fs::is_directory(here / name, error) ? here / name : (here / installed).lexically_normal()).string();
+}
+
+std::vector<std::string> json_names(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const auto& file : fs::directory_iterator(folder, error))
+    if (file.path().extension() == ".json") names.push_back(file.path().stem().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 std::string digits_folder() {
   const fs::path in_tree = "data/digits", in_installation = "share/allnorm/digits";

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <system_error>
 
 #include <nlohmann/json.hpp>
 
 #include "allnorm/error.hpp"
 #include "allnorm/tensor.hpp"
 #include "launch/files/input_file.hpp"
+#include "launch/installed.hpp"
 #include "src/nearest.hpp"
 
 namespace allnorm::launch::bench {
@@ -18,12 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-// Beside the program as in a build tree, or where an installation has them.
-fs::path folder() {
-  std::error_code error;
-  const fs::path here = fs::read_symlink("/proc/self/exe", error).parent_path();
-  return fs::is_directory(here / "models", error) ? here / "models" : (here / ALLNORM_MODELS).lexically_normal();
-}
+std::string folder() { return data_folder("models", ALLNORM_MODELS); }
 
 std::int64_t extent(const Json& value, const std::string& path, const std::string& what) {
   if (!value.is_number_integer() || value.get<std::int64_t>() < 1)
@@ -54,14 +49,7 @@ Model model_of(const Json& json, const std::string& path, const std::string& nam
 
 }  // namespace
 
-std::vector<std::string> known_models() {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (const auto& file : fs::directory_iterator(folder(), error))
-    if (file.path().extension() == ".json") names.push_back(file.path().stem().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> known_models() { return json_names(folder()); }
 
 Model read_model(const std::string& name) {
   const bool is_file = fs::path(name).extension() == ".json";
@@ -76,7 +64,7 @@ Model read_model(const std::string& name) {
     });
   }
   constexpr std::uint64_t most_bytes = 1 << 20;
-  const std::string path = is_file ? name : (folder() / (name + ".json")).string();
+  const std::string path = is_file ? name : folder() + "/" + name + ".json";
   const auto bytes = read_file(path, most_bytes);
   const auto* const text = reinterpret_cast<const char*>(bytes.data());
   const Json json = Json::parse(text, text + bytes.size(), nullptr, false);

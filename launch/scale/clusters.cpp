@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <string_view>
-#include <system_error>
 
 #include "allnorm/error.hpp"
 #include "launch/files/input_file.hpp"
@@ -17,12 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Beside the program as in a build tree, or where an installation has them.
-fs::path folder() {
-  std::error_code error;
-  const fs::path here = fs::path(this_program()).parent_path();
-  return fs::is_directory(here / "clusters", error) ? here / "clusters" : (here / ALLNORM_CLUSTERS).lexically_normal();
-}
+std::string folder() { return data_folder("clusters", ALLNORM_CLUSTERS); }
 
 struct Parameter {
   const char* name;
@@ -37,14 +31,7 @@ constexpr double most = 1e9;
 
 }  // namespace
 
-std::vector<std::string> known_clusters() {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (const auto& file : fs::directory_iterator(folder(), error))
-    if (file.path().extension() == ".json") names.push_back(file.path().stem().string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> known_clusters() { return json_names(folder()); }
 
 Cluster read_cluster(const std::string& name) {
   const bool is_file = name.find_first_of("./") != name.npos;
@@ -58,7 +45,7 @@ Cluster read_cluster(const std::string& name) {
     });
   }
   constexpr std::uint64_t most_bytes = 1 << 20;
-  const std::string path = is_file ? name : (folder() / (name + ".json")).string();
+  const std::string path = is_file ? name : folder() + "/" + name + ".json";
   const auto bytes = read_file(path, most_bytes);
   const auto* const text = reinterpret_cast<const char*>(bytes.data());
   const Json json = Json::parse(text, text + bytes.size(), nullptr, false);
