@@ -16,7 +16,11 @@ namespace allnorm::launch::scale {
 /// Made empty, removed at the end. Throws invalid_input where it cannot be made.
 class Folder {
  public:
-  Folder() : path_((std::filesystem::temp_directory_path() / "allnorm-scale-XXXXXX").string()) {
+  Folder() {
+    std::error_code error;
+    path_ = (std::filesystem::temp_directory_path(error) / "allnorm-scale-XXXXXX").string();
+    expect(!error, Code::invalid_input,
+           [&] { return "there is no folder for temporary files (TMPDIR): " + error.message(); });
     expect(::mkdtemp(path_.data()) != nullptr, Code::invalid_input,
            [&] { return path_ + ": cannot be made: " + system_reason(errno); });
   }
