@@ -57,12 +57,13 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
 
 // The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other, and
 // longer for the one that is to say what is known of all: on a busy machine it may take a while. Where it does not come
-// to that this one does.
+// to that this one does, the first rank too where it was held up until another one had its turn.
 int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching& watching) {
   if (watch != nullptr) watch->failed(failure);
   const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
-  const int base = watching.keeps_report() ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 600 : 150;
-  give_way(aborted ? rank + 1 : rank, std::chrono::milliseconds(base));
+  const bool keeps = watching.keeps_report();
+  const int base = keeps ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 600 : 150;
+  give_way(aborted || keeps ? rank + 1 : rank, std::chrono::milliseconds(base));
   watching.tell_report();
   const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);
   print_line((own ? "rank " + std::to_string(rank) + ": " : "") + failure.message);

@@ -184,10 +184,8 @@ class Exchange : public Pending::Impl {
     try {
       return advance();
     } catch (const Error& error) {
-      if (error.code() == Code::aborted && inquiry_ && group_->patience.report) {
-        const std::vector<int> ranks = waits_for();
-        group_->patience.report(inquiry_->report(ranks, Waiting(own_.header, waited()), error.message()));
-      }
+      if (error.code() == Code::aborted && inquiry_ && group_->patience.report)
+        group_->patience.report(report(waits_for(), error.message()));
       throw;
     }
   }
@@ -198,9 +196,13 @@ class Exchange : public Pending::Impl {
     return group_->size() <= most ? in_links(others()) : std::vector<int>{};
   }
   double waited() const { return now(group_->patience) - began_; }
-  LateReport report(const std::vector<int>& ranks, const std::string& so_far) const {
-    return inquiry_->report(ranks, Waiting(own_.header, waited()),
-                            describe(own_.header) + ": " + inquiry_->findings(ranks, so_far));
+  LateReport report(const std::vector<int>& ranks, std::string line) const {
+    LateReport late = inquiry_->report(ranks, Waiting(own_.header, waited()), std::move(line));
+    if (deadline_.left() < -time_to_speak) late.speaks = false;  // held up itself: another one has spoken by now
+    return late;
+  }
+  std::string line(const std::vector<int>& ranks, const std::string& so_far) const {
+    return describe(own_.header) + ": " + inquiry_->findings(ranks, so_far);
   }
 
   // Of those whose messages are not there, one that has left: none of its will come any more. Where ranks are asked
@@ -238,16 +240,18 @@ class Exchange : public Pending::Impl {
     if (!inquiry_->over()) return;
     const Patience& patience = group_->patience;
     if (left < 0) {
-      const LateReport late = report(ranks, "not done after " + deadline_.text());
+      const LateReport late = report(ranks, line(ranks, "not done after " + deadline_.text()));
       if (patience.report) patience.report(late);
       fail(Code::timeout, late.line);
     }
     if (warned_ || left < time_to_ask) return;  // the answers count at the end
     warned_ = true;
-    if (patience.warn) patience.warn(report(ranks, "waiting for " + about(waited()) + " of " + deadline_.text()));
+    if (patience.warn)
+      patience.warn(report(ranks, line(ranks, "waiting for " + about(waited()) + " of " + deadline_.text())));
     inquiry_.reset();
   }
   static constexpr double time_to_ask = 0.5;  // seconds that another round of questions may take
+  static constexpr double time_to_speak = 2;  // after the deadline: others keep their reports longer
   static std::string about(double seconds) { return seconds_text(std::round(seconds * 10) / 10); }
 
   std::vector<double> memory_;
