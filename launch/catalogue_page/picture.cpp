@@ -115,7 +115,7 @@ std::string picture_of(const Row& row) {
   const std::string title(row.name);
   const Axes axes = row.statistics;
   if (row.vectors() != nullptr) return rows({"rows of input", "rows of " + std::string(row.vectors()->name)}, title);
-  if (axes.has(Axis::row)) return rows({"one row of the weight"}, title);
+  if (axes.has(Axis::row)) return rows({"one row of weight"}, title);
   if (axes.has(Axis::leading)) return rows({"one leading index"}, title);
   if (row.operation == OperationKind::neighbours) {
     Picture picture(block_width + 3 * margin + text_height, block_height + 2 * margin + text_height);
