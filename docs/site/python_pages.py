@@ -35,7 +35,7 @@ def definition(package, module, name):
 
 
 def body_of(docstring):
-    """A docstring as reStructuredText: "name: text" are fields, what is indented is code, and no word is markup by chance."""
+    """A docstring as reStructuredText: "name: text" are definitions, what is indented is code, and no word is markup by chance."""
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", docstring.strip("\n")):
         lines = paragraph.split("\n")
@@ -47,7 +47,7 @@ def body_of(docstring):
         parts[::2] = (re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2])
         paragraph = "".join(parts)
         if len(lines) > 1 and all(re.match(r"\w+(, \w+)*: |    ", line) for line in lines):
-            paragraph = re.sub(r"(?m)^(\w+(?:, \w+)*): ", r":\1: ", paragraph)
+            paragraph = re.sub(r"(?m)^(\w+(?:, \w+)*): ", lambda terms: re.sub(r"(\w+)", r"`\1`", terms[1]) + "\n    ", paragraph)
         paragraphs.append(paragraph)
     return "\n\n".join(paragraphs)
 
@@ -65,8 +65,9 @@ def constructor(package, home, node):
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return signature(item, 1)
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and not ast.unparse(item.target).startswith("_")]
+    shown = [re.sub(r"field\(default_factory=(\w+)\)", r"\1()", ast.unparse(field)) for field in fields]
     if fields and (node.decorator_list or "NamedTuple" in map(ast.unparse, node.bases)):
-        return "(" + ", ".join(ast.unparse(field) for field in fields) + ")"
+        return "(" + ", ".join(shown) + ")"
     for base in node.bases:
         where, found = definition(package, home, ast.unparse(base))
         if ast.unparse(base).startswith("_") and found is not None:
@@ -110,7 +111,8 @@ def reference(package, module, warn):
             continue
         bases = [base for base in map(ast.unparse, node.bases)
                  if not base.startswith("_") and "._" not in (definition(package, home, base)[0] or "")]
-        parts = [body_of(docstring or ""), "Bases: " + ", ".join(f"`{base}`" for base in bases) if bases else ""]
+        bases = [f":py:obj:`{base}`" if base in public else f"`{base}`" for base in bases]
+        parts = [body_of(docstring or ""), "Bases: " + ", ".join(bases) if bases else ""]
         parts += [member(item) for item in node.body if isinstance(item, ast.FunctionDef)
                   and not item.name.startswith("_") and (ast.get_docstring(item) or item.name == "forward")]
         text.append(f".. py:class:: {name}{constructor(package, home, node)}\n\n" + indented("\n\n".join(filter(None, parts)), 3))
