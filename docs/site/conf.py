@@ -11,6 +11,7 @@ import sys
 from breathe.renderer.sphinxrenderer import SphinxRenderer, WithContext
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.domains.c import ASTNestedName
 from sphinx.highlighting import PygmentsBridge
 from sphinx.util import logging
 
@@ -36,6 +37,7 @@ html_show_copyright = html_show_sphinx = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 default_role = "code"
 myst_heading_anchors = 4
+highlight_language = "text"
 suppress_warnings = ["myst.header"]
 
 breathe_projects = {"allnorm": str(root / "build/site/xml")}
@@ -49,8 +51,14 @@ GUIDES = sorted((page for page in ("docs/" + path.stem for path in root.glob("do
 CPP = (".cpp", ".hpp", ".cu", ".cuh", ".c", ".h")
 PROJECT = ("docs/design", "CONTRIBUTING", "CHANGELOG", "data/digits/README")
 REFERENCE = ("docs/site/cpp", "docs/site/c", "docs/site/python")
+SHORT = {  # in the list of pages
+    "docs/site/cpp": "C++", "docs/site/c": "C", "docs/site/python": "Python",
+    "docs/equations": "Equations", "docs/experiment": "The experiment", "docs/reliability": "Reliability",
+    "data/digits/README": "The data: digits",
+}
 TOC = "".join(
-    f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n" + "\n".join("/" + page for page in pages) + "\n```\n"
+    f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n" +
+    "\n".join(f"{SHORT[page]} </{page}>" if page in SHORT else "/" + page for page in pages) + "\n```\n"
     for caption, pages in (("Guides", GUIDES), ("Reference", REFERENCE), ("Project", PROJECT))
 )
 documented = set()
@@ -83,6 +91,11 @@ def contents(renderer, node):
         data.compounddef.briefdescription = data.compounddef.detaileddescription = None
     with WithContext(renderer, renderer.context.create_child_context(data).create_child_context(data.compounddef)):
         return renderer.render(data)
+
+
+def section(renderer, node):
+    """The members of a class of one kind; private ones are not of the interface."""
+    return [] if node.kind.startswith("private-") else members(renderer, node)
 
 
 def source_page(path):
@@ -135,17 +148,29 @@ def expect_headers(app, env):
 
 
 def whole_theme(app, error):
-    """Debian's Furo has a stylesheet from the web server that it is on, and a script in two parts of which a page that is read from
-    a file would take none; the site has both whole."""
+    """Debian's Furo has a stylesheet from the web server that it is on, without the colours of a reader whose system is dark, and a
+    script in two parts of which a page that is read from a file would take none; the site has both whole."""
     static = pathlib.Path(app.outdir) / "_static"
     styles, script = static / "styles/furo.css", static / "scripts/furo.js"
     wanted = re.compile(r"@import url\((/javascript/.*?)\);")
-    styles.write_text(wanted.sub(lambda match: pathlib.Path("/usr/share" + match[1]).read_text(), styles.read_text()))
+    text = wanted.sub(lambda match: pathlib.Path("/usr/share" + match[1]).read_text(), styles.read_text())
+    if "prefers-color-scheme" not in text:
+        dark = re.search(r'@media not print \{\s*body\[data-theme="dark"\].*?\} \}', text, re.DOTALL)[0]
+        dark = dark.replace('body[data-theme="dark"]', 'body:not([data-theme="light"])')
+        text += f"\n@media (prefers-color-scheme: dark) {{\n{dark} }}\n"
+    styles.write_text(text)
     parts = re.compile(r'^import Gumshoe from "\./(.*)";$', re.MULTILINE)
     script.write_text(parts.sub(lambda match: (script.parent / match[1]).read_text(), script.read_text()))
 
 
+def display(name):
+    """A name of C as the index and the search have it: a constant of an enum without a name is called by its own."""
+    return ".".join(part.get_display_string() for part in name.names if len(name.names) == 1 or not part.is_anon())
+
+
 SphinxRenderer.visit_file = SphinxRenderer.visit_namespace = contents
+members, SphinxRenderer.methods["sectiondef"] = SphinxRenderer.methods["sectiondef"], section
+ASTNestedName.get_display_string = display
 SphinxRenderer.methods["inc"] = lambda renderer, node: []  # the section's title says what to include
 
 
