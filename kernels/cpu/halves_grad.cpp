@@ -27,13 +27,16 @@ struct FineSums {
   }
 };
 
-/// The sums of fine groups, and s1 and s2 of the groups that they are of.
-void sum_gradient(const BackwardArgs& args, const FineView& fine, const FineSums& sums, Queue& queue) {
-  const std::int64_t groups = args.norm.groups();
-  double *s1 = args.sums, *s2 = args.sums + groups;
+void sum_fine(const BackwardArgs& args, const FineView& fine, const FineSums& sums, Queue& queue) {
   moments_grad({args.x, args.dy, args.dtype, args.fine, fine.center, fine.gate(args), sums.g, sums.gx, along_of(args),
                 sums.level},
                queue);
+}
+
+/// s1 and s2 of the groups that fine groups are of.
+void sum_groups(const BackwardArgs& args, const FineSums& sums) {
+  const std::int64_t groups = args.norm.groups();
+  double *s1 = args.sums, *s2 = args.sums + groups;
   std::fill_n(args.sums, 2 * groups, 0.0);
   with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
     for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
@@ -127,13 +130,17 @@ void backward_by_slabs(const BackwardArgs& call, Queue& queue) {
   with_read_parameters(call, [&](const BackwardArgs& args) {
     slabs.for_each(args, queue, [&](const BackwardArgs& slab, std::int64_t task, Queue& one) {
       const FineCoefficients fine(slab, one);
-      sum_gradient(slab, fine, sums.from(slab.to_affine.first), one);
-      if (columns > 0)
-        affine_grad_rows(along_gradient(slab, fine), along.data() + task * 2 * columns);
-      else if (args.along && args.wants_weight)
+      const FineSums of_slab = sums.from(slab.to_affine.first);
+      double* const of_columns = along.data() + task * 2 * columns;
+      const bool in_one = columns > 0 && rows_grad(along_gradient(slab, fine), of_slab.g, of_slab.gx, of_columns);
+      if (!in_one) sum_fine(slab, fine, of_slab, one);
+      sum_groups(slab, of_slab);
+      if (columns > 0 && !in_one)
+        affine_grad_rows(along_gradient(slab, fine), of_columns);
+      else if (columns == 0 && args.along && args.wants_weight)
         affine_grad_values(along_gradient(slab, fine), slab.dweight, slab.dbias, slabs.whole, one);
-      Values of_slab;
-      map_gradient(slab, fine, grad_frames(slab, {nullptr, 0, 0, slab.sums}, of_slab, one), slabs.whole, one);
+      Values frames;
+      map_gradient(slab, fine, grad_frames(slab, {nullptr, 0, 0, slab.sums}, frames, one), slabs.whole, one);
     });
   });
   if (columns > 0) join_along(call, along, slabs.tasks());
@@ -151,7 +158,8 @@ void backward_local(BackwardArgs& args, Queue& queue) {
   const FineCoefficients fine(args, queue);
   Values room = FineSums::room(args, queue);
   const FineSums sums(args, room);
-  sum_gradient(args, fine, sums, queue);
+  sum_fine(args, fine, sums, queue);
+  sum_groups(args, sums);
   sum_parameters(args, sums, queue);
   if (args.along && args.wants_weight && !maps_with_gradient(args)) sum_along(args, fine, queue);
   if (args.record == nullptr) return;
