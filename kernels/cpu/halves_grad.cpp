@@ -99,6 +99,15 @@ void sum_along(const BackwardArgs& args, const FineView& fine, Queue& queue) {
   join_along(args, sums, 1);
 }
 
+/// All of these sums in one read, by one thread; false, and nothing is done, where that adds up in another order.
+bool sum_in_one(const BackwardArgs& args, const FineView& fine, const FineSums& sums, Queue& queue) {
+  if (!sums_along(args) || queue.threads() > 1 || ColumnGrid(canonical(args.affine)).parts > 1) return false;
+  Values along(index(2 * args.affine.groups()), queue);
+  if (!rows_grad(along_gradient(args, fine), sums.g, sums.gx, along.data())) return false;
+  join_along(args, along, 1);
+  return true;
+}
+
 /// `whole`: values of the call that `args` is, or is a part of.
 void map_gradient(const BackwardArgs& args, const FineView& fine, const GradArrays& k, std::int64_t whole,
                   Queue& queue) {
@@ -158,10 +167,11 @@ void backward_local(BackwardArgs& args, Queue& queue) {
   const FineCoefficients fine(args, queue);
   Values room = FineSums::room(args, queue);
   const FineSums sums(args, room);
-  sum_fine(args, fine, sums, queue);
+  const bool in_one = sum_in_one(args, fine, sums, queue);
+  if (!in_one) sum_fine(args, fine, sums, queue);
   sum_groups(args, sums);
   sum_parameters(args, sums, queue);
-  if (args.along && args.wants_weight && !maps_with_gradient(args)) sum_along(args, fine, queue);
+  if (!in_one && args.along && args.wants_weight && !maps_with_gradient(args)) sum_along(args, fine, queue);
   if (args.record == nullptr) return;
   RecordHead head{args.header, 0, static_cast<std::uint64_t>(2 * args.norm.groups())};
   head.header.set(Field::call, static_cast<std::uint64_t>(args.frame.scalars->call));
