@@ -72,7 +72,7 @@ class Layer {
                                                  DNNL_ARG_SCALE, DNNL_ARG_SHIFT})},
             {"onednn backward",
              call(Backward(b), {DNNL_ARG_SRC, DNNL_ARG_DIFF_DST, DNNL_ARG_DIFF_SRC, DNNL_ARG_MEAN, DNNL_ARG_VARIANCE,
-                                DNNL_ARG_SCALE, DNNL_ARG_DIFF_SCALE, DNNL_ARG_DIFF_SHIFT})}};
+                                DNNL_ARG_SCALE, DNNL_ARG_SHIFT, DNNL_ARG_DIFF_SCALE, DNNL_ARG_DIFF_SHIFT})}};
   }
   void fill(memory& to) {
     const memory::desc plain(case_.shape, memory::data_type::f32, format_of(case_));
