@@ -27,8 +27,8 @@ bool affine_grad_values(const AffineGradArgs& args, const ParameterGrad& dweight
                         std::int64_t whole, Queue& queue);
 /// The same over rows of one gamma and beta per column, added to `sums`, (2, columns), by one thread.
 void affine_grad_rows(const AffineGradArgs& args, double* sums);
-/// The same and moments_grad of the groups in one read, where groups are rows: `sum_g` and `sum_gx`, (groups). Otherwise
-/// false, and nothing is done.
+/// The same and moments_grad of the groups in one read, where groups are rows: `sum_g` and `sum_gx`, (groups).
+/// Otherwise false, and nothing is done.
 bool rows_grad(const AffineGradArgs& args, double* sum_g, double* sum_gx, double* sums);
 void apply_grad(const ApplyGradArgs& args, Queue& queue);
 void apply_grad_part(const ApplyGradArgs& args, std::int64_t whole, Queue& queue);
