@@ -74,6 +74,7 @@ endforeach()
 # What people read and run.
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT program)
 install(DIRECTORY docs/ DESTINATION "${CMAKE_INSTALL_DOCDIR}/docs" COMPONENT program PATTERN site EXCLUDE)
-install(DIRECTORY examples/ DESTINATION "${CMAKE_INSTALL_DOCDIR}/examples" COMPONENT development)
+install(DIRECTORY examples/ DESTINATION "${CMAKE_INSTALL_DOCDIR}/examples" COMPONENT development
+  FILES_MATCHING REGEX "(\\.(c|cpp|ipynb|py|txt)|/Makefile)$")  # and not what somebody has built there
 install(DIRECTORY launch/jobs DESTINATION "${CMAKE_INSTALL_DATADIR}/allnorm" COMPONENT program USE_SOURCE_PERMISSIONS)
 install(DIRECTORY data/digits DESTINATION "${CMAKE_INSTALL_DATADIR}/allnorm" COMPONENT program)
