@@ -135,7 +135,7 @@ namespace {
 /// Rows one behind the other, each summed by one task, and a gamma for each of their columns.
 bool has_rows(const AffineGradArgs& args) noexcept {
   const Partition norm = canonical(args.norm), affine = canonical(args.along.affine);
-  return !args.gate.floor.given() && norm.keep0 == 1 && norm.reduce0 == 1 && !by_columns(norm) &&
+  return norm.elements() > 0 && !args.gate.floor.given() && norm.keep0 == 1 && norm.reduce0 == 1 && !by_columns(norm) &&
          RunGrid(norm).parts == 1 && affine.keep0 == 1 && affine.reduce1 == 1 && affine.keep1 == norm.reduce1;
 }
 
