@@ -31,7 +31,7 @@ struct LateRank {
 struct LateReport {
   std::string line{};             ///< who is missing: of an error, or of a warning
   int rank = 0;                   ///< this one, among all
-  bool speaks = true;             ///< of many that find out the same it tells people: the first one, unless 2 s late itself
+  bool speaks = true;             ///< it tells people: the first of those that wait, unless it is 2 s late itself
   std::vector<LateRank> ranks{};  ///< in order, this one among them; beyond 64 only those who are waited for
 };
 
