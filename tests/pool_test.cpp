@@ -1,9 +1,10 @@
-// CPU queues over a caller's threads.
+// CPU queues: their own threads, and a caller's.
 #include "allnorm/pool.hpp"
 
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -65,6 +66,54 @@ TEST(Pool, AnErrorComesBackToTheCaller) {
   EXPECT_EQ(done, 10);
   EXPECT_EQ(harness::error_of([] { cpu_queue({}); }),
             "invalid argument: threads is 1, must be at least 1, with a function that runs tasks");
+}
+
+// Batches that follow each other at once, and after pauses in which the threads have gone to sleep; of fewer tasks than
+// threads, and of more.
+TEST(OwnThreads, DoEveryTaskOnce) {
+  for (const int threads : {2, 3, 7}) {
+    Queue queue = Queue::cpu(threads);
+    for (int batch = 0; batch < 3000; ++batch) {
+      if (batch % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      const int tasks = 1 + batch % 23;
+      std::vector<int> done(static_cast<std::size_t>(tasks));
+      parallel(queue, tasks, [&](std::int64_t i) { ++done[static_cast<std::size_t>(i)]; });
+      ASSERT_EQ(done, std::vector<int>(done.size(), 1)) << threads << " threads, batch " << batch;
+    }
+  }
+}
+
+TEST(OwnThreads, AreWaitedForWhereTheyTakeLong) {
+  Queue queue = Queue::cpu(2);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int batch = 0; batch < 5; ++batch) {
+    std::atomic<bool> others{false}, finished{false};
+    parallel(queue, 2, [&](std::int64_t) {
+      if (std::this_thread::get_id() == caller) {
+        while (!others) std::this_thread::yield();
+      } else {
+        others = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        finished = true;
+      }
+    });
+    EXPECT_TRUE(finished);
+  }
+}
+
+TEST(OwnThreads, GiveTheirErrorToTheCaller) {
+  Queue queue = Queue::cpu(3);
+  for (const std::int64_t failing : {0, 5, 9}) {
+    std::atomic<int> done{0};
+    const auto fails = [&] {
+      parallel(queue, 10, [&](std::int64_t i) {
+        ++done;
+        if (i == failing) fail(Code::device, "a task");
+      });
+    };
+    EXPECT_EQ(harness::error_of(fails), "device: a task");
+    EXPECT_EQ(done, 10);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 #include "src/runtime/parallel.hpp"
 
+#include <hwy/cache_control.h>
+
+#include <chrono>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -8,16 +11,22 @@
 
 namespace allnorm {
 
-CpuQueue::CpuQueue(int threads) {
-  const auto loop = [this] {
-    std::unique_lock lock(mutex_);
-    while (!stop_) {
-      work(lock);
-      wake_.wait(lock, [this] { return stop_ || next_ < tasks_; });
-    }
-  };
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::microseconds looking{50};  // before a thread sleeps
+
+// The batch's word: number, open, inside.
+constexpr std::uint64_t inside = (1 << 16) - 1, open = 1 << 16, next_number = open << 1, number = ~(inside | open);
+
+}  // namespace
+
+CpuQueue::CpuQueue(int threads)
+    : crowded_(threads > static_cast<int>(std::thread::hardware_concurrency())),
+      shares_(static_cast<std::size_t>(threads)) {
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back(loop);
+    for (std::size_t i = 1; i < shares_.size(); ++i) workers_.emplace_back([this, i] { serve(i); });
   } catch (const std::system_error&) {
     const std::size_t started = workers_.size() + 1;
     stop();
@@ -29,30 +38,67 @@ CpuQueue::CpuQueue(int threads) {
 CpuQueue::~CpuQueue() { stop(); }
 
 void CpuQueue::stop() noexcept {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
+  stop_ = true;
+  { const std::lock_guard lock(mutex_); }  // whoever has looked before is asleep now
   wake_.notify_all();
   for (auto& worker : workers_) worker.join();
   workers_.clear();
 }
 
-// Takes tasks until none is left. The lock is held on entry and on return, not while a task runs.
-void CpuQueue::work(std::unique_lock<std::mutex>& lock) {
-  while (next_ < tasks_) {
-    const std::int64_t i = next_++;
-    ++running_;
-    lock.unlock();
-    std::exception_ptr error;
-    try {
-      (*task_)(i);
-    } catch (...) {
-      error = std::current_exception();
+/// Looks for a moment.
+template <class IsThere>
+bool CpuQueue::comes_soon(const IsThere& is_there) const {
+  if (crowded_) return is_there();
+  for (const auto end = Clock::now() + looking; !is_there(); hwy::Pause())
+    if (Clock::now() > end) return false;
+  return true;
+}
+
+void CpuQueue::serve(std::size_t own) {
+  Word last = 0;
+  const auto is_there = [&] {
+    const Word now = batch_;
+    return stop_ || ((now & open) != 0 && (now & number) != last);
+  };
+  while (true) {
+    if (!comes_soon(is_there)) {
+      std::unique_lock lock(mutex_);
+      ++workers_asleep_;  // before the look: run() looks here after it has opened a batch
+      wake_.wait(lock, is_there);
+      --workers_asleep_;
     }
-    lock.lock();
-    if (error && !error_) error_ = error;
-    if (--running_ == 0 && next_ >= tasks_) done_.notify_all();
+    if (stop_) return;
+    if (!enters(last)) continue;
+    do_tasks(own);
+    if ((--batch_ & (inside | open)) == 0 && caller_sleeps_) {
+      { const std::lock_guard lock(mutex_); }
+      done_.notify_one();
+    }
+  }
+}
+
+bool CpuQueue::enters(Word& last) noexcept {
+  for (Word now = batch_; (now & open) != 0 && (now & number) != last;)
+    if (batch_.compare_exchange_weak(now, now + 1)) {
+      last = now & number;
+      return true;
+    }
+  return false;
+}
+
+void CpuQueue::do_tasks(std::size_t own) {
+  for (std::size_t i = 0; i < shares_.size(); ++i) {
+    Share& share = shares_[(own + i) % shares_.size()];
+    while (share.next.load(std::memory_order_relaxed) < share.end) {
+      const std::int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      try {
+        (*task_)(task);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+    }
   }
 }
 
@@ -77,14 +123,27 @@ void CpuQueue::run_in_pool(std::int64_t tasks, const std::function<void(std::int
 
 void CpuQueue::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
   if (pool_.run != nullptr) return run_in_pool(tasks, task);
-  std::unique_lock lock(mutex_);
   task_ = &task;
-  next_ = 0;
-  tasks_ = tasks;
-  wake_.notify_all();
-  work(lock);
-  done_.wait(lock, [this] { return running_ == 0; });
-  tasks_ = next_ = 0;
+  const auto threads = static_cast<std::int64_t>(shares_.size());
+  for (std::int64_t i = 0; i < threads; ++i) {
+    Share& share = shares_[static_cast<std::size_t>(i)];
+    share.next.store(tasks * i / threads, std::memory_order_relaxed);
+    share.end = tasks * (i + 1) / threads;
+  }
+  batch_ = (batch_ + next_number) | open;  // closed, and nobody inside: only its number was set
+  if (workers_asleep_ > 0) {
+    { const std::lock_guard lock(mutex_); }  // whoever has looked before is asleep now
+    wake_.notify_all();
+  }
+  do_tasks(0);
+  batch_ &= ~open;
+  const auto is_done = [this] { return (batch_ & inside) == 0; };
+  if (!comes_soon(is_done)) {
+    std::unique_lock lock(mutex_);
+    caller_sleeps_ = true;
+    done_.wait(lock, is_done);
+    caller_sleeps_ = false;
+  }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 

@@ -1,6 +1,7 @@
 // The CPU queue: a pool of threads, and the host's memory.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -15,7 +16,10 @@
 
 namespace allnorm {
 
-/// `threads` - 1 workers that wait for the next batch of tasks, or a caller's.
+/// `threads` - 1 workers that wait for the next batch of tasks, or a caller's. Kernels follow each other within
+/// microseconds, and to wake a thread takes tens of them: who waits, for a batch or for its end, looks again for a
+/// moment before it sleeps. Every thread has a share of a batch, the same one of every batch that is cut alike, so that
+/// it finds in its core's cache what it left there; who is done with his own takes from the others'.
 class CpuQueue final : public Queue::Impl {
  public:
   /// Throws device where the threads cannot be started.
@@ -44,17 +48,32 @@ class CpuQueue final : public Queue::Impl {
   void run(std::int64_t tasks, const std::function<void(std::int64_t)>& task);
 
  private:
-  void work(std::unique_lock<std::mutex>& lock);
+  struct alignas(64) Share {  // of the tasks: `next` up to `end`
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+  using Word = std::uint64_t;
+
+  void serve(std::size_t own);
+  bool enters(Word& last) noexcept;
+  void do_tasks(std::size_t own);
+  template <class IsThere>
+  bool comes_soon(const IsThere& is_there) const;
   void stop() noexcept;
   void run_in_pool(std::int64_t tasks, const std::function<void(std::int64_t)>& task);
 
   Pool pool_{};
-  std::mutex mutex_;
+  bool crowded_ = false;  // more threads than cores: to look again would keep another one from its work
+  const std::function<void(std::int64_t)>* task_ = nullptr;  // and shares: written while nobody is inside a batch
+  std::vector<Share> shares_;                                // (threads)
+  // The batch: its number, whether workers may still enter, and how many are inside. A worker that comes late finds it
+  // closed, and nobody waits for one that sleeps.
+  std::atomic<Word> batch_{0};
+  std::atomic<bool> stop_{false}, caller_sleeps_{false};
+  std::atomic<int> workers_asleep_{0};
+  std::mutex mutex_;  // of those who sleep, and of the error
   std::condition_variable wake_, done_;
-  const std::function<void(std::int64_t)>* task_ = nullptr;
-  std::int64_t next_ = 0, tasks_ = 0, running_ = 0;
   std::exception_ptr error_;
-  bool stop_ = false;
   std::vector<std::thread> workers_;
 };
 
