@@ -165,16 +165,22 @@ ALLNORM_HOST_DEVICE inline double eps_grad(const LayerCall& call, std::int64_t g
   return formulas::learned_eps_grad(call.learned_eps[call.to_affine(g)], call.frame.rstd[g], s2);
 }
 
-/// Gamma of fine group f, as far as it is folded.
+/// Gamma of fine group f, as far as it is folded; and of group p of the affine part.
+ALLNORM_HOST_DEVICE inline double gamma_at(const LayerCall& call, std::int64_t p) {
+  return call.along ? 1 : call.weight[p];
+}
 ALLNORM_HOST_DEVICE inline double gamma_of(const LayerCall& call, std::int64_t f) {
-  return call.along ? 1 : call.weight[call.to_affine(f)];
+  return call.along ? 1 : gamma_at(call, call.to_affine(f));
 }
 
-/// Scale and shift of fine group f, whose norm's group has this frame.
+/// Scale and shift of fine group f, whose norm's group has this frame; and of one that has group p of the affine part.
+ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_at(const LayerCall& call, const GroupFrame& frame,
+                                                                 std::int64_t p) {
+  return formulas::apply(frame.rstd, frame.correction, gamma_at(call, p), call.along ? 0 : call.bias[p]);
+}
 ALLNORM_HOST_DEVICE inline formulas::ApplyCoefficients affine_of(const LayerCall& call, const GroupFrame& frame,
                                                                  std::int64_t f) {
-  const double beta = call.along ? 0 : call.bias[call.to_affine(f)];
-  return formulas::apply(frame.rstd, frame.correction, gamma_of(call, f), beta);
+  return affine_at(call, frame, call.along ? 0 : call.to_affine(f));
 }
 
 /// Coefficients of dx of a group with this frame and `count` values, from its sums over the ranks; `weight`: its gamma

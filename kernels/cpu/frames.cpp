@@ -61,14 +61,12 @@ void FineCoefficients::make(const LayerCall& call, bool scales, Queue& queue) {
   double* const of = own_.data();
   center = of;
   if (scales) scale = of + size, shift = of + 2 * size;
-  with_known_divisors(call, [&](const LayerCall& known) ALLNORM_INLINED {
-    for (std::int64_t f = 0; f < size; ++f) {
-      const auto frame = known.frame.get(known.to_norm(f));
-      of[f] = frame.mean;
-      if (!scales) continue;
-      const auto k = steps::affine_of(known, frame, f);
-      of[size + f] = k.scale, of[2 * size + f] = k.shift;
-    }
+  for_fine_groups(call, [&](std::int64_t f, std::int64_t g, std::int64_t p) {
+    const auto frame = call.frame.get(g);
+    of[f] = frame.mean;
+    if (!scales) return;
+    const auto k = steps::affine_at(call, frame, p);
+    of[size + f] = k.scale, of[2 * size + f] = k.shift;
   });
 }
 
@@ -76,11 +74,8 @@ GradArrays grad_frames(const BackwardArgs& args, const Gathered& gathered, Value
   const std::int64_t size = args.fine.groups();
   room = Values(index(4 * size), queue, Fill::none);
   const GradArrays k{room.data(), room.data() + size, room.data() + 2 * size, room.data() + 3 * size};
-  with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
-    for (std::int64_t f = 0; f < size; ++f) {
-      const std::int64_t g = call.to_norm(f);
-      k.set(f, steps::grad_of(call, gathered, call.frame.get(g), steps::gamma_of(call, f), g));
-    }
+  for_fine_groups(args, [&](std::int64_t f, std::int64_t g, std::int64_t p) {
+    k.set(f, steps::grad_of(args, gathered, args.frame.get(g), steps::gamma_at(args, p), g));
   });
   return k;
 }

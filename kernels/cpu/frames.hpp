@@ -23,15 +23,33 @@ void frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn,
 /// Of a loop that is translated once more for what is known of a call.
 #define ALLNORM_INLINED __attribute__((always_inline))
 
-/// Runs `run`, a loop that is ALLNORM_INLINED, on the call; where fine groups are found without divisions, which is
-/// nearly always, on a copy that says so by constants: compilers make one division of "divide == 1 ? f : f / divide",
-/// and it takes as long as the other steps.
-template <class Call, class Run>
-void with_known_divisors(const Call& call, const Run& run) {
-  if (call.to_norm.divide != 1 || call.to_affine.divide != 1) return run(call);
-  Call known = call;
-  known.to_norm.divide = known.to_affine.divide = 1;
-  run(known);
+/// The coarse groups of the fine groups 0, 1, ... one after another: to divide takes as long as what is done with a
+/// group.
+class CoarseWalk {
+ public:
+  explicit CoarseWalk(const Coarsening& to) noexcept
+      : divide_(to.divide), modulo_(to.modulo), left_(to.divide - to.first % to.divide), group_(to(0)) {}
+  std::int64_t group() const noexcept { return group_; }
+  void next() noexcept {
+    if (--left_ > 0) return;
+    left_ = divide_;
+    if (++group_ == modulo_) group_ = 0;
+  }
+
+ private:
+  std::int64_t divide_, modulo_, left_, group_;
+};
+/// Calls step(f, its group of the norm, that of the affine part) for every fine group f, in order.
+template <class Step>
+void for_fine_groups(const LayerCall& call, const Step& step) {
+  const std::int64_t size = call.fine.groups();
+  const auto keeps = [size](const Coarsening& to) { return to.divide == 1 && to.first == 0 && size <= to.modulo; };
+  if (keeps(call.to_norm) && (call.along || keeps(call.to_affine))) {  // a loop without branches
+    for (std::int64_t f = 0; f < size; ++f) step(f, f, f);
+    return;
+  }
+  CoarseWalk norm(call.to_norm), affine(call.to_affine);
+  for (std::int64_t f = 0; f < size; ++f, norm.next(), affine.next()) step(f, norm.group(), affine.group());
 }
 
 /// Per fine group F: y = (x - center) * scale + shift.

@@ -86,20 +86,24 @@ struct RunGrid {
     parts = ceil_div(blocks, blocks_per_part);
   }
 
-  std::int64_t units() const noexcept { return p.groups() * parts; }
-  std::int64_t units_per_task() const noexcept {
-    return max_of(1, task_values / min_of(p.group_size(), blocks_per_part * piece * runs));
-  }
-  std::int64_t stride() const noexcept { return p.keep1 * p.reduce1; }  // between the runs of a group
-  std::int64_t first_of(std::int64_t group) const noexcept {
-    if (p.keep0 == 1) return group * p.reduce1;  // a division costs as much as a short run
-    return group / p.keep1 * p.reduce0 * stride() + group % p.keep1 * p.reduce1;
-  }
   /// One block: `runs` runs of `length` values from `offset` on, stride() apart.
   struct Block {
     std::int64_t offset, runs, length;
     std::int64_t values() const noexcept { return runs * length; }
   };
+
+  std::int64_t units() const noexcept { return p.groups() * parts; }
+  std::int64_t units_per_task() const noexcept {
+    return max_of(1, task_values / min_of(p.group_size(), blocks_per_part * piece * runs));
+  }
+  /// A group is a run, and a block: to find it among others would take as long as to sum a short one.
+  bool is_of_runs() const noexcept { return blocks == 1 && p.reduce0 == 1 && p.keep0 == 1; }
+  Block run(std::int64_t group) const noexcept { return {group * p.reduce1, 1, p.reduce1}; }
+  std::int64_t stride() const noexcept { return p.keep1 * p.reduce1; }  // between the runs of a group
+  std::int64_t first_of(std::int64_t group) const noexcept {
+    if (p.keep0 == 1) return group * p.reduce1;  // a division costs as much as a short run
+    return group / p.keep1 * p.reduce0 * stride() + group % p.keep1 * p.reduce1;
+  }
   Block block(std::int64_t group, std::int64_t b) const noexcept {
     const std::int64_t first = first_of(group);
     if (pieces == 1) {

@@ -38,13 +38,10 @@ void sum_groups(const BackwardArgs& args, const FineSums& sums) {
   const std::int64_t groups = args.norm.groups();
   double *s1 = args.sums, *s2 = args.sums + groups;
   std::fill_n(args.sums, 2 * groups, 0.0);
-  with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
-    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
-      const std::int64_t g = call.to_norm(f);
-      const auto terms = steps::grad_terms(call.frame.get(g), steps::gamma_of(call, f), sums.g[f], sums.gx[f]);
-      s1[g] += terms.s1;
-      s2[g] += terms.s2;
-    }
+  for_fine_groups(args, [&](std::int64_t f, std::int64_t g, std::int64_t p) {
+    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_at(args, p), sums.g[f], sums.gx[f]);
+    s1[g] += terms.s1;
+    s2[g] += terms.s2;
   });
   for (std::int64_t g = 0; g < groups; ++g) args.direct.join(args.frame.rstd, g, s1[g], s2[g]);
 }
@@ -57,15 +54,12 @@ void sum_parameters(const BackwardArgs& args, const FineSums& sums, Queue& queue
   Values all(index((has_more ? 4 : 2) * size), queue);
   double *const dweight = all.data(), *const dbias = dweight + size;
   double *const dlevel = has_more ? dbias + size : nullptr, *const deps = has_more ? dlevel + size : nullptr;
-  with_known_divisors(args, [&](const BackwardArgs& call) ALLNORM_INLINED {
-    for (std::int64_t f = 0; f < call.fine.groups(); ++f) {
-      const std::int64_t g = call.to_norm(f), p = call.to_affine(f);
-      const auto terms = steps::grad_terms(call.frame.get(g), steps::gamma_of(call, f), sums.g[f], sums.gx[f]);
-      dweight[p] += terms.dgamma;
-      dbias[p] += terms.dbeta;
-      if (call.level.given()) dlevel[p] += sums.level[f];
-      if (call.learned_eps.given()) deps[p] += steps::eps_grad(call, g, terms.s2);
-    }
+  for_fine_groups(args, [&](std::int64_t f, std::int64_t g, std::int64_t p) {
+    const auto terms = steps::grad_terms(args.frame.get(g), steps::gamma_at(args, p), sums.g[f], sums.gx[f]);
+    dweight[p] += terms.dgamma;
+    dbias[p] += terms.dbeta;
+    if (args.level.given()) dlevel[p] += sums.level[f];
+    if (args.learned_eps.given()) deps[p] += steps::eps_grad(args, g, terms.s2);
   });
   for (std::int64_t p = 0; p < size; ++p) {
     if (args.wants_weight) args.dweight.set(p, dweight[p]), args.dbias.set(p, dbias[p]);

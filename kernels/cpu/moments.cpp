@@ -99,14 +99,12 @@ void moments_by_runs(const MomentsArgs& args, const RunGrid& grid, Queue& queue)
   const auto finish = [&](std::int64_t group, const Shifted& total) {
     total.store(static_cast<double>(load(x[grid.first_of(group)])), args.mean[group], args.m2[group]);
   };
-  if (grid.blocks == 1 && grid.p.reduce0 == 1 && grid.p.keep0 == 1) {
-    // A group is a run, and a block: to find it among others would take as long as to sum a short one.
-    const std::int64_t length = grid.p.reduce1;
+  if (grid.is_of_runs()) {
     double *const means = args.mean, *const m2s = args.m2;
     for_items(queue, grid.units(), grid.units_per_task(), [=](std::int64_t group) HWY_ATTR {
-      const std::int64_t first = group * length;
-      const double pivot = static_cast<double>(load(x[first]));
-      block_moments(x, RunGrid::Block{first, 1, length}, 0, pivot).store(pivot, means[group], m2s[group]);
+      const auto run = grid.run(group);
+      const double pivot = static_cast<double>(load(x[run.offset]));
+      block_moments(x, run, 0, pivot).store(pivot, means[group], m2s[group]);
     });
     return;
   }

@@ -83,6 +83,20 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
     args.sum_g[group] = total.g, args.sum_gx[group] = total.gx;
     if constexpr (kind == GateKind::level) args.sum_level[group] = total.level;
   };
+  if (!along && grid.is_of_runs()) {
+    const double* const centers = args.center;
+    const Gate gate = args.gate;
+    double *const gs = args.sum_g, *const gxs = args.sum_gx, *const levels = args.sum_level;
+    for_items(queue, grid.units(), grid.units_per_task(), values.walk(),
+              [=, &values](GroupWalk& walk, std::int64_t group) HWY_ATTR {
+                const auto a = gate_affine<kind, C>(centers[group], gate, group);
+                const auto sums = block_sums<T, kind, along>(in, values, walk, grid.run(group), 0, centers[group], a,
+                                                             gate_level<kind, C>(gate, group));
+                gs[group] = sums.g, gxs[group] = sums.gx;
+                if constexpr (kind == GateKind::level) levels[group] = sums.level;
+              });
+    return;
+  }
   if (grid.parts == 1) {
     for_items(queue, grid.units(), grid.units_per_task(), values.walk(),
               [&](GroupWalk& walk, std::int64_t group) HWY_ATTR { finish(group, part(walk, group, 0)); });
