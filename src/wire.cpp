@@ -14,9 +14,10 @@ namespace allnorm {
 
 namespace {
 
-// On the wire: this prefix, `count` doubles, and a text: why there is nothing to add.
+// On the wire: this prefix, `count` doubles, and a text: why there is nothing to add. A message may have several.
 struct Prefix {
   Header header;
+  std::uint64_t rank = 0;  // of the group, that it is of
   std::uint64_t flags = 0;
   std::uint64_t count = 0;
   std::uint64_t verdict_size = 0;
@@ -25,9 +26,11 @@ struct Prefix {
 };
 static_assert(std::is_trivially_copyable_v<Prefix> && sizeof(Prefix) % alignof(double) == 0);
 
-std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
-  const Prefix prefix{parcel.header,         parcel.flags,    parcel.payload.size(),
-                      parcel.verdict.size(), parcel.declined, parcel.nonfinite};
+std::shared_ptr<const Bytes> pack(const Parcel& parcel, int rank) {
+  const Prefix prefix{parcel.header,         static_cast<std::uint64_t>(rank),
+                      parcel.flags,          parcel.payload.size(),
+                      parcel.verdict.size(), parcel.declined,
+                      parcel.nonfinite};
   const auto bytes = std::make_shared<Bytes>(sizeof prefix + parcel.payload.size_bytes() + parcel.verdict.size());
   std::byte* to = bytes->data();
   const auto put = [&](const void* from, std::size_t size) {
@@ -40,15 +43,21 @@ std::shared_ptr<const Bytes> pack(const Parcel& parcel) {
   return bytes;
 }
 
-// A message as it arrived: the payload stays where it is.
+// One as it arrived: the payload stays where it is, at `at` of a message's bytes.
 struct Arrival {
   std::shared_ptr<const Bytes> bytes;
+  std::size_t at = 0;
   Prefix prefix;
 
   explicit operator bool() const noexcept { return bytes != nullptr; }
+  /// With prefix, payload and text.
+  std::span<const std::byte> whole() const noexcept {
+    return {bytes->data() + at - sizeof prefix, sizeof prefix + prefix.count * sizeof(double) + prefix.verdict_size};
+  }
+  bool ends_message() const noexcept { return whole().data() + whole().size() == bytes->data() + bytes->size(); }
   std::string verdict() const {
-    const std::byte* at = payload() + prefix.count * sizeof(double);
-    return {reinterpret_cast<const char*>(at), prefix.verdict_size};
+    const std::byte* text = payload() + prefix.count * sizeof(double);
+    return {reinterpret_cast<const char*>(text), prefix.verdict_size};
   }
   /// Equal headers have equal lengths: ranks that are out of step may break that.
   void expect_length(std::span<const double> sum) const {
@@ -56,7 +65,7 @@ struct Arrival {
       return "a message has " + std::to_string(prefix.count) + " doubles, must have " + std::to_string(sum.size());
     });
   }
-  const std::byte* payload() const noexcept { return bytes->data() + sizeof prefix; }
+  const std::byte* payload() const noexcept { return bytes->data() + at; }
   void merge_into(std::span<double> sum) const {
     expect_length(sum);
     merge_payload(prefix.header, sum, payload());
@@ -67,12 +76,12 @@ struct Arrival {
   }
 };
 
-// `from()`: how errors call the rank that it came from.
+// The one that begins at `first` of the message's bytes. `from()`: how errors call the rank that it came from.
 template <class Name>
-Arrival unpack(std::shared_ptr<const Bytes> bytes, const Name& from) {
-  Arrival arrival{std::move(bytes), {}};
-  const std::size_t size = arrival.bytes->size();
-  if (size > 0) std::memcpy(&arrival.prefix, arrival.bytes->data(), std::min(size, sizeof(Prefix)));
+Arrival unpack(std::shared_ptr<const Bytes> bytes, std::size_t first, const Name& from) {
+  Arrival arrival{std::move(bytes), first + sizeof(Prefix), {}};
+  const std::size_t size = arrival.bytes->size() - first;
+  if (size > 0) std::memcpy(&arrival.prefix, arrival.bytes->data() + first, std::min(size, sizeof(Prefix)));
   const Header& header = arrival.prefix.header;
   bool ours = header.get(Field::magic) == Header::magic_value;
   // These two fields are where they always were; the rest is another length in another version.
@@ -84,10 +93,11 @@ Arrival unpack(std::shared_ptr<const Bytes> bytes, const Name& from) {
   if ((ours = ours && size >= sizeof(Prefix))) {
     const std::size_t rest = size - sizeof(Prefix);
     ours = arrival.prefix.count <= rest / sizeof(double) &&
-           arrival.prefix.verdict_size == rest - arrival.prefix.count * sizeof(double);
+           arrival.prefix.verdict_size <= rest - arrival.prefix.count * sizeof(double);
   }
   expect(ours, Code::transport, [&] {
-    return "a message from " + from() + " has " + std::to_string(size) + " bytes and is not one of allnorm's";
+    return "a message from " + from() + " has " + std::to_string(arrival.bytes->size()) +
+           " bytes and is not one of allnorm's";
   });
   return arrival;
 }
@@ -156,13 +166,18 @@ class Exchange : public Pending::Impl {
   void post(std::vector<int> to, std::shared_ptr<const Bytes> bytes) {
     if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, std::move(bytes));
   }
-  Arrival receive(int from) {
+  /// What the next message of that rank has; nothing while there is none.
+  std::vector<Arrival> receive(int from) {
     const int in_links = group_->members[static_cast<std::size_t>(from)];
-    auto bytes = group_->links->poll(in_links, tag_);
-    if (!bytes) return {};
-    Arrival arrival = unpack(std::move(bytes), [&] { return group_->name_of(from); });
-    group_->links->whereabouts.heard_of(in_links, arrival.prefix.header);
-    return arrival;
+    const auto bytes = group_->links->poll(in_links, tag_);
+    std::vector<Arrival> arrivals;
+    if (!bytes) return arrivals;
+    const auto name = [&] { return group_->name_of(from); };
+    arrivals.push_back(unpack(bytes, 0, name));
+    group_->links->whereabouts.heard_of(in_links, arrivals.front().prefix.header);
+    while (!arrivals.back().ends_message())
+      arrivals.push_back(unpack(bytes, arrivals.back().at - sizeof(Prefix) + arrivals.back().whole().size(), name));
+    return arrivals;
   }
 
   std::shared_ptr<const Group> group_;
@@ -265,32 +280,89 @@ class Exchange : public Pending::Impl {
   bool done_ = false;
 };
 
-// Every rank sends to every other and merges in rank order: the same bits everywhere, in one step.
+// Every rank gets what every other has made, and merges in rank order: the same bits everywhere. Few ranks send to all
+// others, in one step. More would be a step whose messages each of them makes and takes one after another: they pass on
+// what they have in log2(size) steps (Bruck et al. 1997), in the k-th of them to the 2^k-th rank below.
 class GatherExchange final : public Exchange {
  public:
   GatherExchange(std::shared_ptr<const Group> group, Parcel own, std::vector<double> memory, std::uint64_t sequence,
                  double timeout)
       : Exchange(std::move(group), std::move(own), std::move(memory), sequence, timeout) {
-    arrivals_.resize(static_cast<std::size_t>(group_->size()));
-    auto bytes = pack(own_);
-    arrivals_[static_cast<std::size_t>(group_->rank)] = unpack(bytes, [] { return std::string("this rank"); });
-    post(others(), std::move(bytes));  // the last thing that can fail: a rank that has sent takes part
+    const int size = group_->size();
+    arrivals_.resize(static_cast<std::size_t>(size));
+    auto bytes = pack(own_, group_->rank);
+    arrivals_[static_cast<std::size_t>(group_->rank)] = unpack(bytes, 0, [] { return std::string("this rank"); });
+    if (size <= most_direct)
+      sources_ = others();
+    else
+      for (int step = 1; step < size; step *= 2) sources_.push_back((group_->rank + step) % size);
+    // The last thing that can fail: a rank that has sent takes part. One that declines passes nothing on.
+    if (size <= most_direct)
+      post(others(), std::move(bytes));
+    else if (!own_.declined)
+      post({below(1)}, std::move(bytes));
+    else
+      for (int step = 1; step < size; step *= 2) post({below(step)}, bytes);
   }
 
  private:
-  bool advance() override {
-    bool all = true;
-    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
-      if (!arrivals_[rank]) {
-        arrivals_[rank] = receive(static_cast<int>(rank));
-        all &= static_cast<bool>(arrivals_[rank]);
-      }
-    if (!all) return false;
+  static constexpr int most_direct = 4;
 
-    // Every rank compares with rank 0 and merges in rank order, itself at its own place.
+  int below(int step) const { return (group_->rank - step + group_->size()) % group_->size(); }
+
+  bool advance() override {
+    if (group_->size() <= most_direct || own_.declined)
+      std::erase_if(sources_, [this](int source) { return takes(source); });
+    else
+      while (!sources_.empty() && takes(sources_.front())) {
+        sources_.erase(sources_.begin());
+        step_ *= 2;
+        if (!sources_.empty()) post({below(step_)}, all_from_here(step_));
+      }
+    if (!sources_.empty()) return false;
+    merge();
+    return true;
+  }
+
+  // A message begins with what its sender has made.
+  bool takes(int source) {
+    std::vector<Arrival> all = receive(source);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const std::uint64_t rank = i == 0 ? static_cast<std::uint64_t>(source) : all[i].prefix.rank;
+      expect(rank < arrivals_.size(), Code::transport, [&] {
+        return "a message from " + group_->name_of(source) + " is of rank " + std::to_string(rank) + " of " +
+               std::to_string(arrivals_.size());
+      });
+      arrivals_[rank] = std::move(all[i]);
+    }
+    return !all.empty();
+  }
+  // What the ranks from this one on have made, `count` of them, as far as it is there: somebody who declines passes
+  // nothing on.
+  std::shared_ptr<const Bytes> all_from_here(int count) const {
+    const int size = group_->size();
+    const auto bytes = std::make_shared<Bytes>();
+    const auto for_each = [&](const auto& take) {
+      for (int i = 0; i < std::min(count, size - count); ++i)
+        if (const Arrival& arrival = arrivals_[static_cast<std::size_t>((group_->rank + i) % size)])
+          take(arrival.whole());
+    };
+    std::size_t room = 0;
+    for_each([&](std::span<const std::byte> whole) { room += whole.size(); });
+    bytes->reserve(room);
+    for_each([&](std::span<const std::byte> whole) { bytes->insert(bytes->end(), whole.begin(), whole.end()); });
+    return bytes;
+  }
+
+  void merge() {  // every rank compares with rank 0, and has itself at its own place
     result_.header = own_.header;
     for (std::size_t rank = 0; rank < arrivals_.size() && !result_.declined; ++rank)
-      if ((result_.declined = arrivals_[rank].prefix.declined != 0)) result_.verdict = arrivals_[rank].verdict();
+      if (arrivals_[rank] && arrivals_[rank].prefix.declined != 0)
+        result_.declined = true, result_.verdict = arrivals_[rank].verdict();
+    if (result_.declined) return arrivals_.clear();
+    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
+      expect(static_cast<bool>(arrivals_[rank]), Code::transport,
+             [&] { return "messages lack what " + group_->name_of(static_cast<int>(rank)) + " has sent"; });
     for (std::size_t rank = 0; rank < arrivals_.size() && result_.verdict.empty(); ++rank)
       result_.verdict = compare(arrivals_[0].prefix.header, 0, arrivals_[rank].prefix.header, static_cast<int>(rank));
     if (result_.verdict.empty()) std::ranges::fill(own_.payload, 0.0);  // what was there is among the arrivals
@@ -301,16 +373,15 @@ class GatherExchange final : public Exchange {
       if (result_.verdict.empty()) arrival.merge_into(own_.payload);
     }
     arrivals_.clear();
-    return true;
   }
   std::vector<int> missing() const override {
-    std::vector<int> ranks;
-    for (std::size_t rank = 0; rank < arrivals_.size(); ++rank)
-      if (!arrivals_[rank]) ranks.push_back(static_cast<int>(rank));
-    return ranks;
+    if (group_->size() <= most_direct || own_.declined || sources_.empty()) return sources_;
+    return {sources_.front()};
   }
 
   std::vector<Arrival> arrivals_;  // [rank]
+  std::vector<int> sources_;       // whose messages are still to come
+  int step_ = 1;
 };
 
 // Up a binomial tree to rank 0 and down again: 2 log2(size) steps, one sum, the same bits everywhere.
@@ -326,7 +397,7 @@ class TreeExchange final : public Exchange {
     if (rank != 0) parent_ = rank - bit;
     result_ = own_;
     if (!own_.declined) return;
-    const auto bytes = pack(own_);
+    const auto bytes = pack(own_, group_->rank);
     post(children_, bytes);  // nobody waits for this rank; what they send is drained
     if (parent_ >= 0) post({parent_}, bytes);
     sent_ = true;
@@ -335,8 +406,9 @@ class TreeExchange final : public Exchange {
  private:
   bool advance() override {
     while (arrived_ < children_.size()) {
-      const Arrival child = receive(children_[arrived_]);
-      if (!child) return false;
+      const std::vector<Arrival> from_child = receive(children_[arrived_]);
+      if (from_child.empty()) return false;
+      const Arrival& child = from_child.front();
       const int rank = children_[arrived_++];
       result_.flags |= child.prefix.flags;
       result_.nonfinite |= child.prefix.nonfinite;
@@ -352,10 +424,11 @@ class TreeExchange final : public Exchange {
     }
     std::shared_ptr<const Bytes> down;
     if (parent_ >= 0) {
-      if (!sent_) post({parent_}, pack(result_));
+      if (!sent_) post({parent_}, pack(result_, group_->rank));
       sent_ = true;
-      const Arrival sum = receive(parent_);
-      if (!sum) return false;
+      const std::vector<Arrival> from_parent = receive(parent_);
+      if (from_parent.empty()) return false;
+      const Arrival& sum = from_parent.front();
       result_ = {own_.header, sum.prefix.flags, sum.verdict(), {}, sum.prefix.declined != 0, sum.prefix.nonfinite};
       if (result_.verdict.empty()) {
         sum.copy_to(own_.payload);
@@ -364,7 +437,7 @@ class TreeExchange final : public Exchange {
     }
     if (own_.declined) return true;
     std::vector<int> children(children_.rbegin(), children_.rend());  // the deepest subtree first
-    if (!children.empty()) post(std::move(children), down ? std::move(down) : pack(result_));
+    if (!children.empty()) post(std::move(children), down ? std::move(down) : pack(result_, group_->rank));
     return true;
   }
   std::vector<int> missing() const override {

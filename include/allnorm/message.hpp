@@ -30,7 +30,7 @@ enum class Direction : std::uint8_t { forward, backward, gradients, agreement, s
 /// doubles as their bits, lists as a hash.
 struct Header {
   static constexpr std::uint64_t magic_value = 0x6d726f6e6c6c61;  ///< "allnorm"
-  static constexpr std::uint64_t version_value = 4;               ///< of the wire
+  static constexpr std::uint64_t version_value = 5;               ///< of the wire
   static constexpr std::size_t name_size = 56;                    ///< bytes, the 0 included
   static constexpr std::size_t attributes_size = 24;              ///< most attributes of a row that ranks agree on
 

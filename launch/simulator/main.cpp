@@ -95,9 +95,9 @@ std::vector<sg4::Host*> build(const Cluster& of, std::size_t ranks) {
 // Links over simulated MPI. What software takes for a message is half its sender's, half its receiver's time.
 class SimulatedLinks final : public Links {
  public:
-  /// `doubles`: of the longest message.
-  SimulatedLinks(int rank, int size, double overhead_us, std::size_t doubles)
-      : rank_(rank), size_(size), half_(overhead_us * micro / 2), room_(doubles * sizeof(double) + head) {}
+  /// `room`: bytes of the longest message.
+  SimulatedLinks(int rank, int size, double overhead_us, std::size_t room)
+      : rank_(rank), size_(size), half_(overhead_us * micro / 2), room_(room) {}
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return size_; }
@@ -132,8 +132,6 @@ class SimulatedLinks final : public Links {
     MPI_Request request;
     std::shared_ptr<const Bytes> bytes;
   };
-  static constexpr std::size_t head = 1 << 12;  // bytes that a message has more than its doubles, and some
-
   int rank_, size_;
   double half_;       // seconds
   std::size_t room_;  // bytes
@@ -162,9 +160,13 @@ void run_rank(Job& job) {
   Patience patience;
   patience.now = [] { return sg4::Engine::get_clock(); };
   patience.relax = [] {};
-  std::size_t most = 0;
-  for (const Experiment& experiment : job.experiments) most = std::max(most, experiment.doubles);
-  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.overhead_us, most);
+  constexpr std::size_t head = 1 << 12;  // bytes that a rank's part of a message has beside its doubles, and some
+  std::size_t room = 0;
+  for (const Experiment& experiment : job.experiments) {
+    const int parts = experiment.group <= patience.gather_limit ? experiment.group / 2 : 1;
+    room = std::max(room, static_cast<std::size_t>(std::max(1, parts)) * (experiment.doubles * sizeof(double) + head));
+  }
+  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.overhead_us, room);
   Queue queue = Queue::cpu();
   for (Experiment& experiment : job.experiments) {
     const int first = rank / experiment.group * experiment.group;
