@@ -37,6 +37,9 @@ constexpr const char* kinds[] = {kind_own, kind_mismatch, kind_late, kind_peer};
 std::string text_of(std::string_view layer, Direction direction) {
   return std::string(layer) + " " + std::string(to_string(direction));
 }
+std::string text_of(const RankWatch::Exchange& exchange) {
+  return "exchange of " + text_of(exchange.layer, exchange.direction);
+}
 
 // "rank 3 (node7)" is 3.
 int number_of(const std::string& name) {
@@ -123,10 +126,14 @@ void RankWatch::end_call(bool failed) noexcept {
 }
 
 // Called while an error is on its way too: want of memory costs the trace its rest.
-void RankWatch::trace_end(double now, bool failed, const nlohmann::json& told) noexcept {
+void RankWatch::trace_end(double now, bool failed, const nlohmann::json& told, const Exchange* exchange) noexcept {
   if (!trace_) return;
   try {
-    trace_->end(now, failed ? Json{{"failed", true}} : told);
+    const Json all = failed ? Json{{"failed", true}} : told;
+    if (exchange != nullptr)
+      trace_->end_apart("exchange", exchange->number, text_of(*exchange), now, all);
+    else
+      trace_->end(now, all);
   } catch (...) {
     trace_.reset();
   }
@@ -137,7 +144,7 @@ RankWatch::Exchange RankWatch::begin_exchange(const Header* header, std::size_t 
   const double now = wall_clock();
   const bool own = !call_;
   if (own) begin({"an exchange", Direction::agreement, 0, 0, now});
-  Exchange exchange{call_.value_or(dropped_ + calls_.size() - 1), own, trace_ && !tracing_exchange_, now};
+  Exchange exchange{call_.value_or(dropped_ + calls_.size() - 1), own, ++exchanges_, now};
   WatchedCall& call = calls_[exchange.call - dropped_];
   if (header != nullptr) {
     const std::string_view name(header->name.data(), ::strnlen(header->name.data(), header->name.size()));
@@ -154,10 +161,9 @@ RankWatch::Exchange RankWatch::begin_exchange(const Header* header, std::size_t 
   ++call.exchanges;
   exchange.layer = call.layer;
   exchange.direction = call.direction;
-  if (exchange.traced)
-    trace_->begin("exchange", "exchange of " + text_of(call.layer, call.direction), now,
-                  {{"call", call.number}, {"bytes", doubles * sizeof(double)}});
-  tracing_exchange_ = tracing_exchange_ || exchange.traced;
+  if (trace_)
+    trace_->begin_apart("exchange", exchange.number, text_of(exchange), now,
+                        {{"call", call.number}, {"bytes", doubles * sizeof(double)}});
   ExchangeMetrics& metrics = metrics_.exchanges[{call.layer, call.direction}];
   metrics.bytes += doubles * sizeof(double);
   return exchange;
@@ -184,17 +190,13 @@ void RankWatch::end_exchange(const Exchange& exchange, const std::vector<std::ui
     metrics.slowest = number_of(group.name_of(static_cast<int>(last - arrivals.begin())));
     told = {{"skew_us", *last - *first}, {"slowest", metrics.slowest}};
   }
-  if (!exchange.traced) return;
-  tracing_exchange_ = false;
-  if (trace_) trace_->end(now, told);
+  trace_end(now, false, told, &exchange);
 }
 
 // It stays in the record as under way.
 void RankWatch::break_exchange(const Exchange& exchange) noexcept {
   const std::lock_guard lock(mutex_);
-  if (!exchange.traced) return;
-  tracing_exchange_ = false;
-  trace_end(wall_clock(), true, {});
+  trace_end(wall_clock(), true, {}, &exchange);
 }
 
 void RankWatch::begin_step() {
@@ -277,7 +279,8 @@ void RankWatch::write(const End& end, const LateReport* report) noexcept {
     file.commit();
   } catch (const std::exception& error) {
     try {
-      print_line_at_once("warning: " + record_ + ": the record cannot be written: " + error.what());
+      print_line_at_once("warning: the record of rank " + std::to_string(rank_) +
+                         " cannot be written: " + error.what());
     } catch (...) {  // no memory to say so
     }
   }

@@ -85,9 +85,9 @@ class RankWatch {
   void end_call(bool failed) noexcept;
   /// One exchange of several that may be under way at once.
   struct Exchange {
-    std::uint64_t call = 0;  // whose it is, counted from the first one
-    bool own = false;        // the call is the exchange itself, and belongs to no layer's
-    bool traced = false;
+    std::uint64_t call = 0;    // whose it is, counted from the first one
+    bool own = false;          // the call is the exchange itself, and belongs to no layer's
+    std::uint64_t number = 0;  // of the rank's exchanges
     double began = 0;
     std::string layer{};
     Direction direction = Direction::agreement;
@@ -122,7 +122,8 @@ class RankWatch {
   void begin(WatchedCall call);
   /// Null for one that is no longer kept.
   WatchedCall* call_of(const Exchange& exchange) noexcept;
-  void trace_end(double now, bool failed, const nlohmann::json& told) noexcept;
+  /// Of this exchange, or of what began last.
+  void trace_end(double now, bool failed, const nlohmann::json& told, const Exchange* exchange = nullptr) noexcept;
   void write(const End& end, const LateReport* report) noexcept;
   std::unique_lock<std::mutex> lock_in_time() const;
 
@@ -133,7 +134,7 @@ class RankWatch {
   std::deque<WatchedCall> calls_;
   std::uint64_t dropped_ = 0;            // calls before those
   std::optional<std::uint64_t> call_{};  // the layer's call under way, counted as Exchange::call
-  bool tracing_exchange_ = false;  // those that overlap it are not in the trace, whose events lie within each other
+  std::uint64_t exchanges_ = 0;          // begun
   std::map<std::pair<std::string, Direction>, std::uint64_t> numbers_;
   RankMetrics metrics_;
   double step_began_ = 0;

@@ -37,6 +37,27 @@ void Trace::end(double time, const nlohmann::json& arguments) {
   write({{"ph", "E"}, {"ts", time * micro}, {"args", arguments}});
 }
 
+void Trace::begin_apart(std::string_view category, std::uint64_t number, const std::string& name, double time,
+                        const nlohmann::json& arguments) {
+  write_apart('b', category, number, name, time, arguments);
+}
+
+void Trace::end_apart(std::string_view category, std::uint64_t number, const std::string& name, double time,
+                      const nlohmann::json& arguments) {
+  write_apart('e', category, number, name, time, arguments);
+}
+
+// Asynchronous events, with an id of this process alone: the files of several ranks may be open in one view.
+void Trace::write_apart(char phase, std::string_view category, std::uint64_t number, const std::string& name,
+                        double time, const nlohmann::json& arguments) {
+  write({{"ph", std::string(1, phase)},
+         {"cat", category},
+         {"id2", {{"local", std::to_string(number)}}},
+         {"name", name},
+         {"ts", time * micro},
+         {"args", arguments}});
+}
+
 // One call of the system for an event and the end of the array, which the next event overwrites.
 void Trace::write(const nlohmann::json& event) {
   if (descriptor_ < 0) return;

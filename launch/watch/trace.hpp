@@ -22,8 +22,16 @@ class Trace {
   /// once, and the trace ends there.
   void begin(std::string_view category, const std::string& name, double time, const nlohmann::json& arguments);
   void end(double time, const nlohmann::json& arguments);
+  /// The same of what may overlap others of its kind, and end after what it began in: viewers give it a track of its
+  /// own. `number` tells it from others of the category in this process.
+  void begin_apart(std::string_view category, std::uint64_t number, const std::string& name, double time,
+                   const nlohmann::json& arguments);
+  void end_apart(std::string_view category, std::uint64_t number, const std::string& name, double time,
+                 const nlohmann::json& arguments);
 
  private:
+  void write_apart(char phase, std::string_view category, std::uint64_t number, const std::string& name, double time,
+                   const nlohmann::json& arguments);
   void write(const nlohmann::json& event);
 
   std::string path_;

@@ -68,10 +68,45 @@ std::vector<std::string> outline(const Json& trace) {
     EXPECT_GE(event["ts"], before);
     before = event["ts"];
     if (event["ph"] == "B") lines.push_back(std::string(2 * depth++, ' ') + event["name"].get<std::string>());
-    if (event["ph"] == "E") --depth;
+    if (event["ph"] == "E") {
+      EXPECT_GT(depth, 0u);
+      --depth;
+    }
   }
   EXPECT_EQ(depth, 0u);
   return lines;
+}
+
+struct Apart {
+  std::string name{};
+  double begin = 0, end = 0;
+  Json told{};  // at the end
+};
+// What lies on tracks of its own, in the order in which it began: each has one end, under its own number and name.
+std::vector<Apart> apart(const Json& trace) {
+  std::vector<Apart> all;
+  std::map<std::string, std::size_t> open;
+  for (const Json& event : trace) {
+    if (event["ph"] != "b" && event["ph"] != "e") continue;
+    EXPECT_EQ(event["cat"], "exchange");
+    EXPECT_EQ(event["pid"], trace[0]["pid"]);
+    const std::string id = event["id2"]["local"];
+    if (event["ph"] == "b") {
+      EXPECT_TRUE(open.emplace(id, all.size()).second) << event;
+      all.push_back({event["name"], event["ts"]});
+      continue;
+    }
+    const auto at = open.find(id);
+    EXPECT_NE(at, open.end()) << event;
+    if (at == open.end()) continue;
+    Apart& one = all[at->second];
+    EXPECT_EQ(event["name"], one.name);
+    one.end = event["ts"];
+    one.told = event["args"];
+    open.erase(at);
+  }
+  EXPECT_TRUE(open.empty()) << trace;
+  return all;
 }
 
 TEST_F(Watched, TracesAreNestedAndChangeNoBit) {
@@ -83,17 +118,26 @@ TEST_F(Watched, TracesAreNestedAndChangeNoBit) {
   for (const std::string& name : place.list("o")) EXPECT_EQ(place.bytes("o/" + name), place.bytes("traced/" + name));
   for (const char* name : {"t.0.json", "t.1.json"}) {
     const auto lines = outline(json(name));
-    const std::vector<std::string> first{"step", "  sync_batch_norm forward", "    exchange of sync_batch_norm forward",
-                                         "  sync_batch_norm backward", "    exchange of sync_batch_norm backward"};
+    const std::vector<std::string> first{"step", "  sync_batch_norm forward", "  sync_batch_norm backward"};
     ASSERT_GE(lines.size(), first.size());
     const auto step = std::find(lines.begin(), lines.end(), "step");
     ASSERT_GE(lines.end() - step, static_cast<std::ptrdiff_t>(first.size()));
     EXPECT_TRUE(std::equal(first.begin(), first.end(), step)) << json(name).dump(1);
   }
-  for (const Json& event : json("t.1.json")) {
-    if (event["ph"] == "E" && event["args"].contains("slowest")) {
-      EXPECT_LE(event["args"]["slowest"], 1);
-    }
+  const auto exchanges = apart(json("t.1.json"));
+  for (const char* direction : {"forward", "backward"}) {
+    const std::string call = std::string("sync_batch_norm ") + direction;
+    const auto one = std::find_if(exchanges.begin(), exchanges.end(),
+                                  [&](const Apart& other) { return other.name == "exchange of " + call; });
+    ASSERT_NE(one, exchanges.end()) << call;
+    EXPECT_LE(one->told["slowest"], 1);
+    const Json trace = json("t.1.json");
+    const auto begun = std::find_if(trace.begin(), trace.end(),
+                                    [&](const Json& event) { return event["ph"] == "B" && event["name"] == call; });
+    ASSERT_NE(begun, trace.end());
+    EXPECT_GE(one->begin, (*begun)["ts"]);
+    const auto ended = std::find_if(begun, trace.end(), [](const Json& event) { return event["ph"] == "E"; });
+    EXPECT_LE(one->end, (*ended)["ts"]);
   }
 }
 
@@ -180,7 +224,40 @@ TEST_F(Watched, ExchangesThatOverlapAreToldApart) {
   }
   EXPECT_LT(calls[1]["ended"], calls[0]["ended"]);
   EXPECT_TRUE(calls[2]["ended"].is_null());
-  EXPECT_EQ(outline(json("t.1.json")).size(), 2u);  // of the first and the last: what lies within each other
+  EXPECT_TRUE(outline(json("t.1.json")).empty());
+  const auto drawn = apart(json("t.1.json"));
+  ASSERT_EQ(drawn.size(), 3u);
+  EXPECT_LT(drawn[1].begin, drawn[0].end);
+  EXPECT_LT(drawn[1].end, drawn[0].end);
+  EXPECT_TRUE(drawn[2].told["failed"]);
+}
+
+// Begun in one call, ended in a later one or after it, as halves of calls do: calls lie within steps all the same.
+TEST_F(Watched, AnExchangeMayEndAfterItsCall) {
+  launch::RankOptions options;
+  options.trace = place.path("t.{rank}.json");
+  harness::run(2, [&](const harness::World& world, Queue& queue) {
+    launch::RankWatch watch(options, world->rank(), 2);
+    const auto watched = watch.over(world);
+    std::optional<Pending> under_way;
+    for (const char* layer : {"first", "second"}) {
+      const launch::WatchStep step(&watch);
+      const launch::WatchCall call(&watch, layer, Direction::forward);
+      Pending own = watched->start_exchange({Header(layer, Direction::forward, 0), {1.0}, 0, {}}, queue);
+      if (under_way) under_way->wait();
+      under_way.emplace(std::move(own));
+    }
+    under_way->wait();
+  });
+  for (const char* name : {"t.0.json", "t.1.json"}) {
+    const std::vector<std::string> lines{"step", "  first forward", "step", "  second forward"};
+    EXPECT_EQ(outline(json(name)), lines);
+    const auto drawn = apart(json(name));
+    ASSERT_EQ(drawn.size(), 2u);
+    for (std::size_t i = 0; i < 2; ++i)
+      EXPECT_EQ(drawn[i].name, i == 0 ? "exchange of first forward" : "exchange of second forward");
+    EXPECT_LT(drawn[1].begin, drawn[0].end);
+  }
 }
 
 TEST_F(Watched, SigtermLeavesRecords) {
