@@ -59,14 +59,15 @@ void recover_folders(const ApplyPlan& plan, const Rank& rank) {
 void expect_writable(const ApplyPlan& plan, const Rank& rank) {
   namespace fs = std::filesystem;
   std::error_code error;
-  const fs::path out = fs::absolute(plan.out);
+  const fs::path out = fs::absolute(plan.out, error);
+  if (error) bad_file(plan.out, "cannot be made: the current folder: " + system_reason(error.value()));
   fs::path there = out;  // or the nearest folder above that exists
   while (!fs::exists(there, error) && there.has_relative_path()) there = there.parent_path();
   if (!fs::is_directory(there, error)) bad_file(plan.out, "cannot be made: something else has that name");
   if (::access(there.c_str(), W_OK | X_OK) != 0) bad_file(plan.out, "cannot be written: " + system_reason(errno));
   if (plan.save_state.empty()) return;
   const std::string state = expand(plan.save_state, rank.rank, 0);
-  const fs::path folder = fs::weakly_canonical(fs::absolute(state).parent_path(), error);
+  const fs::path folder = fs::weakly_canonical(fs::absolute(state, error).parent_path(), error);
   const auto made = fs::weakly_canonical(out, error).lexically_relative(folder).string();
   const bool with_out = !made.empty() && !made.starts_with("..");  // made with --out, if it is missing
   if (fs::is_directory(state, error)) bad_file(state, "is a directory, must be a file or not exist");

@@ -215,9 +215,6 @@ ApplyPlan read_plan(const Arguments& words) {
   set_nonfinite(plan.ranks, std::find(set.begin(), set.end(), "nonfinite") != set.end(), plan.layer);
   plan.layer.check();
 
-  for (const char* given : {"out", "load-state", "save-state"})
-    expect(values.count(given) == 0 || !values[given].as<std::string>().empty(), Code::invalid_argument,
-           [&] { return "--" + std::string(given) + " is empty, must be a path"; });
   expect(!typed.out.empty(), Code::invalid_argument, "--out is missing, must name the directory for the results");
   plan.out = typed.out;
   plan.load_state = typed.load_state;

@@ -82,10 +82,17 @@ po::variables_map parse_options(const Arguments& words, const po::options_descri
     // Guessing would let a slip of the finger pass as another option.
     const auto parsed =
         po::command_line_parser(words).options(description).style(style::unix_style & ~style::allow_guessing).run();
-    for (const auto& option : parsed.options)
+    for (const auto& option : parsed.options) {
       expect(option.position_key < 0, Code::invalid_argument, [&] {
         return "argument is '" + (option.value.empty() ? "" : option.value.front()) + "', must be an option (--NAME)";
       });
+      // A variable of the shell that is not set must not take an option away in silence.
+      expect(std::none_of(option.value.begin(), option.value.end(), [](const auto& value) { return value.empty(); }),
+             Code::invalid_argument, [&] {
+               return "--" + option.string_key + " is empty, must be " +
+                      description.find(option.string_key, false).semantic()->name();
+             });
+    }
     po::variables_map values;
     try {
       po::store(parsed, values);

@@ -178,6 +178,7 @@ void write_layer(const Layer& layer, Header& header) {
 Layer parse_layer(std::string_view text) {
   const auto end = std::min(text.find(':'), text.size());
   Layer layer(text.substr(0, end));
+  std::vector<std::string_view> set;
   for (std::string_view rest = text.substr(end); !rest.empty();) {
     rest.remove_prefix(1);  // the colon
     const auto stop = std::min(rest.find(':'), rest.size());
@@ -186,7 +187,11 @@ Layer parse_layer(std::string_view text) {
     expect(equals != pair.npos, Code::invalid_argument, [&] {
       return "attribute of " + std::string(layer.row->name) + " is '" + std::string(pair) + "', must be NAME=VALUE";
     });
-    layer.set(pair.substr(0, equals), pair.substr(equals + 1));
+    const std::string_view name = pair.substr(0, equals);
+    expect(std::find(set.begin(), set.end(), name) == set.end(), Code::invalid_argument,
+           [&] { return "attribute " + std::string(name) + " is set twice, must be set once"; });
+    layer.set(name, pair.substr(equals + 1));
+    set.push_back(name);
     rest.remove_prefix(stop);
   }
   return layer;

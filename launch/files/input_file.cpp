@@ -24,7 +24,7 @@ const char* kind_of(mode_t mode) {
 }  // namespace
 
 void bad_file(const std::string& path, const std::string& what, Where where) {
-  fail(Code::invalid_input, path + ": " + what, where);
+  fail(Code::invalid_input, (path.empty() ? "''" : path) + ": " + what, where);
 }
 
 std::string system_reason(int error) { return std::generic_category().message(error); }

@@ -318,7 +318,7 @@ void simulate_cluster(const Plan& plan, const Cluster& cluster, const bench::Mod
       if (setting.group == 1) continue;
       const auto key = std::pair(setting.subject->text, layer.channels);
       if (messages.count(key) == 0)
-        messages[key] = messages_of(parse_layer(setting.subject->text + ":sync=world"), layer.channels);
+        messages[key] = messages_of(parse_layer(setting.subject->text).set("sync", "world"), layer.channels);
       add_experiments(all, setting.group, messages[key]);
     }
   const Simulated simulated = all.empty() ? Simulated{} : run_simulator(cluster.parameters, ranks, overhead_us, all);

@@ -103,9 +103,48 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"apply batch_norm --input x.npy --out o --steps 1.5", 2, "--steps is '1.5', must be a whole number"},
         Wrong{"apply batch_norm --input x.npy --out o --steps 99999999999999999999", 2,
               "must be a whole number of at most 9223372036854775807"},
+        Wrong{"bench --layer group_norm:groups=2:eps=1:groups=4", 2, "attribute groups is set twice"},
         Wrong{"apply batch_norm --input x.npy --out o --drop-window", 2, "--load-state"},
         Wrong{"apply batch_norm --input x.npy --out o --ranks 2 --save-state s.st", 2, "{rank}"},
         Wrong{"apply batch_norm --input x.npy --out o --save-state s.{step}.st", 2, "{step}"}));
+
+// What a variable of the shell that is not set leaves of "$FILE".
+TEST(EmptyValues, AreNotTakenForOptionsThatAreNotGiven) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.write_bytes("with_empty.sh", "exec \"$@\" ''\n");
+  const std::string apply = "apply batch_norm --out o ", input = "--input x.npy ";
+  for (const auto& [words, says] : std::initializer_list<std::pair<std::string, std::string>>{
+           {apply + "--input", "--input is empty, must be FILE"},
+           {apply + input + "--record", "--record is empty, must be DIR"},
+           {apply + input + "--trace", "--trace is empty, must be F.json"},
+           {apply + input + "--save-state", "--save-state is empty, must be "},
+           {apply + input + "--ranks", "--ranks is empty, must be K"},
+           {"verify --json", "--json is empty, must be FILE"},
+           {"train --checkpoint", "--checkpoint is empty, must be "},
+           {"train --resume-if-present", "--resume-if-present is empty, must be "},
+           {"train --data", "--data is empty, must be "}}) {
+    const Outcome outcome = place.run(words, "sh with_empty.sh");
+    EXPECT_EQ(outcome.code, ALLNORM_HAVE_TORCH || !words.starts_with("train") ? 2 : 6) << outcome.err;
+    EXPECT_TRUE(outcome.one_line()) << outcome.err;
+    if (outcome.code == 2) {
+      EXPECT_TRUE(outcome.err.starts_with("allnorm: " + says)) << outcome.err;
+    }
+  }
+  const Outcome report = place.run("report -o r.html", "sh with_empty.sh");
+  EXPECT_EQ(report.code, 3);
+  EXPECT_TRUE(report.err.starts_with("allnorm: '': ")) << report.err;
+}
+
+TEST(CurrentFolder, ThatIsGoneIsExitThree) {
+  Workplace place;
+  place.make("x.npy", {3, 4, 5});
+  place.write_bytes("gone.sh", "mkdir gone && cd gone && rmdir ../gone && exec \"$@\"\n");
+  const Outcome outcome = place.run("apply batch_norm --input ../x.npy --out o", "sh gone.sh");
+  EXPECT_EQ(outcome.code, 3) << outcome.err;
+  EXPECT_TRUE(outcome.one_line()) << outcome.err;
+  EXPECT_NE(outcome.err.find("o: cannot be made: the current folder: "), std::string::npos) << outcome.err;
+}
 
 INSTANTIATE_TEST_SUITE_P(
     Ranks, WrongUse,
