@@ -79,15 +79,15 @@ can_fuzz() {
     echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
     clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o /dev/null 2>/dev/null
 }
-# Fuzzes every reader of files for so many seconds, from the corpus of the repository; what is found stays in
+# Fuzzes every reader of files to a limit of libFuzzer's, from the corpus of the repository; what is found stays in
 # build/FOLDER/fuzz. A seed of 0 is another one each time.
-fuzz() {  # fuzz PRESET SECONDS SEED
+fuzz() {  # fuzz PRESET -max_total_time=SECONDS|-runs=N SEED
   local target folder="build/$1/fuzz"
   check "fuzzers build" build_fuzzers "$1"
   for target in tests/fuzz/corpus/*/; do
     target=$(basename "$target")
     mkdir -p "$folder/$target"
-    check "fuzz $target" env ALLNORM_FUZZ_TARGET="$target" "build/$1/tests/fuzz/fuzzer" -max_total_time="$2" -seed="$3" -max_len=8192 \
+    check "fuzz $target" env ALLNORM_FUZZ_TARGET="$target" "build/$1/tests/fuzz/fuzzer" "$2" -seed="$3" -max_len=8192 \
       -rss_limit_mb=2048 -artifact_prefix="$folder/$target/" -print_final_stats=1 -verbosity=0 "$folder/$target" "tests/fuzz/corpus/$target"
   done
 }
