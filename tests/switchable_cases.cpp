@@ -84,14 +84,14 @@ Arrays tensors(const Array& x, const Array& dy, const Parameters& p) {
 void expect_equal(Arrays& got, const Expected& want, std::size_t part, DType dtype, double far, double scale,
                   std::size_t terms) {
   const double map = operation_cases::tolerance_of(dtype) + far, rstd = largest_rstd(want);
-  expect_near("output", got["output"].v, want.y[part], map, 1);
-  expect_near("grad_input", got["grad_input"].v, want.dx[part], map, 8 * rstd);
+  expect_near("output", got["output"].v, want.y[part].v, map, 1);
+  expect_near("grad_input", got["grad_input"].v, want.dx[part].v, map, 8 * rstd);
   const double sums = (dtype == DType::f64 ? 1e-12 : 1e-5) + far;
-  const double size = 4 * std::sqrt(static_cast<double>(std::max(terms, want.y[part].size()))) + 1;
+  const double size = 4 * std::sqrt(static_cast<double>(std::max(terms, want.y[part].v.size()))) + 1;
   expect_near("grad_weight", got["grad_weight"].v, want.dgamma[part], sums, size);
   expect_near("grad_bias", got["grad_bias"].v, want.dbeta[part], sums, size);
-  expect_near("grad_mean_logits", got["grad_mean_logits"].v, want.dmean_logits[part], sums, size * rstd * scale);
-  expect_near("grad_var_logits", got["grad_var_logits"].v, want.dvar_logits[part], sums,
+  expect_near("grad_mean_logits", got["grad_mean_logits"].v, want.dmean_logits[part].v, sums, size * rstd * scale);
+  expect_near("grad_var_logits", got["grad_var_logits"].v, want.dvar_logits[part].v, sums,
               size * rstd * rstd * scale * scale);
 }
 
@@ -138,8 +138,8 @@ Samples::Samples(std::vector<std::int64_t> sizes, const Options& options, DType 
   want = loops({whole}, {of_y}, p, o);
   x = cut_space(whole, parts);
   dy = cut_space(of_y, parts);
-  y = cut_space({shape, want.y[0]}, parts);
-  dx = cut_space({shape, want.dx[0]}, parts);
+  y = cut_space({shape, want.y[0].v}, parts);
+  dx = cut_space({shape, want.dx[0].v}, parts);
 }
 
 Arrays Samples::expect_calls(const World& world) const {
@@ -168,8 +168,8 @@ void Samples::expect_sums(const std::vector<Arrays>& shares) const {
       values.resize(more.size());
       for (std::size_t i = 0; i < more.size(); ++i) values[i] += more[i];
     }
-  sum["output"].v = want.y[0];  // compared in expect_call()
-  sum["grad_input"].v = want.dx[0];
+  sum["output"].v = want.y[0].v;  // compared in expect_call()
+  sum["grad_input"].v = want.dx[0].v;
   expect_equal(sum, want, 0, dtype, far, scale);
 }
 

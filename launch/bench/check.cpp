@@ -58,11 +58,11 @@ Tensors whole_of(const std::deque<Subject>& ranks) {
 
 void compare(const TensorView& made, const reference::Answer& answer, std::size_t first, DType dtype, Check& found) {
   const Array got = array_of(made);
-  const double tolerance = reference::tolerance_of(answer, dtype, 0);
-  double largest = answer.terms;
-  for (const double value : answer.values) largest = std::max(largest, std::abs(value));
+  const reference::Doubles tolerances = reference::tolerances_of(answer, dtype, 0);
+  const double largest = reference::largest_of(answer);
   for (std::size_t i = 0; i < got.v.size(); ++i) {
     const double off = std::abs(got.v[i] - answer.values.at(first + i));
+    const double tolerance = tolerances[first + i];
     found.wrong += !(off <= tolerance && std::isfinite(tolerance));
     if (largest > 0) found.max_error = std::max(found.max_error, std::isfinite(off) ? off / largest : HUGE_VAL);
   }

@@ -11,10 +11,11 @@ namespace reference {
 class Core {
  public:
   virtual ~Core() = default;
-  /// z; statistics and state go to `out`.
+  /// z, with what it goes by; statistics and state go to `out`.
   virtual Values forward(const Tensors& given, bool training, Answers& out) = 0;
-  /// dx from dz, of the last forward call; gradients of tensors of the core's own go to `out`.
-  virtual Values backward(const Array& dz, const Tensors& given, Answers& out) = 0;
+  /// dx from dz, of the last forward call; `sizes`: of the terms of each dz. Gradients of tensors of the core's own go
+  /// to `out`.
+  virtual Values backward(const Array& dz, const Doubles& sizes, const Tensors& given, Answers& out) = 0;
   /// How exact its statistics are, and what follows from them: an answer without values.
   virtual Answer accuracy() const { return {}; }
 };

@@ -16,15 +16,39 @@ double unit_of(allnorm::DType dtype) {
 }
 double value_tolerance(allnorm::DType dtype) { return 8 * unit_of(dtype); }
 
-double tolerance_of(const Answer& answer, allnorm::DType dtype, double statistics) {
+namespace {
+
+// Half the distance of the smallest numbers.
+double smallest_of(allnorm::DType dtype) {
+  using allnorm::DType;
+  return dtype == DType::f64 ? 0 : dtype == DType::f32 ? 0x1p-150 : dtype == DType::f16 ? 0x1p-25 : 0x1p-134;
+}
+double size_of(const Answer& answer, std::size_t i) {
+  return std::max(std::abs(answer.values[i]), answer.sizes.empty() ? 0 : answer.sizes[i]);
+}
+
+}  // namespace
+
+double largest_of(const Answer& answer) {
+  double most = 0;
+  for (std::size_t i = 0; i < answer.values.size(); ++i) most = std::max(most, size_of(answer, i));
+  return most;
+}
+
+Doubles tolerances_of(const Answer& answer, allnorm::DType dtype, double statistics) {
   const bool wide = dtype == allnorm::DType::f64;
   const auto compute = wide ? dtype : allnorm::DType::f32;
-  const double own = answer.rounding == Rounding::value       ? value_tolerance(dtype)
-                     : answer.rounding == Rounding::parameter ? value_tolerance(compute)
-                                                              : 0;
-  double size = answer.terms;
-  for (const double v : answer.values) size = std::max(size, std::abs(v));
-  return size * (own + answer.follows * (answer.exact + (wide ? 0 : statistics + answer.narrow)));
+  const double made = answer.rounding == Rounding::statistic ? 0 : value_tolerance(compute);
+  const double relative = answer.follows * (answer.exact + (wide ? 0 : statistics + answer.narrow));
+  Doubles all;
+  for (std::size_t i = 0; i < answer.values.size(); ++i) {
+    const double size = size_of(answer, i);
+    double one = made * size + relative * (answer.by_statistics.empty() ? size : answer.by_statistics[i]);
+    if (answer.rounding == Rounding::value && dtype != compute)
+      one += std::max(unit_of(dtype) * (std::abs(answer.values[i]) + one), smallest_of(dtype));
+    all.push_back(one);
+  }
+  return all;
 }
 
 namespace {
@@ -41,7 +65,9 @@ Doubles values_or_none(const Tensors& given, std::string_view name) {
   const Array* found = find(given, name);
   return found == nullptr ? Doubles{} : found->v;
 }
-Answer value(const Values& values) { return {values.v, Rounding::value, values.terms}; }
+Answer value(const Values& values, Rounding rounding = Rounding::value) {
+  return {values.v, rounding, values.sizes, values.by_statistics};
+}
 
 // ---- gamma and beta ------------------------------------------------------------------------------------------------
 
@@ -104,21 +130,21 @@ class Affine final : public Definition {
   Answers forward(const Tensors& given, bool training) override {
     Answers out;
     const Array& x = get(given, "input");
-    const Values z = core_->forward(given, training, out);
+    z_ = core_->forward(given, training, out);
+    for (auto& [name, answer] : out) answer = like_core(answer);
     const Array *residual = find(given, "residual"), *tau = find(given, "tau");
-    z_ = z.v;
-    gamma_.assign(z_.size(), 0);
-    slope_.assign(z_.size(), 1);
+    const std::size_t count = z_.v.size();
+    gamma_.assign(count, {});
+    slope_.assign(count, 1);
     distances_.clear();
-    Values y(z_.size());
-    for (std::size_t i = 0; i < z_.size(); ++i) {
-      double beta = 0;
-      for (const Part& part : parts_) (part.gamma ? gamma_[i] : beta) += amount(part, given, x, static_cast<Int>(i));
+    Values y(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      Sum beta;
+      for (const Part& part : parts_) add_amount(part, given, x, static_cast<Int>(i), part.gamma ? gamma_[i] : beta);
       Sum pre;
-      pre.add(gamma_[i] * Real(z_[i]));
-      pre.add(beta);
+      pre.add(gamma_[i].value * z_.v[i], gamma_[i].size * z_.sizes[i], gamma_[i].size * z_.by_statistics[i]);
+      pre.add(1, beta);
       if (residual != nullptr) pre.add(residual->v[i]);
-      pre.size = std::max(pre.size, std::abs(Real(gamma_[i])) * z.terms);
       const double level = tau == nullptr ? 0 : tau->v[channel(x, i)];
       if (tau != nullptr || o_.activation.kind != allnorm::ActivationKind::identity)
         distances_.push_back(static_cast<double>(std::abs(pre.value - level)));
@@ -134,10 +160,12 @@ class Affine final : public Definition {
     const Array &x = get(given, "input"), &dy = get(given, "grad_output");
     const Array* tau = find(given, "tau");
     Array g = zeros(x.shape), dz = zeros(x.shape);
+    Doubles sizes;  // of dz
     std::vector<Sum> dtau(tau == nullptr ? 0 : tau->v.size());
     for (std::size_t i = 0; i < g.v.size(); ++i) {
       g.v[i] = slope_[i] * dy.v[i];
-      dz.v[i] = gamma_[i] * g.v[i];
+      dz.v[i] = static_cast<double>(gamma_[i].value) * g.v[i];
+      sizes.push_back(static_cast<double>(gamma_[i].size) * std::abs(g.v[i]));
       if (tau != nullptr) dtau[channel(x, i)].add(dy.v[i] - g.v[i]);
     }
     for (const Part& part : parts_)
@@ -148,19 +176,20 @@ class Affine final : public Definition {
       for (std::size_t i = 0; i < all.size(); ++i) all[i].add(g.v[i]);
       tell("grad_residual", all, Rounding::value, out);
     }
-    out["grad_input"] = like_core(value(core_->backward(dz, given, out)));
+    const Values dx = core_->backward(dz, sizes, given, out);
+    for (auto& [name, answer] : out) answer = like_core(answer);
+    out["grad_input"] = like_core(value(dx));
     return out;
   }
 
   Doubles distances() const override { return distances_; }
 
  private:
-  static double amount(const Part& part, const Tensors& given, const Array& x, Int i) {
+  static void add_amount(const Part& part, const Tensors& given, const Array& x, Int i, Sum& sum) {
     const Array* tensor = find(given, part.tensor);
-    if (tensor == nullptr) return missing(part, given, x, i);
-    double sum = part.more;
-    for (const Share& one : shares_of(part, given, x, i)) sum += one.share * tensor->v[one.entry];
-    return sum;
+    if (tensor == nullptr) return sum.add(missing(part, given, x, i));
+    sum.add(part.more);
+    for (const Share& one : shares_of(part, given, x, i)) sum.add(Real(one.share) * tensor->v[one.entry]);
   }
   static std::size_t channel(const Array& x, std::size_t i) {
     return i / at(elements({x.shape.begin() + 2, x.shape.end()})) % at(x.shape[1]);
@@ -183,17 +212,18 @@ class Affine final : public Definition {
   void tell(const std::string& name, const std::vector<Sum>& sums, Rounding rounding, Answers& out) const {
     Values values(sums.size());
     for (std::size_t i = 0; i < sums.size(); ++i) values.set(i, sums[i]);
-    out[name] = like_core({values.v, rounding, values.terms});
+    out[name] = like_core(value(values, rounding));
   }
-  // z is right to roundings of 1, wherever it is.
   void tell_part(const Part& part, const Tensors& given, const Array& x, const Doubles& g, std::size_t size,
                  Answers& out) const {
     std::vector<Sum> sums(size);
     for (std::size_t i = 0; i < g.size(); ++i)
       for (const Share& one : shares_of(part, given, x, static_cast<Int>(i))) {
-        const Real factor = part.gamma ? Real(z_[i]) : Real(1), by = one.share * g[i];
-        sums[one.entry].value += by * factor;
-        sums[one.entry].size += std::abs(by) * std::max<Real>(1, std::abs(factor));
+        const Real by = Real(one.share) * g[i];
+        if (part.gamma)
+          sums[one.entry].add(by * z_.v[i], std::abs(by) * z_.sizes[i], std::abs(by) * z_.by_statistics[i]);
+        else
+          sums[one.entry].add(by);
       }
     const bool alone = part.per == Per::value || part.per == Per::position;  // of the input's type
     tell("grad_" + std::string(part.tensor), sums, alone ? Rounding::value : Rounding::parameter, out);
@@ -202,7 +232,9 @@ class Affine final : public Definition {
   std::unique_ptr<Core> core_;
   std::vector<Part> parts_;
   NormOptions o_;
-  Doubles z_, gamma_, slope_, distances_;
+  Values z_;
+  std::vector<Sum> gamma_;
+  Doubles slope_, distances_;
 };
 
 // ---- layers without ------------------------------------------------------------------------------------------------
@@ -233,9 +265,8 @@ class Stateless final : public Definition {
 
 Answers call_cosine(const NormOptions& o, const Tensors& t) {
   const Cosine made = cosine(o, get(t, "input"), get(t, "weight"), get(t, "grad_output"));
-  return {{"output", value(made.y)},
-          {"grad_input", value(made.dx)},
-          {"grad_weight", {made.dw.v, Rounding::parameter, made.dw.terms}}};
+  return {
+      {"output", value(made.y)}, {"grad_input", value(made.dx)}, {"grad_weight", value(made.dw, Rounding::parameter)}};
 }
 Answers call_neighbours(const NormOptions& o, const Tensors& t) {
   const Neighbours made = neighbours(o, get(t, "input"), get(t, "grad_output"));
@@ -248,13 +279,13 @@ Answers call_adapt(const NormOptions& o, const Tensors& t) {
 Answers call_weight_norm(const NormOptions& o, const Tensors& t) {
   const WeightNorm made = weight_norm(o.dim, get(t, "input"), values_or_none(t, "g"), get(t, "grad_output"));
   Answers all{{"output", value(made.w)}, {"grad_input", value(made.dv)}};
-  if (find(t, "g") != nullptr) all["grad_g"] = {made.dg.v, Rounding::parameter, made.dg.terms};
+  if (find(t, "g") != nullptr) all["grad_g"] = value(made.dg, Rounding::parameter);
   return all;
 }
 Answers call_standardize(const NormOptions& o, const Tensors& t) {
   const Standardized made = standardize(o, get(t, "input"), values_or_none(t, "gain"), get(t, "grad_output"));
   Answers all{{"output", value(made.y)}, {"grad_input", value(made.dw)}};
-  if (find(t, "gain") != nullptr) all["grad_gain"] = {made.dgain.v, Rounding::parameter, made.dgain.terms};
+  if (find(t, "gain") != nullptr) all["grad_gain"] = value(made.dgain, Rounding::parameter);
   return all;
 }
 

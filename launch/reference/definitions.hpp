@@ -20,22 +20,23 @@ using Tensors = std::map<std::string, Array, std::less<>>;
 
 /// How a value comes about: what rounding does to its terms on the way.
 enum class Rounding : std::uint8_t {
-  value,      ///< of the input's type, made in its compute type: a few roundings of that, one of the type
+  value,      ///< made in the input's compute type, a few roundings of that; and one of the input's type
   parameter,  ///< a sum over values, each of which is made in the compute type
   statistic,  ///< in double
 };
 
-/// How far statistics are off, relative, that are summed in double: the message's bound for the variance, (4 + K) units
-/// times 1 + |mean|/std, with the 3 ranks and the means of a few deviations that trials have, and as much for the
-/// reference.
-inline constexpr double statistics_in_double = 64 * 0x1p-53;
+/// How far sums of squares are off, relative, that are added in double about one of the values: a rounding for each of
+/// some hundred that wander, and a few of the merge. Of the variance that is 1 + (x - mean)^2/var times as much, x
+/// being that value (spread_of).
+inline constexpr double statistics_in_double = 16 * 0x1p-53;
 
 /// What a call must give, in the order of the catalogue's arrays.
 struct Answer {
   Doubles values;
   Rounding rounding = Rounding::value;
-  double terms = 0;                     ///< the largest size of what one value is the sum of
-  double follows = 1;                   ///< how many times a relative error of the call's statistics shows in the value
+  Doubles sizes{};          ///< of each: of what it is the sum of, together, where that is more than its own size
+  Doubles by_statistics{};  ///< of each: what it goes by, per relative error of the call's statistics; empty: the size
+  double follows = 1;       ///< how many times such an error shows in that
   double exact = statistics_in_double;  ///< a relative error of statistics that are summed in double
   double narrow = 0;                    ///< what the compute type of f32, f16 and bf16 adds to it
 };
@@ -43,13 +44,15 @@ using Answers = std::map<std::string, Answer, std::less<>>;
 
 /// Half a unit in the last place of values near 1.
 double unit_of(allnorm::DType dtype);
-/// What values of that type may be off, of their largest terms.
+/// What values that are made in that type may be off, of their terms: a few roundings.
 double value_tolerance(allnorm::DType dtype);
-/// How far statistics of types other than f64 are off on a GPU, relative: a rounding of each difference, of its square,
-/// and of up to eight sums in f32.
+/// How far such sums of types other than f64 are off on a GPU: a rounding of each difference, of its square, and of up
+/// to eight sums in f32.
 inline constexpr double gpu_statistics = 16 * 0x1p-24;
-/// What the answer's values may be off. `statistics`: that, or 0 on a CPU, where they are summed in double.
-double tolerance_of(const Answer& answer, allnorm::DType dtype, double statistics);
+/// What each of the answer's values may be off. `statistics`: that, or 0 on a CPU, where they are summed in double.
+Doubles tolerances_of(const Answer& answer, allnorm::DType dtype, double statistics);
+/// The size of its largest value, or of what that is the sum of.
+double largest_of(const Answer& answer);
 
 /// One layer object. All ranks of a group are one call on all that they hold together.
 class Definition {

@@ -21,15 +21,16 @@ struct Extent3 {
 
 /// A row less its mean where that is asked for, its length, and what it is divided by, with the derivative by |x|.
 struct Row {
-  Reals values;
+  Reals values, sizes;  // sizes: of the terms of each value
   Real length = 0, norm = 0, slope = 1;
 };
 Row row_of(const NormOptions& o, const Array& matrix, std::size_t i) {
   const auto K = static_cast<std::ptrdiff_t>(matrix.shape[1]), first = static_cast<std::ptrdiff_t>(i) * K;
-  Row row{Reals(matrix.v.begin() + first, matrix.v.begin() + first + K)};
+  Row row{Reals(matrix.v.begin() + first, matrix.v.begin() + first + K), {}};
   Real mean = 0, square = 0;
   for (const Real value : row.values) mean += value / static_cast<Real>(K);
   for (Real& value : row.values) {
+    row.sizes.push_back(std::abs(value) + (o.centred ? std::abs(mean) : 0));
     if (o.centred) value -= mean;
     square += value * value;
   }
@@ -51,15 +52,17 @@ Row row_of(const NormOptions& o, const Array& matrix, std::size_t i) {
 
 // The gradient by `own` of sum_j g_j y_j, y_j its product with the j-th other: written to `to` from `first` on.
 template <class Gradient>
-void cosine_grad(const NormOptions& o, const Row& own, const std::vector<Row>& others, const Reals& y,
+void cosine_grad(const NormOptions& o, const Row& own, const std::vector<Row>& others, const std::vector<Sum>& y,
                  const Gradient& g, Values& to, std::size_t first) {
   const std::size_t K = own.values.size();
   std::vector<Sum> sums(K);
   for (std::size_t j = 0; j < others.size(); ++j)
     for (std::size_t k = 0; k < K; ++k) {
-      const Real along = own.length > 0 ? own.slope * own.values[k] / own.length : 0;
-      sums[k].add(g(j) * others[j].values[k] / others[j].norm / own.norm);
-      sums[k].add(-g(j) * y[j] * along / own.norm);
+      const Real steep = own.length > 0 ? g(j) * own.slope / own.length / own.norm : 0;
+      const Real direct = g(j) / others[j].norm / own.norm, size = std::abs(direct) * others[j].sizes[k];
+      sums[k].add(direct * others[j].values[k], size, size);
+      const Real back = std::abs(steep) * own.sizes[k] * y[j].size;
+      sums[k].add(-steep * own.values[k] * y[j].value, back, back);
     }
   Sum mean;
   for (const Sum& sum : sums) mean.add(1 / static_cast<Real>(K), sum);
@@ -77,22 +80,24 @@ Cosine cosine(const NormOptions& o, const Array& x, const Array& w, const Array&
   std::vector<Row> a, b;
   for (std::size_t i = 0; i < N; ++i) a.push_back(row_of(o, x, i));
   for (std::size_t j = 0; j < M; ++j) b.push_back(row_of(o, w, j));
-  Reals y(N * M);
+  std::vector<Sum> y(N * M);
   for (std::size_t i = 0; i < N; ++i)
     for (std::size_t j = 0; j < M; ++j) {
-      Sum sum;
-      for (std::size_t k = 0; k < K; ++k) sum.add(a[i].values[k] * b[j].values[k] / (a[i].norm * b[j].norm));
+      Sum& sum = y[i * M + j];
+      for (std::size_t k = 0; k < K; ++k) {
+        const Real norms = a[i].norm * b[j].norm, size = a[i].sizes[k] * b[j].sizes[k] / norms;
+        sum.add(a[i].values[k] * b[j].values[k] / norms, size, size);
+      }
       made.y.set(i * M + j, sum);
-      y[i * M + j] = sum.value;
     }
   for (std::size_t i = 0; i < N; ++i) {
-    const Reals own(y.begin() + static_cast<std::ptrdiff_t>(i * M),
-                    y.begin() + static_cast<std::ptrdiff_t>((i + 1) * M));
+    const std::vector<Sum> own(y.begin() + static_cast<std::ptrdiff_t>(i * M),
+                               y.begin() + static_cast<std::ptrdiff_t>((i + 1) * M));
     cosine_grad(
         o, a[i], b, own, [&](std::size_t j) { return Real(dy.v[i * M + j]); }, made.dx, i * K);
   }
   for (std::size_t j = 0; j < M; ++j) {
-    Reals own;
+    std::vector<Sum> own;
     for (std::size_t i = 0; i < N; ++i) own.push_back(y[i * M + j]);
     cosine_grad(
         o, b[j], a, own, [&](std::size_t i) { return Real(dy.v[i * M + j]); }, made.dw, j * K);
@@ -151,13 +156,31 @@ namespace {
 
 struct Moments {
   Real mean = 0, sigma = 0;
+  Real furthest = 0, spread = 1;  // the largest |x| and 1 + (x - mean)^2/var, which errors of mean and variance go by
 };
+// (x - mean) * scale.
+Sum centred(const Moments& m, Real x, Real scale) {
+  Sum made;
+  made.add((x - m.mean) * scale, (std::abs(x) + std::abs(m.mean)) * std::abs(scale),
+           (std::abs(x - m.mean) * m.spread + m.furthest) * std::abs(scale));
+  return made;
+}
+// A product, which is off by what each is off times the other.
+Sum times(const Sum& a, const Sum& b) {
+  return {a.value * b.value, a.size * b.size, a.by_statistics * b.by_statistics};
+}
+
 Moments moments_of(const Array& x, std::size_t first, std::size_t count, Real less, Real eps) {
   Moments m;
   Real var = 0;
-  for (std::size_t s = first; s < first + count; ++s) m.mean += x.v[s] / static_cast<Real>(count);
+  for (std::size_t s = first; s < first + count; ++s) {
+    m.mean += x.v[s] / static_cast<Real>(count);
+    m.furthest = std::max<Real>(m.furthest, std::abs(x.v[s]));
+  }
   for (std::size_t s = first; s < first + count; ++s)
     var += (x.v[s] - m.mean) * (x.v[s] - m.mean) / (static_cast<Real>(count) - less);
+  for (std::size_t s = first; s < first + count && var > 0; ++s)
+    m.spread = std::max(m.spread, 1 + (x.v[s] - m.mean) * (x.v[s] - m.mean) / var);
   m.sigma = std::sqrt(var + eps);
   return m;
 }
@@ -171,16 +194,18 @@ Adapted adapt(const NormOptions& o, const Array& x, const Array& style, const Ar
   for (std::size_t set = 0; set < e.N * e.C; ++set) {
     const Moments own = moments_of(x, set * e.S, e.S, less, o.eps),
                   other = moments_of(style, set * f.S, f.S, less, o.eps);
-    const auto hat = [&](std::size_t i) { return (x.v[i] - own.mean) / own.sigma; };
+    const auto hat = [&](std::size_t i) { return centred(own, x.v[i], 1 / own.sigma); };
     Sum g, gx;
     for (std::size_t i = set * e.S; i < (set + 1) * e.S; ++i) {
       Sum y;
-      y.add(o.alpha * other.sigma * hat(i));
-      y.add(o.alpha * other.mean);
-      y.add((1 - o.alpha) * x.v[i]);
+      y.add(o.alpha * other.sigma, hat(i));
+      y.add(o.alpha * other.mean, o.alpha * std::abs(other.mean), o.alpha * other.furthest);
+      // What is left of x may be made of its distance from the mean, and the mean.
+      const Real left = (1 - o.alpha) * (std::abs(x.v[i]) + 2 * std::abs(own.mean));
+      y.add((1 - o.alpha) * x.v[i], left, left);
       made.y.set(i, y);
       g.add(dy.v[i]);
-      gx.add(dy.v[i] * hat(i));
+      gx.add(dy.v[i], hat(i));
     }
     for (std::size_t i = set * e.S; i < (set + 1) * e.S; ++i) {
       Sum dx;
@@ -189,7 +214,7 @@ Adapted adapt(const NormOptions& o, const Array& x, const Array& style, const Ar
       if (e.S > 1) {
         dx.add(steep * dy.v[i]);
         dx.add(-steep / S, g);
-        dx.add(-steep * hat(i) / (S - less), gx);
+        dx.add(-steep / (S - less), times(hat(i), gx));
       } else if (o.unbiased) {
         dx.add(NAN);
       }
@@ -197,9 +222,9 @@ Adapted adapt(const NormOptions& o, const Array& x, const Array& style, const Ar
     }
     for (std::size_t i = set * f.S; i < (set + 1) * f.S; ++i) {
       Sum dstyle;
-      const Real by_sigma = f.S > 1 ? o.alpha * (style.v[i] - other.mean) / (other.sigma * (S_style - less)) : 0;
+      const Real by_sigma = f.S > 1 ? o.alpha / (other.sigma * (S_style - less)) : 0;
       dstyle.add(o.alpha / S_style, g);
-      dstyle.add(by_sigma, gx);
+      dstyle.add(1, times(centred(other, style.v[i], by_sigma), gx));
       made.dstyle.set(i, dstyle);
     }
   }
@@ -239,30 +264,29 @@ Standardized standardize(const NormOptions& o, const Array& w, const Doubles& ga
   Standardized made{Values(w.v.size()), Values(w.v.size()), Values(O)};
   for (std::size_t row = 0; row < O; ++row) {
     const std::size_t first = row * I, last = first + I;
-    Real mean = 0, var = 0;
-    for (std::size_t i = first; i < last; ++i) mean += w.v[i] / n;
-    for (std::size_t i = first; i < last; ++i) var += (w.v[i] - mean) * (w.v[i] - mean) / divisor;
+    const Moments m = moments_of(w, first, I, n - divisor, 0);
+    const Real var = m.sigma * m.sigma;
     const bool outside = o.eps_place == EpsPlace::outside;
     const Real sigma = outside ? std::sqrt(var) + o.eps : std::sqrt(var + o.eps);
     const Real root = outside ? std::sqrt(var) : sigma;  // whose derivative is (w - mean) / (divisor * root)
     const Real factor = gain.empty() ? 1 : gain[row];
     Sum g, gx, dgain;
     for (std::size_t i = first; i < last; ++i) {
-      const Real hat = (w.v[i] - mean) / sigma;
+      const Sum hat = centred(m, w.v[i], 1 / sigma);
       Sum y;
-      y.add(factor * hat);
+      y.add(factor, hat);
       made.y.set(i, y);
-      dgain.add(dy.v[i] * hat);
+      dgain.add(dy.v[i], hat);
       g.add(factor * dy.v[i]);
-      gx.add(factor * dy.v[i] * hat);
+      gx.add(factor * dy.v[i], hat);
     }
     made.dgain.set(row, dgain);
     for (std::size_t i = first; i < last; ++i) {
-      const Real by_root = root > 0 ? (w.v[i] - mean) / (divisor * root) : 0;
+      const Real by_root = root > 0 ? 1 / (divisor * root) : 0;
       Sum dw;
       dw.add(factor * dy.v[i] / sigma);
       dw.add(-1 / (n * sigma), g);
-      dw.add(-by_root / sigma, gx);
+      dw.add(-1 / sigma, times(centred(m, w.v[i], by_root), gx));
       made.dw.set(i, dw);
     }
   }

@@ -2,6 +2,7 @@
 // code with the library but the names of its options.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -21,27 +22,28 @@ struct Array {
   std::vector<std::int64_t> shape;
   Doubles v;
 };
-/// A sum, and that of the sizes of its terms: what rounding may do to it is in proportion to the latter.
+/// A sum, that of the sizes of its terms, to which what rounding may do to it is in proportion, and what it goes by per
+/// relative error of the statistics that it is made with.
 struct Sum {
-  Real value = 0, size = 0;
-  void add(Real term) {
-    value += term;
-    size += term < 0 ? -term : term;
-  }
+  Real value = 0, size = 0, by_statistics = 0;
+  void add(Real term) { add(term, std::abs(term), std::abs(term)); }
+  /// A term that comes of larger ones.
+  void add(Real term, Real own_size, Real by) { value += term, size += own_size, by_statistics += by; }
   void add(Real factor, const Sum& of) {
-    value += factor * of.value;
-    size += (factor < 0 ? -factor : factor) * of.size;
+    add(factor * of.value, std::abs(factor) * of.size, std::abs(factor) * of.by_statistics);
   }
 };
-/// Values, and the largest size of what one of them is the sum of.
+/// Sums.
 struct Values {
-  explicit Values(std::size_t count = 0) : v(count) {}
+  explicit Values(std::size_t count = 0) : v(count), sizes(count), by_statistics(count) {}
   void set(std::size_t i, const Sum& sum) {
     v[i] = static_cast<double>(sum.value);
-    if (!(sum.size <= terms)) terms = static_cast<double>(sum.size);
+    sizes[i] = static_cast<double>(sum.size);
+    by_statistics[i] = static_cast<double>(sum.by_statistics);
+    if (!(sizes[i] <= terms)) terms = sizes[i];
   }
-  Doubles v;
-  double terms = 0;
+  Doubles v, sizes, by_statistics;
+  double terms = 0;  // the largest of the sizes that were set
 };
 /// One array per rank of a group. C and space agree; N may differ and may be 0.
 using Ranks = std::vector<Array>;

@@ -16,10 +16,11 @@ Reals softmax(const Doubles& logits) {
 }
 
 struct Stat {
-  Real mean = 0, var = 0, dmean = 0, dvar = 0, share = 0;  // share: of a (sample, channel) in the pool
+  Real mean = 0, var = 0, share = 0;  // share: of a (sample, channel) in the pool
+  Sum dmean{}, dvar{};
 };
 struct Mixed {
-  Real mean, var, rstd;
+  Real mean, size, var, rstd;  // size: of the terms of the mean
 };
 
 /// One part: x and dy (N, C, S), in (N * C), ln (N).
@@ -36,8 +37,16 @@ struct Part {
 class Loops {
  public:
   Loops(const std::vector<Array>& x, const std::vector<Array>& dy, const SwitchableParameters& p, const NormOptions& o)
-      : p_(p), o_(o), w_(softmax(p.mean_logits)), v_(softmax(p.var_logits)), C_(p.gamma.size()), bn_(C_) {
+      : p_(p),
+        o_(o),
+        w_(softmax(p.mean_logits)),
+        v_(softmax(p.var_logits)),
+        C_(p.gamma.size()),
+        bn_(C_),
+        furthest_(p.furthest) {
     for (std::size_t r = 0; r < x.size(); ++r) parts_.emplace_back(x[r], dy[r], C_);
+    for (const Array& part : x)
+      for (const double value : part.v) furthest_ = std::max(furthest_, std::abs(Real(value)));
     made.running_mean = p.running_mean, made.running_var = p.running_var;
     for (Part& part : parts_) take_own(part);
     take_batch();
@@ -91,13 +100,15 @@ class Loops {
 
   Mixed mixed(const Stat& in, const Stat& ln, const Stat& batch) const {
     const Real mean = w_[0] * in.mean + w_[1] * ln.mean + w_[2] * batch.mean;
+    const Real size = w_[0] * std::abs(in.mean) + w_[1] * std::abs(ln.mean) + w_[2] * std::abs(batch.mean);
     const Real var = v_[0] * in.var + v_[1] * ln.var + v_[2] * batch.var;
-    return {mean, var, 1 / std::sqrt(var + o_.eps)};
+    return {mean, size, var, 1 / std::sqrt(var + o_.eps)};
   }
 
   // y and the parameters' gradients; what y's gradient gives to each statistic.
   void map(Part& s) {
-    Doubles y(s.x.size()), dgamma(C_), dbeta(C_);
+    Values y(s.x.size());
+    Doubles dgamma(C_), dbeta(C_);
     std::vector<Sum> dw(3), dv(3);
     for (std::size_t g = 0; g < s.in.size() && s.S > 0; ++g) {
       const std::size_t c = g % C_;
@@ -107,21 +118,28 @@ class Loops {
       Sum dmean, dvar;
       Real to_gamma = 0, to_beta = 0;
       for (std::size_t i = g * s.S; i < (g + 1) * s.S; ++i) {
-        const Real hat = (s.x[i] - m.mean) * m.rstd;
-        y[i] = static_cast<double>(p_.gamma[c] * hat + p_.beta[c]);
-        dmean.add(-m.rstd * p_.gamma[c] * s.dy[i]);
-        dvar.add(-m.rstd * m.rstd / 2 * p_.gamma[c] * s.dy[i] * hat);
+        const Real hat = (s.x[i] - m.mean) * m.rstd, hat_size = (std::abs(s.x[i]) + m.size) * m.rstd,
+                   hat_by = std::abs(hat) + furthest_ * m.rstd, gamma = std::abs(p_.gamma[c]);
+        Sum own;
+        own.add(p_.gamma[c] * hat, gamma * hat_size, gamma * hat_by);
+        own.add(p_.beta[c], std::abs(p_.beta[c]), 0);
+        y.set(i, own);
+        const Real by_mean = gamma * m.rstd * std::abs(s.dy[i]), by_var = by_mean * m.rstd / 2;
+        dmean.add(-m.rstd * p_.gamma[c] * s.dy[i], by_mean, by_mean);
+        dvar.add(-m.rstd * m.rstd / 2 * p_.gamma[c] * s.dy[i] * hat, by_var * hat_size, by_var * hat_by);
         to_gamma += s.dy[i] * hat;
         to_beta += s.dy[i];
       }
       dgamma[c] += static_cast<double>(to_gamma);
       dbeta[c] += static_cast<double>(to_beta);
       for (std::size_t k = 0; k < 3; ++k) {
-        three[k]->dmean += w_[k] * dmean.value;
-        three[k]->dvar += v_[k] * dvar.value;
+        three[k]->dmean.add(w_[k], dmean);
+        three[k]->dvar.add(v_[k], dvar);
         const Real by_mean = w_[k] * (three[k]->mean - m.mean), by_var = v_[k] * (three[k]->var - m.var);
-        dw[k].add(by_mean, dmean);
-        dv[k].add(by_var, dvar);
+        dw[k].add(by_mean * dmean.value, w_[k] * (std::abs(three[k]->mean) + m.size) * dmean.size,
+                  2 * w_[k] * furthest_ * dmean.by_statistics);
+        dv[k].add(by_var * dvar.value, v_[k] * (three[k]->var + m.var) * dvar.size,
+                  v_[k] * (three[k]->var + m.var) * dvar.by_statistics);
       }
     }
     made.y.push_back(y);
@@ -129,10 +147,8 @@ class Loops {
     made.dbeta.push_back(dbeta);
     Values of_means(3), of_vars(3);
     for (std::size_t k = 0; k < 3; ++k) of_means.set(k, dw[k]), of_vars.set(k, dv[k]);
-    made.dmean_logits.push_back(of_means.v);
-    made.dvar_logits.push_back(of_vars.v);
-    made.mean_terms = std::max(made.mean_terms, of_means.terms);
-    made.var_terms = std::max(made.var_terms, of_vars.terms);
+    made.dmean_logits.push_back(of_means);
+    made.dvar_logits.push_back(of_vars);
   }
 
   void differentiate(const Part& s) {
@@ -144,19 +160,23 @@ class Loops {
       batch.share = o_.training ? size / values_ : 0;
       const Real rstd = mixed(s.in[g], s.ln[g / C_], batch).rstd;
       for (std::size_t i = g * s.S; i < (g + 1) * s.S; ++i) {
+        const Real direct = p_.gamma[c] * s.dy[i] * rstd, in = s.in[g].mean;
         Sum dx;
-        dx.add(p_.gamma[c] * s.dy[i] * rstd);
+        dx.add(direct);
         for (const Stat& stat : {s.in[g], s.ln[g / C_], batch}) {
-          const Real slope = 2 * (s.x[i] - s.in[g].mean) / (o_.unbiased_instance_var ? size - 1 : size);
-          dx.add(stat.share * stat.dmean / size);
-          dx.add(stat.share * stat.dvar * slope);
-          dx.add(stat.share * stat.dvar * 2 * (s.in[g].mean - stat.mean) / size);
+          const Real steep = 2 * stat.share / (o_.unbiased_instance_var ? size - 1 : size),
+                     between = 2 * stat.share / size;
+          dx.add(stat.share / size, stat.dmean);
+          dx.add(steep * (s.x[i] - in) * stat.dvar.value, steep * (std::abs(s.x[i]) + std::abs(in)) * stat.dvar.size,
+                 steep * (std::abs(s.x[i] - in) + furthest_) * stat.dvar.by_statistics);
+          dx.add(between * (in - stat.mean) * stat.dvar.value,
+                 between * (std::abs(in) + std::abs(stat.mean)) * stat.dvar.size,
+                 between * 2 * furthest_ * stat.dvar.by_statistics);
         }
         all.set(i, dx);
       }
     }
-    made.dx.push_back(all.v);
-    made.dx_terms = std::max(made.dx_terms, all.terms);
+    made.dx.push_back(all);
   }
 
   const SwitchableParameters& p_;
@@ -166,6 +186,7 @@ class Loops {
   std::vector<Part> parts_;
   std::vector<Stat> bn_;
   Real values_ = 0;  // of a channel
+  Real furthest_;    // the largest |x|, which the errors of means go by
 };
 
 }  // namespace

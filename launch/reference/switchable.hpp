@@ -9,12 +9,13 @@ namespace reference {
 
 struct SwitchableParameters {
   Doubles gamma, beta, mean_logits, var_logits, running_mean, running_var;
+  double furthest = 0;  ///< the largest |x| of the calls that the running statistics are of
 };
 /// Per part: those of the input's shape, and gradients of parameters, of this part alone.
 struct Switchable {
-  std::vector<Doubles> y, dx, dgamma, dbeta, dmean_logits, dvar_logits;
+  std::vector<Values> y, dx, dmean_logits, dvar_logits;
+  std::vector<Doubles> dgamma, dbeta;
   Doubles running_mean, running_var, batch_mean, batch_var, rstd;
-  double dx_terms = 0, mean_terms = 0, var_terms = 0;  ///< the largest sizes of what dx and the logits' are the sums of
 };
 
 /// The definition over parts (N, C, space...) that may have other samples and other space; options eps, momentum,

@@ -171,15 +171,18 @@ void whiten_group(const Ranks& x, const Ranks& dy, const WhiteningOptions& o, st
       Real y = 0, dx = 0, y_terms = 0, dx_terms = 0;
       const auto add = [](Real& sum, Real& sizes, Real term) { sum += term, sizes += std::abs(term); };
       for (std::size_t j = 0; j < g; ++j) {
-        const Real xj = x[rank].v[at(j)] - mean[j];
-        add(y, y_terms, by.w(c, j) * xj);
+        const Real xj = x[rank].v[at(j)] - mean[j], size = std::abs(x[rank].v[at(j)]) + std::abs(mean[j]);
+        const Real slope = (by.dsigma(c, j) + by.dsigma(j, c)) / count;
+        y += by.w(c, j) * xj, y_terms += std::abs(by.w(c, j)) * size;
         add(dx, dx_terms, by.w(j, c) * dy[rank].v[at(j)]);
         if (!live) continue;
         add(dx, dx_terms, -by.w(j, c) * dmean[j]);
-        add(dx, dx_terms, (by.dsigma(c, j) + by.dsigma(j, c)) / count * xj);
+        dx += slope * xj, dx_terms += std::abs(slope) * size;
       }
       made.y[rank].v[at(c)] = static_cast<double>(y);
       made.dx[rank].v[at(c)] = static_cast<double>(dx);
+      made.y_sizes[rank].v[at(c)] = static_cast<double>(y_terms);
+      made.dx_sizes[rank].v[at(c)] = static_cast<double>(dx_terms);
       made.y_terms = std::max(made.y_terms, static_cast<double>(y_terms));
       made.dx_terms = std::max(made.dx_terms, static_cast<double>(dx_terms));
     }
@@ -200,7 +203,12 @@ void whiten_group(const Ranks& x, const Ranks& dy, const WhiteningOptions& o, st
 
 Whitening whiten(const Ranks& x, const Ranks& dy, const WhiteningOptions& options, const Doubles& running_mean,
                  const Doubles& running_whitening) {
-  Whitening made{.y = x, .dx = x, .running_mean = running_mean, .running_whitening = running_whitening};
+  Whitening made{.y = x,
+                 .dx = x,
+                 .running_mean = running_mean,
+                 .running_whitening = running_whitening,
+                 .y_sizes = x,
+                 .dx_sizes = x};
   for (std::size_t first = 0; first < running_mean.size(); first += static_cast<std::size_t>(options.group_size))
     whiten_group(x, dy, options, first, made);
   return made;

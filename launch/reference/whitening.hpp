@@ -17,8 +17,9 @@ struct Whitening {
   Ranks y{}, dx{};
   Doubles mean{}, whitening{};                  ///< (C), (C, g): what the call whitened with
   Doubles running_mean{}, running_whitening{};  ///< after it
-  double condition = 1;  ///< the largest of a group's covariance, eps included: |S| |S^-1|, in Frobenius' norm
-  double y_terms = 0, dx_terms = 0;  ///< the largest sums of sizes of the products that a value of y, of dx is made of
+  double condition = 1;         ///< the largest of a group's covariance, eps included: |S| |S^-1|, in Frobenius' norm
+  Ranks y_sizes{}, dx_sizes{};  ///< of the products that each value of y, of dx is the sum of, together
+  double y_terms = 0, dx_terms = 0;  ///< the largest of them
 };
 
 /// `running`: of (C) and (C, g), before the call.

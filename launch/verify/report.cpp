@@ -25,20 +25,21 @@ std::string number(double error) {
   return error < wrong ? text : "wrong";
 }
 
-// "cpu f32 channels_first threads: grad_input, step 2, rank 1, eps=0.1"
+// "cpu f32 channels_first threads: grad_input, value 17, step 2, rank 1, eps=0.1"
 std::string text_of(const Place& place) {
   if (place.device.empty()) return place.reason;
   const std::string run = place.device + " " + place.dtype + " " + place.layout + " " + place.transport + ": ";
   const std::string attributes = place.attributes.empty() ? "" : ", " + place.attributes;
   if (!place.reason.empty()) return run + place.reason + attributes;
-  return run + place.tensor + ", step " + std::to_string(place.step) +
+  return run + place.tensor + ", value " + std::to_string(place.value) + ", step " + std::to_string(place.step) +
          (place.transport == "self" ? "" : ", rank " + std::to_string(place.rank)) + attributes;
 }
 
 Json json_of(const Place& place) {
   Json made{{"error", place.error},   {"device", place.device}, {"transport", place.transport},
             {"dtype", place.dtype},   {"layout", place.layout}, {"attributes", place.attributes},
-            {"tensor", place.tensor}, {"step", place.step},     {"rank", place.rank}};
+            {"tensor", place.tensor}, {"value", place.value},   {"step", place.step},
+            {"rank", place.rank}};
   if (!place.reason.empty()) made["reason"] = place.reason;
   return made;
 }

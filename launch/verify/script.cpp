@@ -35,7 +35,7 @@ double held(double value, DType dtype) {
 class Draw {
  public:
   Draw(const Trial& trial, DType dtype, std::uint64_t step)
-      : trial_(trial), dtype_(dtype), random_(Purpose::verify, {step}) {}
+      : trial_(trial), dtype_(dtype), random_(Purpose::verify, {step + (trial.draws.number << 32)}) {}
 
   Tensors tensors() {
     const Layer& layer = trial_.layer;
@@ -69,7 +69,7 @@ class Draw {
       x.v[i] = 0.4 * static_cast<double>(c % 4) + (0.5 + 0.25 * static_cast<double>(c % 3)) * random_.normal();
       if (c > 0) x.v[i] += 0.4 * x.v[i - S];
     }
-    for (double& v : x.v) v = held(v, dtype_);
+    for (double& v : x.v) v = held(trial_.draws.scale * v, dtype_);
     return x;
   }
   // The weights move a little from step to step, so that past statistics have a way to go.
@@ -81,10 +81,10 @@ class Draw {
       in.push_back((shape[axis] - 1) * conv.stride[0] + conv.dilation[0] * (kernel - 1) + 1 - 2 * conv.padding[0]);
       weight.push_back(kernel);
     }
-    Random first(Purpose::verify, {1u << 20});
+    Random first(Purpose::verify, {(1u << 20) + (trial_.draws.number << 32)});
     Array theta = reference::zeros(weight);
     for (double& v : theta.v) v = held(0.4 * first.normal() + 0.05 * random_.normal(), compute_type(dtype_));
-    made["conv_input"] = normal(in, dtype_, 0.3);
+    made["conv_input"] = normal(in, dtype_, 0.3 * trial_.draws.scale, trial_.draws.scale);
     made["conv_weight"] = theta;
     Array x = reference::convolve(made["conv_input"], theta, conv);
     for (double& v : x.v) v = held(v, dtype_);
@@ -134,20 +134,20 @@ class Draw {
 };
 
 // Where rounding decides on which side of a threshold a value is, it has no gradient here.
-void keep_away(const reference::Doubles& distances, double tolerance, Array& grad_output) {
+void keep_away(const reference::Doubles& distances, const reference::Doubles& tolerances, Array& grad_output) {
   for (std::size_t i = 0; i < distances.size(); ++i)
-    if (distances[i] <= tolerance) grad_output.v[i] = 0;
+    if (distances[i] <= tolerances[i]) grad_output.v[i] = 0;
 }
 
 }  // namespace
 
-std::vector<Trial> trials_of(const Row& row, const reference::Defined& defined) {
+std::vector<Trial> trials_of(const Row& row, const reference::Defined& defined, const Draws& draws) {
   std::vector<Trial> all;
   const Extents* const of_row = row.vectors() == nullptr ? shapes : shapes_of_rows;
   for (const std::string_view variant : defined.variants) {
     const Layer layer = parse_layer(std::string(row.name) + (variant.empty() ? "" : ":") + std::string(variant));
     const auto add = [&](int shape, Given given) {
-      all.push_back({&defined, std::string(variant), layer, of_row[shape], given});
+      all.push_back({&defined, std::string(variant), layer, of_row[shape], given, draws});
     };
     add(0, Given::all);
     add(1, Given::required);
@@ -165,7 +165,7 @@ std::vector<Step> script_of(const Trial& trial, DType dtype) {
   for (std::int64_t call = 0; call < calls + (state ? 1 : 0); ++call) {
     Step step{call < calls, Draw(trial, dtype, static_cast<std::uint64_t>(call)).tensors(), {}};
     step.answers = definition->forward(step.given, step.training);
-    keep_away(definition->distances(), tolerance_of(step.answers["output"], dtype, reference::gpu_statistics),
+    keep_away(definition->distances(), tolerances_of(step.answers["output"], dtype, reference::gpu_statistics),
               step.given["grad_output"]);
     step.answers.merge(definition->backward(step.given));
     steps.push_back(std::move(step));

@@ -19,6 +19,12 @@ using reference::Tensors;
 /// Which of the row's tensors are given: all, those that must be, or all with integers for a mixture's weights.
 enum class Given : std::uint8_t { all, required, integers };
 
+/// Which numbers a trial has: others for every number, and inputs times `scale`.
+struct Draws {
+  std::uint64_t number = 0;
+  double scale = 1;
+};
+
 /// A layer, the shape of its input, and what it is given.
 struct Trial {
   const reference::Defined* defined = nullptr;
@@ -26,9 +32,10 @@ struct Trial {
   Layer layer;
   std::vector<std::int64_t> shape;
   Given given = Given::all;
+  Draws draws{};
 };
 /// Of each variant of the definition one with all tensors, and one of another shape with those that must be there.
-std::vector<Trial> trials_of(const Row& row, const reference::Defined& defined);
+std::vector<Trial> trials_of(const Row& row, const reference::Defined& defined, const Draws& draws = {});
 
 struct Step {
   bool training = true;

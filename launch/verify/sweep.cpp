@@ -27,15 +27,23 @@ std::string layout_of(const Row& row, Order order) {
   return order == Order::channels_first ? "channels_first" : "channels_last";
 }
 
-double error_of(const reference::Doubles& got, const reference::Doubles& want, double tolerance) {
-  // What may be off by anything is not compared: the reference is wrong itself.
-  if (got.size() != want.size() || !std::isfinite(tolerance)) return no_number;
-  double most = 0;
+/// The worst of an array, in units of what that value may be off.
+struct Off {
+  double error = 0;
+  std::int64_t value = 0;
+};
+
+Off worst_of(const reference::Doubles& got, const reference::Doubles& want, const reference::Doubles& tolerances) {
+  if (got.size() != want.size()) return {no_number};
+  Off worst;
   for (std::size_t i = 0; i < got.size(); ++i) {
     const double off = std::abs(got[i] - want[i]);
-    most = std::max(most, std::isfinite(off) ? off : no_number);
+    double error = off == 0 ? 0 : std::min(off / tolerances[i], no_number);
+    // What may be off by anything is not compared: the reference is wrong itself.
+    if (!std::isfinite(off) || !std::isfinite(tolerances[i])) error = no_number;
+    if (error > worst.error) worst = {error, static_cast<std::int64_t>(i)};
   }
-  return std::min(most == 0 ? 0 : most / tolerance, no_number);
+  return worst;
 }
 
 /// The worst of one rank, of one run.
@@ -43,6 +51,7 @@ struct Worst {
   double error = 0;
   std::size_t name = 0;  // of names_of()
   std::int64_t step = 0;
+  std::int64_t value = 0;   // of the rank's part, in logical order
   double thrown = 0;        // 1: by this rank itself, 2: because another one did; then `error` means nothing
   std::string reason = {};  // with it
 };
@@ -75,9 +84,9 @@ class Run {
       Made made = subject.call(cut_.part(script[i].given), script[i].training);
       add_up(made);
       for (std::size_t name = 0; name < names_.size(); ++name) {
-        const double error = compare(names_[name], made, script[i]);
+        const Off off = compare(names_[name], made, script[i]);
         if (made.find(names_[name]) != made.end()) compared_[name] = true;
-        if (error > worst.error) worst = {error, name, static_cast<std::int64_t>(i)};
+        if (off.error > worst.error) worst = {off.error, name, static_cast<std::int64_t>(i), off.value};
       }
     }
     return worst;
@@ -108,20 +117,22 @@ class Run {
         from = to;
       }
   }
-  double compare(const std::string& name, const Made& made, const Step& step) const {
+  Off compare(const std::string& name, const Made& made, const Step& step) const {
     const auto got = made.find(name);
     const auto want = step.answers.find(name);
-    if (got == made.end() && want == step.answers.end()) return 0;
-    if (got == made.end() || want == step.answers.end()) return no_number;
+    if (got == made.end() && want == step.answers.end()) return {};
+    if (got == made.end() || want == step.answers.end()) return {no_number};
     const bool cpu = rank_.queue.device().kind == DeviceKind::cpu;
-    const double tolerance = tolerance_of(want->second, dtype_, cpu ? 0 : reference::gpu_statistics);
+    const auto tolerances = tolerances_of(want->second, dtype_, cpu ? 0 : reference::gpu_statistics);
     const TensorSpec* of = row().gradient(name);
     if (of == nullptr && name != "output" && name != "grad_input")
-      return error_of(got->second.v, want->second.values, tolerance);
+      return worst_of(got->second.v, want->second.values, tolerances);
     const std::string_view like = of != nullptr ? of->name : "input";
-    const Array whole{step.given.find(like)->second.shape, want->second.values};  // of what is cut: output too
     const TensorSpec spec = spec_of(row(), like);
-    return error_of(got->second.v, cut_.axis_of(spec) ? cut_.part(spec, whole).v : whole.v, tolerance);
+    const auto own = [&](const reference::Doubles& whole) {  // of what is cut: output too
+      return cut_.axis_of(spec) ? cut_.part(spec, {step.given.find(like)->second.shape, whole}).v : whole;
+    };
+    return worst_of(got->second.v, own(want->second.values), own(tolerances));
   }
 
   Cut cut_;
@@ -151,11 +162,11 @@ auto once_all_are_here(const Exchange& exchange) {
 
 // The worst of all ranks, and whose it is: of those that threw the first one that did so by itself.
 std::pair<Worst, int> worst_of_all(const Worst& own, Rank& rank) {
-  constexpr std::size_t words = 4, longest = 192;  // of a reason
+  constexpr std::size_t words = 5, longest = 192;  // of a reason
   const auto at = static_cast<std::size_t>(rank.rank) * words;
   std::vector<double> slots(words * static_cast<std::size_t>(rank.size));
   slots[at] = own.error, slots[at + 1] = static_cast<double>(own.name), slots[at + 2] = static_cast<double>(own.step);
-  slots[at + 3] = own.thrown;
+  slots[at + 3] = static_cast<double>(own.value), slots[at + 4] = own.thrown;
   const Message all = once_all_are_here([&] {
     return rank.world->exchange({Header("verify", Direction::agreement, 1), slots, 0, {}}, rank.queue);
   });
@@ -166,8 +177,10 @@ std::pair<Worst, int> worst_of_all(const Worst& own, Rank& rank) {
   };
   for (int r = 0; r < rank.size; ++r) {
     const double* slot = all.payload.data() + static_cast<std::size_t>(r) * words;
-    if (counts_more(slot[0], slot[3]))
-      worst = {{slot[0], static_cast<std::size_t>(slot[1]), static_cast<std::int64_t>(slot[2]), slot[3]}, r};
+    if (counts_more(slot[0], slot[4]))
+      worst = {{slot[0], static_cast<std::size_t>(slot[1]), static_cast<std::int64_t>(slot[2]),
+                static_cast<std::int64_t>(slot[3]), slot[4]},
+               r};
   }
   if (worst.first.thrown == 0) return worst;
   std::vector<double> letters(longest);
@@ -194,7 +207,7 @@ Place run(const Trial& trial, DType dtype, Order order, const std::vector<Step>&
     // On GPUs the others may be in their streams, where a message of the host meets nobody.
     if (rank.size > 1 && !(goes_on(error) && rank.queue.device().kind == DeviceKind::cpu)) throw;
     const bool follows = error.code() == Code::aborted || error.code() == Code::mismatch;
-    own = {no_number, 0, 0, follows ? 2.0 : 1.0, error.message()};
+    own = {no_number, 0, 0, 0, follows ? 2.0 : 1.0, error.message()};
   }
   const auto [worst, whose] = worst_of_all(own, rank);
   place.error = worst.error;
@@ -203,6 +216,7 @@ Place run(const Trial& trial, DType dtype, Order order, const std::vector<Step>&
   if (worst.thrown == 0) {
     place.tensor = one.names()[worst.name];
     place.step = worst.step;
+    place.value = worst.value;
   }
   for (std::size_t name = 0; name < compared.size(); ++name) compared[name] = compared[name] || one.compared()[name];
   return place;
@@ -226,7 +240,7 @@ std::int64_t runs_of(const std::vector<const Row*>& layers) {
 }
 
 std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
-                           const std::function<void(const Outcome&)>& tick) {
+                           const std::function<void(const Outcome&)>& tick, const Draws& draws) {
   std::vector<Outcome> outcomes;
   for (const Row* row : layers) {
     Outcome& outcome = outcomes.emplace_back(Outcome{row});
@@ -237,7 +251,7 @@ std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
     }
     const std::vector<std::string> names = names_of(*row);
     std::vector<bool> compared(names.size());
-    for (const Trial& trial : trials_of(*row, *definition))
+    for (const Trial& trial : trials_of(*row, *definition, draws))
       for (const DType dtype : types) {
         const std::vector<Step> script = script_of(trial, dtype);
         for (std::size_t order = 0; order < layouts_of(*row); ++order) {

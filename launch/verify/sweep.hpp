@@ -9,6 +9,7 @@
 
 #include "allnorm/catalogue.hpp"
 #include "launch/ranks.hpp"
+#include "launch/verify/script.hpp"
 
 namespace allnorm::launch::verify {
 
@@ -17,8 +18,8 @@ struct Place {
   double error = 0;
   std::string device{}, transport{}, dtype{}, layout{}, attributes{}, tensor{};
   int rank = 0;
-  std::int64_t step = 0;
-  std::string reason{};  ///< in place of an error: what kept the trial from its end
+  std::int64_t step = 0, value = 0;  ///< value: of the tensor, as the rank has it, in logical order
+  std::string reason{};              ///< in place of an error: what kept the trial from its end
 };
 
 struct Outcome {
@@ -35,6 +36,6 @@ std::int64_t runs_of(const std::vector<const Row*>& layers);
 /// has come out of its layer so far. All ranks return the same. A run that threw is one that failed, and the next one
 /// follows, but where the group is over: then it throws. An output that no run of a layer compares is a failure too.
 std::vector<Outcome> sweep(const std::vector<const Row*>& layers, Rank& rank,
-                           const std::function<void(const Outcome&)>& tick);
+                           const std::function<void(const Outcome&)>& tick, const Draws& draws = {});
 
 }  // namespace allnorm::launch::verify

@@ -56,6 +56,21 @@ TEST(Verify, HoldsOnOneRankAndOnThree) {
   }
 }
 
+// What a value may be off is a model of the rounding, not what happens with one set of numbers.
+TEST(Verify, HoldsForOtherNumbersAndScales) {
+  std::vector<const Row*> rows;
+  for (const Row& row : catalogue()) rows.push_back(&row);
+  for (const launch::verify::Draws& draws : {launch::verify::Draws{1, 1}, {2, 1e-3}, {3, 300}}) {
+    launch::Rank rank{0, 1, self(), Queue::cpu(), false, nullptr};
+    for (const launch::verify::Outcome& outcome : launch::verify::sweep(
+             rows, rank, [](const auto&) {}, draws))
+      for (const launch::verify::Place& place : outcome.failures)
+        ADD_FAILURE() << outcome.row->name << " " << place.attributes << " " << place.dtype << " " << place.layout
+                      << ", " << place.tensor << " " << place.value << " of step " << place.step << ": " << place.error
+                      << place.reason << ", numbers " << draws.number << " times " << draws.scale;
+  }
+}
+
 // Of rank 1, whose exchange of that number it is that fails; then all as the group does.
 class Failing final : public Communicator {
  public:
