@@ -500,9 +500,12 @@ class WhiteningCore final : public Core {
   }
 
  private:
-  static Values with_sizes(const Doubles& values, const Doubles& sizes, double most) {
+  // A sum of g products in the compute type rounds some g + 2 times, where value_tolerance() has 8.
+  Values with_sizes(const Doubles& values, const Doubles& sizes, double most) const {
+    const double roundings = std::max(1.0, (static_cast<double>(o_.group_size) + 2) / 8);
     Values made;
     made.v = values, made.sizes = sizes;
+    for (double& size : made.sizes) size *= roundings;
     made.by_statistics.assign(values.size(), most);
     return made;
   }

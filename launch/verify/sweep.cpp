@@ -27,25 +27,6 @@ std::string layout_of(const Row& row, Order order) {
   return order == Order::channels_first ? "channels_first" : "channels_last";
 }
 
-/// The worst of an array, in units of what that value may be off.
-struct Off {
-  double error = 0;
-  std::int64_t value = 0;
-};
-
-Off worst_of(const reference::Doubles& got, const reference::Doubles& want, const reference::Doubles& tolerances) {
-  if (got.size() != want.size()) return {no_number};
-  Off worst;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const double off = std::abs(got[i] - want[i]);
-    double error = off == 0 ? 0 : std::min(off / tolerances[i], no_number);
-    // What may be off by anything is not compared: the reference is wrong itself.
-    if (!std::isfinite(off) || !std::isfinite(tolerances[i])) error = no_number;
-    if (error > worst.error) worst = {error, static_cast<std::int64_t>(i)};
-  }
-  return worst;
-}
-
 /// The worst of one rank, of one run.
 struct Worst {
   double error = 0;
@@ -231,6 +212,19 @@ void add(Outcome& outcome, const Place& place) {
 }
 
 }  // namespace
+
+Off worst_of(const reference::Doubles& got, const reference::Doubles& want, const reference::Doubles& tolerances) {
+  if (got.size() != want.size()) return {no_number};
+  Off worst;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double off = std::abs(got[i] - want[i]);
+    double error = off == 0 ? 0 : std::min(off / tolerances[i], no_number);
+    // What may be off by anything is not compared: the reference is wrong itself.
+    if (!std::isfinite(off) || !std::isfinite(tolerances[i])) error = no_number;
+    if (error > worst.error) worst = {error, static_cast<std::int64_t>(i)};
+  }
+  return worst;
+}
 
 std::int64_t runs_of(const std::vector<const Row*>& layers) {
   std::size_t runs = 0;

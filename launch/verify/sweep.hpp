@@ -22,6 +22,13 @@ struct Place {
   std::string reason{};              ///< in place of an error: what kept the trial from its end
 };
 
+/// The worst value of an array, in units of what that one may be off.
+struct Off {
+  double error = 0;
+  std::int64_t value = 0;
+};
+Off worst_of(const reference::Doubles& got, const reference::Doubles& want, const reference::Doubles& tolerances);
+
 struct Outcome {
   const Row* row = nullptr;
   std::int64_t runs = 0, failed = 0;

@@ -56,6 +56,31 @@ TEST(Verify, HoldsOnOneRankAndOnThree) {
   }
 }
 
+// An error that would be nothing to the largest values is found in a small one, of every row with more than weights.
+TEST(Verify, JudgesEachValueByItself) {
+  for (const char* row :
+       {"batch_norm", "layer_norm", "group_norm", "switchable_norm", "spade", "adaptive_instance_norm",
+        "local_response_norm", "weight_standardization", "decorrelated_batch_norm"}) {
+    const auto all = reference::definitions();
+    const auto one = std::find_if(all.begin(), all.end(), [&](const auto& other) { return other.row == row; });
+    const auto trial = launch::verify::trials_of(*Layer(row).row, *one).front();
+    const auto script = launch::verify::script_of(trial, DType::f32);
+    for (const char* name : {"output", "grad_input"}) {
+      const reference::Answer& want = script.front().answers.find(name)->second;
+      const auto tolerances = reference::tolerances_of(want, DType::f32, 0);
+      const auto [least, most] = std::minmax_element(tolerances.begin(), tolerances.end());
+      EXPECT_LT(3 * *least, *most) << row << " " << name;
+      reference::Doubles got = want.values;
+      const auto at = least - tolerances.begin();
+      got[static_cast<std::size_t>(at)] += 2 * *least;
+      const auto found = launch::verify::worst_of(got, want.values, tolerances);
+      EXPECT_NEAR(found.error, 2, 1e-3) << row << " " << name;
+      EXPECT_EQ(found.value, at);
+      EXPECT_EQ(launch::verify::worst_of(want.values, want.values, tolerances).error, 0);
+    }
+  }
+}
+
 // What a value may be off is a model of the rounding, not what happens with one set of numbers.
 TEST(Verify, HoldsForOtherNumbersAndScales) {
   std::vector<const Row*> rows;
