@@ -104,6 +104,55 @@ constexpr Attribute real(std::string_view name, std::string_view help) {
           text_of_real};
 }
 
+template <int Minimum>
+constexpr std::string_view bound_text = Minimum == 0 ? "a number of at least 0, or points VALUE@CALL, separated by commas"
+                                                     : "a number of at least 1, or points VALUE@CALL, separated by commas";
+
+/// The points of a Ramp: VALUE@CALL, separated by commas, calls ascending; or false.
+inline bool parse(std::string_view text, Ramp& ramp) {
+  for (std::string_view rest = text;;) {
+    const std::string_view point = rest.substr(0, rest.find(','));
+    const auto at = std::min(point.find('@'), point.size());
+    RampPoint read;
+    if (!parse(point.substr(0, at), read.value) || !parse(point.substr(std::min(at + 1, point.size())), read.call) ||
+        read.call < 0 || (!ramp.empty() && ramp.back().call >= read.call))
+      return false;
+    ramp.push_back(read);
+    if (point.size() == rest.size()) return true;
+    rest.remove_prefix(point.size() + 1);
+  }
+}
+
+/// A finite number of at least `Minimum` (0 or 1), or such numbers at some calls, linear between them.
+template <int Minimum, auto Constant, auto Points>
+constexpr Attribute bound(std::string_view name, std::string_view help) {
+  return {name,
+          bound_text<Minimum>,
+          help,
+          [](NormOptions& options, std::string_view attribute, std::string_view value) {
+            double number = 0;
+            Ramp ramp;
+            const auto is_wrong = [](double of) { return !std::isfinite(of) || of < Minimum; };
+            const bool is_number = parse(value, number);
+            if (is_number ? is_wrong(number)
+                          : !parse(value, ramp) ||
+                                std::any_of(ramp.begin(), ramp.end(), [&](const auto& p) { return is_wrong(p.value); }))
+              refuse(attribute, value, bound_text<Minimum>);
+            if (is_number) options.*Constant = number;
+            options.*Points = std::move(ramp);
+          },
+          [](const NormOptions& options) {
+            const Ramp& ramp = options.*Points;
+            if (ramp.empty()) return text_of(options.*Constant);
+            std::string text;
+            for (const RampPoint& point : ramp)
+              text += (text.empty() ? "" : ",") + text_of(point.value) + "@" + std::to_string(point.call);
+            return text;
+          },
+          word_of<Constant>,
+          text_of_real};
+}
+
 /// An integer of at least `Minimum` (0 or 1), or of any value (-1).
 template <int Minimum, auto... Path>
 constexpr Attribute integer(std::string_view name, std::string_view help) {

@@ -92,8 +92,10 @@ constexpr Attribute batch_attributes[] = {
     attributes::boolean<&O::renorm>("renorm", "Batch Renormalization: correct with r and d"),
     attributes::choice<Words{"paper", "var"}, &O::variant>(
         "variant", "renorm's moving average: of sigma (running_std) or of the variance (running_var)"),
-    with(Agreement::by_call, attributes::real<1, &O::r_max>("r_max", "r is clipped to [1/r_max, r_max]")),
-    with(Agreement::by_call, attributes::real<0, &O::d_max>("d_max", "d is clipped to [-d_max, d_max]")),
+    with(Agreement::by_call,
+         attributes::bound<1, &O::r_max, &O::r_max_ramp>("r_max", "r is clipped to [1/r_max, r_max]")),
+    with(Agreement::by_call,
+         attributes::bound<0, &O::d_max, &O::d_max_ramp>("d_max", "d is clipped to [-d_max, d_max]")),
     // Cross-Iteration BN
     attributes::integer<1, &O::window>("window", "iterations in the statistics, this one included; 1: this one alone"),
     attributes::integer<0, &O::burn_in>("burn_in", "first training calls (batches) that use their own statistics only"),

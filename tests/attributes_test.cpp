@@ -72,6 +72,20 @@ TEST(Attributes, ThatTheRowDoesNotListAreNotSet) {
   EXPECT_EQ(error_of([&] { rows.check(); }), "invalid argument: eps_place is set, must not be for layer_norm");
 }
 
+TEST(Attributes, ThatFollowAScheduleAreReadBackFromText) {
+  Layer layer = parse_layer("batch_renorm:r_max=1@5000,2.5@40000");
+  EXPECT_EQ(layer.options.r_max_ramp, (Ramp{{5000, 1}, {40000, 2.5}}));
+  const Attribute& r_max = *layer.row->attribute("r_max");
+  EXPECT_EQ(r_max.get(layer.options), "1@5000,2.5@40000");
+  layer.set("r_max", "2");
+  EXPECT_EQ(r_max.get(layer.options), "2");
+  for (const char* value : {"1@", "@1", "1@2@3", "1@2,", "1@2,1@2", "1@3,1@2", "1@-1", "0.5@1", "nan@1", "1,2", ""})
+    EXPECT_EQ(error_of([&] { layer.set("r_max", value); }),
+              "invalid argument: attribute r_max is '" + std::string(value) +
+                  "', must be a number of at least 1, or points VALUE@CALL, separated by commas");
+  EXPECT_EQ(error_of([] { parse_layer("group_norm:r_max=1@2"); }).substr(0, 17), "invalid argument:");
+}
+
 TEST(Attributes, ThatStatisticsFollowAreNamed) {
   for (const Row& row : catalogue())
     EXPECT_EQ(row.attribute(row.statistics_by) != nullptr, row.statistics_with != nullptr) << row.name;

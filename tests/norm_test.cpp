@@ -151,9 +151,7 @@ TEST(BatchRenorm, WithoutRoomItIsBatchNorm) {
 }
 
 TEST(BatchRenorm, FollowsItsSchedule) {
-  Layer layer("batch_renorm");
-  layer.options.r_max_ramp = {{1, 1.0}, {3, 2.0}};
-  layer.options.d_max_ramp = {{0, 0.0}, {4, 1.0}};
+  const Layer layer = parse_layer("batch_renorm:r_max=1@1,2@3:d_max=0@0,1@4");
   Call call("batch_norm");
   Norm norm(layer, 4, nullptr, call.queue);
   const double r_max[] = {1, 1, 1.5, 2, 2, 2}, d_max[] = {0, 0.25, 0.5, 0.75, 1, 1};

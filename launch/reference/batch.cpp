@@ -131,6 +131,17 @@ Average average_window(const BatchOptions& options, const Statistics& current, c
 
 /// What values are divided by, and how much of it a change of the variance is; a root of 0 has no derivative. (Section
 /// 1)
+/// A bound of r or d at a call: a number, or on the line between the two points around it.
+Real bound_at(double constant, const Ramp& ramp, Int call) {
+  if (ramp.empty()) return constant;
+  if (call >= ramp.back().call) return ramp.back().value;
+  std::size_t after = 0;
+  while (ramp[after].call <= call) ++after;
+  if (after == 0) return ramp.front().value;
+  const RampPoint &from = ramp[after - 1], &to = ramp[after];
+  return from.value + (Real(to.value) - from.value) * Real(call - from.call) / Real(to.call - from.call);
+}
+
 Real deviation_of(const BatchOptions& options, Real var) {
   return options.eps_place == EpsPlace::outside ? std::sqrt(var) + options.eps : std::sqrt(var + options.eps);
 }
@@ -279,6 +290,8 @@ Result evaluate(const Layer& layer, const Inputs& inputs, const Result* frozen) 
 
   // Against the running statistics from before the call.
   Reals inv;
+  const Real r_max = bound_at(options.r_max, options.r_max_ramp, state.counted);
+  const Real d_max = bound_at(options.d_max, options.d_max_ramp, state.counted);
   for (std::size_t c = 0; c < channels; ++c) {
     const Real deviation = deviation_of(options, used.var[c]);
     inv.push_back(1 / deviation);
@@ -286,15 +299,15 @@ Result evaluate(const Layer& layer, const Inputs& inputs, const Result* frozen) 
     const Real reference = options.variant == RenormVariant::paper ? Real(layer.state.running_std[c])
                                                                    : deviation_of(options, layer.state.running_var[c]);
     const Real r = deviation / reference, d = (used.mean[c] - layer.state.running_mean[c]) / reference;
-    result.r[c] =
-        frozen ? frozen->r[c] : static_cast<double>(std::clamp<Real>(r, 1 / Real(options.r_max), options.r_max));
-    result.d[c] = frozen ? frozen->d[c] : static_cast<double>(std::clamp<Real>(d, -options.d_max, options.d_max));
+    result.r[c] = frozen ? frozen->r[c] : static_cast<double>(std::clamp<Real>(r, 1 / r_max, r_max));
+    result.d[c] = frozen ? frozen->d[c] : static_cast<double>(std::clamp<Real>(d, -d_max, d_max));
   }
   result.var = to_doubles(used.var);
   apply(layer, inputs, used.mean, inv, result);
 
   // State. A call without a value only takes its place in a batch of mini-batches.
   state.t += 1;
+  if (own.count > 0) state.counted += 1;
   if (options.running == RunningUpdate::every && own.count > 0) update_running(options, batch, state);
   if (state.t == options.minibatches) close_batch(options, channels, state);
   return result;

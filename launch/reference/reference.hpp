@@ -71,8 +71,8 @@ void add_patch_sums(const Array& input, const Array& x, const std::vector<std::i
 // -------------------------------------------------------------------- the batch-statistics family (equations 1, 0-5,
 // 8)
 
-/// The whole composition; with the defaults it is BN. Ramps are not read.
-using allnorm::NormOptions;
+/// The whole composition; with the defaults it is BN.
+using allnorm::NormOptions, allnorm::Ramp, allnorm::RampPoint;
 using BatchOptions = NormOptions;
 using allnorm::ActivationKind, allnorm::EpsPlace, allnorm::RenormVariant, allnorm::Guard, allnorm::RunningSource,
     allnorm::Weighting, allnorm::RunningUpdate;
@@ -93,6 +93,7 @@ struct BatchState {
   std::vector<Statistics> minibatches;             // the non-empty mini-batches of the batch under way
   std::int64_t t = 0;                              // mini-batches of the batch under way, empty ones included
   std::int64_t batches = 0;                        // training calls (batches) so far that held a value; burn_in's clock
+  std::int64_t counted = 0;                        // training calls so far that held a value; the clock of ramps
 };
 
 struct Layer {

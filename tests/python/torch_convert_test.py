@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 import json
 import sys
 import unittest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 import allnorm.torch as an
 
@@ -246,6 +248,112 @@ class Convert(unittest.TestCase):
             an.convert(nn.Linear(2, 2))
         with self.assertRaisesRegex(ValueError, "window"):
             an.convert(model(), "cross_iteration_batch_norm", window=0)
+
+
+class Paired(unittest.TestCase):
+    """Convolutions and the norms behind them, which convert() pairs for the window's compensation."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+            self.biased, self.second = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+            self.grouped, self.third = nn.Conv2d(4, 4, (3, 1), groups=2, bias=False), nn.BatchNorm2d(4)
+            self.linear, self.last = nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5)
+
+        def forward(self, x):
+            x = self.norm(self.stem(x)).relu()
+            x = self.third(self.grouped(self.second(self.biased(x)).relu()))
+            return self.last(self.linear(x.mean((2, 3))))
+
+    def model(self):
+        torch.manual_seed(0)
+        return self.Net().double()
+
+    def inputs(self, step, *shape):
+        return torch.randn(*(shape or (4, 3, 12, 12)), generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+
+    def test_is_what_the_pair_by_hand_is(self):
+        own, plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).double(), None
+        plain = an.ConvBatchNorm2d(copy.deepcopy(own[0]), window=3).double()
+        plain.norm.load_state_dict(own[1].state_dict())
+        report = an.convert(own, "cross_iteration_batch_norm", sync=None, window=3)
+        self.assertIn("compensate=True", report.converted[0].after)
+        self.assertEqual(list(own.state_dict()), ["0.weight", *("1." + name for name in nn.BatchNorm2d(4).state_dict())])
+        for model in (own, plain):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            for step in range(4):
+                optimizer.zero_grad()
+                y = model(self.inputs(step))
+                y.square().mul(self.inputs(9, *y.shape)).sum().backward()
+                optimizer.step()
+        self.assertTrue(torch.equal(own(self.inputs(5)), plain(self.inputs(5))))
+
+    def test_which_are_paired(self):
+        report = an.convert(self.model(), "cross_iteration_batch_norm")
+        self.assertEqual({entry.name: "compensate=True" in entry.after for entry in report.converted},
+                         {"norm": True, "second": False, "third": True, "last": True})
+        self.assertRegex(report.text(), r"second: .*: past statistics stay as they are: compensate is a module with a bias")
+        strict = an.convert(self.model(), "cross_iteration_batch_norm", pair_convs=True)
+        self.assertEqual([entry.name for entry in strict.skipped], ["second"])
+        none = an.convert(self.model(), "cross_iteration_batch_norm", pair_convs=False)
+        self.assertFalse(any("compensate=True" in entry.after or entry.why for entry in none.converted))
+        self.assertFalse(an.convert(self.model(), "batch_renorm").model.stem._forward_pre_hooks)
+
+        class Branches(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x) if x.sum() > 0 else x
+
+        branches = an.convert(Branches(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), "batch_norm", window=2)
+        self.assertRegex(branches.text(), "past statistics stay as they are: Branches cannot be traced by torch.fx")
+        with self.assertRaisesRegex(ValueError, "pair_convs is 'all', must be True, False or 'auto'"):
+            an.convert(self.model(), pair_convs="all")
+
+    def test_train_copies_and_back(self):
+        own = an.convert(self.model(), "cross_iteration_batch_norm", sync=None, window=3).model
+        for step in range(3):
+            own(self.inputs(step)).sum().backward()
+        self.assertIsNone(own.norm._conv_input)  # what a convolution read is not kept
+        copies = [copy.deepcopy(own), torch.load(_stored(own), weights_only=False)]
+        y = own(self.inputs(7))
+        for other in copies:
+            self.assertTrue(torch.equal(other(self.inputs(7)), y))
+            self.assertIs(other.norm._followed, other.stem)
+        own.eval()
+        expected = own(self.inputs(8))
+        self.assertIsNone(own.norm._conv_input)
+        fused = an.fuse(own)
+        torch.testing.assert_close(fused(self.inputs(8)), expected)
+        self.assertFalse(any(isinstance(module, an.BatchNorm) and module.num_features == 4 for module in fused.modules()))
+        an.revert(own)
+        self.assertFalse(own.stem._forward_pre_hooks)
+        self.assertEqual(type(own.norm), nn.BatchNorm2d)
+        torch.testing.assert_close(own(self.inputs(8)), expected, rtol=0, atol=0)
+
+    def test_compiled(self):
+        own = an.convert(self.model(), "cross_iteration_batch_norm", sync=None, window=2).model
+        expected = copy.deepcopy(own)
+        compiled = torch.compile(own, backend="aot_eager", fullgraph=True)
+        for step in range(3):
+            self.assertTrue(torch.equal(compiled(self.inputs(step)), expected(self.inputs(step))))
+
+    def test_checkpointed(self):
+        own = an.convert(self.model(), "cross_iteration_batch_norm", sync=None, window=2).model
+        expected, found = copy.deepcopy(own), []
+        for step in range(3):
+            x = self.inputs(step).requires_grad_()
+            y = checkpoint(own, x, use_reentrant=False, context_fn=an.checkpoint_context)
+            found.append(torch.autograd.grad(y.square().sum(), x)[0])
+            plain = expected(x)
+            torch.testing.assert_close([y, found[-1]], [plain, torch.autograd.grad(plain.square().sum(), x)[0]], rtol=0, atol=0)
+
+
+def _stored(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return file
 
 
 if __name__ == "__main__":

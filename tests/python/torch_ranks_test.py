@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import tempfile
+import re
 import time
 import unittest
 
@@ -275,6 +276,38 @@ class Ranks(unittest.TestCase):
             self.assertRegex(different, "rank 1: 0: eps is 2e-05, must be 1e-05 as on rank 0")
             self.assertRegex(different, "rank 1: 1: hash of running_mean is")
             self.assertEqual(len(different.splitlines()), 2)
+
+    def test_agreement_of_other_norms(self):
+        def work(rank):
+            model = nn.Sequential(
+                an.GroupNorm(2, 4 + 2 * rank, sync="world"),  # parts of the channels of both groups
+                an.LayerNorm(4 + rank),
+                nn.GroupNorm(2, 4, eps=1e-5 * (rank + 1)),
+                an.InstanceNorm2d(3, track_running_stats=True),
+                an.FilterResponseNorm2d(3, nonfinite="fail" if rank else "propagate"),
+                an.IterNorm(4),
+                an.LocalResponseNorm(3 + 2 * rank),
+            )
+            with torch.no_grad():
+                model[3].running_var += rank
+                model[5](normal(8, 4, 5, 5, seed=rank, dtype=torch.float32))
+            return [str(difference) for difference in an.check(model).differences]
+
+        for found in an.emulate(work, 2):
+            told = [re.sub("is .*", "", text) for text in found]
+            self.assertEqual(
+                told,
+                [
+                    "rank 1: 1: normalized_shape ",
+                    "rank 1: 2: eps ",
+                    "rank 1: 3: hash of running_var ",
+                    "rank 1: 4: nonfinite ",
+                    *(text for text in told if text.startswith("rank 1: 5: hash of ")),
+                    "rank 1: 6: row ",
+                ],
+            )
+            self.assertGreaterEqual(len(told), 7)
+            self.assertIn("rank 1: 6: row is local_response_norm:size=5:", found[-1])
 
     def test_a_process_group_is_the_same_on_its_ranks_and_stays(self):
         def work(rank):

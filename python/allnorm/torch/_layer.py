@@ -43,7 +43,7 @@ class Layer(nn.Module):
 
     def _keep_running_types(self, before: dict[str, Optional[Tensor]]) -> None:
         """Running statistics are never float16 or bfloat16; they keep the type they had, or are float32."""
-        for name in ("running_mean", "running_var"):
+        for name in ("running_mean", "running_var", "running_std"):
             own = self._buffers.get(name)
             if own is not None and own.dtype in (torch.float16, torch.bfloat16):
                 kept = before.get(name)
@@ -62,6 +62,11 @@ class Layer(nn.Module):
     def _options(self) -> dict[str, Any]:
         nonfinite = {} if self.nonfinite == "propagate" else {"nonfinite": self.nonfinite}
         return {**nonfinite, **activation_attributes(self.activation)}
+
+    def options(self) -> dict[str, Any]:
+        """Those beyond torch's, under the catalogue's names."""
+        sync = self._sync.group if isinstance(self._sync, _groups.Shared) else self._sync
+        return {**({} if sync is None else {"sync": sync}), **self._options()}
 
     def _layer(self, dtype: torch.dtype = torch.float32) -> str:
         """The catalogue's text of the layer as it is now, for inputs of that type."""

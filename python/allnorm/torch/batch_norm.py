@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, cast
+from typing import Any, NamedTuple, Optional, Union, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,54 @@ from allnorm.torch._call import Parameters, State
 from allnorm.torch._layer import Layer
 
 
+Bound = Union[float, Sequence[tuple[int, float]]]
+
+
 @dataclass(frozen=True)
 class RenormOptions:
-    """Batch Renormalization (Ioffe 2017): r is clipped to [1/r_max, r_max], d to [-d_max, d_max]."""
+    """Batch Renormalization (Ioffe 2017): r is clipped to [1/r_max, r_max], d to [-d_max, d_max].
 
-    r_max: float = 3
-    d_max: float = 5
+    r_max, d_max: numbers, or schedules: pairs (call, number) in ascending order, linear between them and constant before the
+        first and after the last; `call` counts the training calls before. The paper's: r_max=((5000, 1), (40000, 3)),
+        d_max=((5000, 0), (25000, 5)).
+    variant: what the running statistics follow: "var", the variance as in torch's layers, or "paper", the deviation
+        sqrt(var + eps), in a buffer `running_std` in place of `running_var`.
+    """
+
+    r_max: Bound = 3
+    d_max: Bound = 5
+    variant: str = "var"
+
+    def attributes(self) -> dict[str, Any]:
+        """The catalogue's."""
+
+        def text(bound: Bound) -> Any:
+            if isinstance(bound, (int, float)):
+                return bound
+            return ",".join(f"{float(value)!r}@{call}" for call, value in bound)
+
+        return {"renorm": True, "variant": self.variant, "r_max": text(self.r_max), "d_max": text(self.d_max)}
+
+    def bounds(self, call: int) -> tuple[float, float]:
+        """r_max and d_max after so many training calls."""
+        return _bound_at(self.r_max, call), _bound_at(self.d_max, call)
+
+    @property
+    def has_schedule(self) -> bool:
+        """A bound depends on the number of calls."""
+        return not all(isinstance(bound, (int, float)) for bound in (self.r_max, self.d_max))
+
+
+def _bound_at(bound: Bound, call: int) -> float:
+    if isinstance(bound, (int, float)):
+        return bound
+    before = [point for point in bound if point[0] <= call]
+    if not before:
+        return bound[0][1]
+    if len(before) == len(bound):
+        return bound[-1][1]
+    (first, low), (last, high) = before[-1], bound[len(before)]
+    return low + (high - low) * (call - first) / (last - first)
 
 
 class Frame(NamedTuple):
@@ -35,7 +77,7 @@ class Frame(NamedTuple):
     d: Tensor
 
 
-def _convolution(module: nn.Module) -> dict[str, Any]:
+def convolution(module: nn.Module) -> dict[str, Any]:
     """The attributes of a convolution or linear layer in front of the norm."""
     if getattr(module, "bias", None) is not None or getattr(module, "padding_mode", "zeros") != "zeros":
         raise ValueError(
@@ -53,6 +95,17 @@ def _convolution(module: nn.Module) -> dict[str, Any]:
     }
 
 
+class InFront:
+    """A hook of a convolution or linear layer: what that reads in training is kept for the norm behind it."""
+
+    def __init__(self, norm: BatchNorm) -> None:
+        self.norm = norm
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.norm.training:
+            self.norm._conv_input = inputs[0]
+
+
 class BatchNorm(Layer, _BatchNorm):
     """torch.nn.BatchNorm1d, 2d or 3d, for inputs (N, C, space...) of any number of axes, and what these lack.
 
@@ -61,7 +114,8 @@ class BatchNorm(Layer, _BatchNorm):
     renorm: RenormOptions of Batch Renormalization.
     window: iterations in the statistics, this one included (Cross-Iteration BN). `burn_in`: first training calls that use
         their own statistics alone. `compensate`: the convolution or linear layer in front, without bias, to whose present
-        weights past statistics are moved; forward() then needs what it read and its weight (ConvBatchNorm2d gives them).
+        weights past statistics are moved; forward() then needs what it read and its weight: ConvBatchNorm2d gives them, and
+        follow() has them brought.
         `guard`: "clamp" or "drop", what a past variance below 0 counts as; `running_source`: "current" or "window", what
         the running statistics follow.
     minibatches: calls of one batch that share statistics (CmBN), weighted "uniform"ly or by "count".
@@ -77,6 +131,7 @@ class BatchNorm(Layer, _BatchNorm):
     _row = "batch_norm"
     _of_channels = True
     _fresh = {**Layer._fresh, "_last": None}
+    _followed: Optional[nn.Module] = None
 
     def __init__(
         self,
@@ -104,18 +159,23 @@ class BatchNorm(Layer, _BatchNorm):
         self._begin(name, sync, activation, nonfinite)
         self._last: Optional[tuple[Tensor, torch.Size]]
         self._history: dict[str, Any] = {}
+        self.renorm = renorm
         if renorm is not None:
-            self._history |= {"renorm": True, "variant": "var", "r_max": renorm.r_max, "d_max": renorm.d_max}
+            self._history |= renorm.attributes()
         if window != 1:
             self._history |= {"window": window, "guard": guard, "running_source": running_source}
-            self._history |= {"compensate": False} if compensate is None else _convolution(compensate)
+            self._history |= {"compensate": False} if compensate is None else convolution(compensate)
         if burn_in != 0:
             self._history["burn_in"] = burn_in
         if minibatches != 1:
             self._history |= {"minibatches": minibatches, "weighting": weighting}
         self._past: Optional[Tensor] = None
+        self._conv_input: Optional[Tensor] = None
         self._conv_shape = () if compensate is None else tuple(cast(Tensor, compensate.weight).shape)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if self._keeps_std():
+            self.keep_spread()
+            self.reset_running_stats()
         self._keep_running_types({})
         self._check_options()
         if not track_running_stats and self._has_past():
@@ -130,14 +190,37 @@ class BatchNorm(Layer, _BatchNorm):
         return {"eps": self.eps, "momentum": momentum, **self._history}
 
     def options(self) -> dict[str, Any]:
-        """Those beyond torch's, under the catalogue's names."""
-        sync = self._sync.group if isinstance(self._sync, _groups.Shared) else self._sync
-        return {**self._history, **({} if sync is None else {"sync": sync}), **self._options()}
+        return {**self._history, **super().options()}
 
     @property
     def past(self) -> Optional[Tensor]:
         """Window and open batch as bytes; None where the layer has neither."""
         return self._past
+
+    def _keeps_std(self) -> bool:
+        return self.renorm is not None and self.renorm.variant == "paper"
+
+    def _spread(self) -> Optional[Tensor]:
+        """running_var, or running_std in its place."""
+        return self._buffers.get("running_std") if self._keeps_std() else self.running_var
+
+    def keep_spread(self) -> None:
+        """running_std in place of running_var, as renorm says."""
+        if self._keeps_std() and self.running_var is not None:
+            self.register_buffer("running_std", (self.running_var + self.eps).sqrt())
+            self.running_var = None
+
+    def running_variance(self) -> Optional[Tensor]:
+        """running_var (C), or what it would be where running_std is kept; None without running statistics."""
+        if self.running_var is not None or self._spread() is None:
+            return self.running_var
+        return cast(Tensor, self._spread()).square() - self.eps
+
+    def set_running_variance(self, var: Tensor) -> None:
+        """Sets running_var, or running_std where that is kept, to the variances (C)."""
+        spread = self._spread()
+        assert spread is not None
+        spread.copy_((var + self.eps).sqrt() if self._keeps_std() else var)
 
     def _has_past(self) -> bool:
         return "window" in self._history or "minibatches" in self._history
@@ -155,8 +238,12 @@ class BatchNorm(Layer, _BatchNorm):
         return cast(Tensor, past).to(self.running_mean.device)
 
     def _past_is_open(self) -> bool:
+        """There is something that a layer which began anew would not have."""
         if self._past is None or self._past.is_meta:
             return False
+        counts_calls = "burn_in" in self._history or (self.renorm is not None and self.renorm.has_schedule)
+        if counts_calls and not torch.equal(self._past, self._fresh_past()):
+            return True
         return _ops.has_entries(self._layer(), self.num_features, self._past)
 
     # ---- what modules do ----
@@ -195,10 +282,26 @@ class BatchNorm(Layer, _BatchNorm):
     def _state(self) -> State:
         if not self.track_running_stats:
             return State()
-        return State(self._past, self.running_mean, self.running_var, self.num_batches_tracked)
+        return State(self._past, self.running_mean, self._spread(), self.num_batches_tracked)
+
+    def follow(self, conv: Optional[nn.Module]) -> None:
+        """From now on a hook of `conv`, the module that `compensate` was and whose output is all that this layer reads,
+        brings what forward() needs of it. None: no more. Not for parameters that fully_shard has taken apart."""
+        if self._followed is not None:
+            hooks = self._followed._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, InFront) and hook.norm is self]:
+                del hooks[key]
+        self.__dict__["_followed"] = conv  # not a module of this one
+        if conv is not None:
+            conv.register_forward_pre_hook(InFront(self))
 
     def _conv(self, conv_input: Optional[Tensor], conv_weight: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
-        if "conv_stride" not in self._history or conv_input is None or conv_weight is None:
+        if "conv_stride" not in self._history:
+            return None, None
+        if conv_input is None and self._followed is not None:
+            conv_input, self._conv_input = self._conv_input, None
+            conv_weight = cast(Tensor, self._followed.weight)
+        if conv_input is None or conv_weight is None:
             return None, None  # the core says what is missing
         weight = conv_weight.detach().contiguous()
         return conv_input.detach(), weight if weight.dtype == torch.float64 else weight.float()
@@ -206,7 +309,10 @@ class BatchNorm(Layer, _BatchNorm):
     def _infer(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
         """As torch does it, so that exported graphs have its operators alone and fusing works."""
         mean, var, weight, bias = self._plain(x)
-        y = F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
+        eps = self.eps
+        if var is None and mean is not None:  # the deviation has eps in it
+            var, eps = cast(Tensor, self._spread()).to(mean.dtype).square(), torch.finfo(mean.dtype).tiny
+        y = F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, eps)
         return self._then(y, residual)
 
     def statistics(self) -> Frame:
@@ -223,7 +329,11 @@ class BatchNorm(Layer, _BatchNorm):
             _ops.begin_batch(*self._state(), self._layer(), self.name)
 
     def reset_running_stats(self) -> None:
-        super().reset_running_stats()
+        if self._buffers.get("running_std") is None:
+            super().reset_running_stats()
+        else:  # torch's looks for running_var
+            for tensor, start in ((self.running_mean, 0), (self._spread(), 1), (self.num_batches_tracked, 0)):
+                cast(Tensor, tensor).fill_(start)
         if self._past is not None:
             self._past.copy_(self._fresh_past())
 

@@ -12,11 +12,20 @@ from typing import Any, NamedTuple, Optional, Union
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
-from allnorm.torch.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, RenormOptions, SyncBatchNorm
+from allnorm.torch._graph import calls_of
+from allnorm.torch.batch_norm import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    RenormOptions,
+    SyncBatchNorm,
+    convolution,
+)
 
 
 class Entry(NamedTuple):
-    """One layer: its name in the model, what it was, what it is, and why it was left as it was."""
+    """One layer: its name in the model, what it was, what it is, and why it was left as it was, or in part."""
 
     name: str
     before: str
@@ -34,7 +43,10 @@ class Report:
     skipped: list[Entry] = field(default_factory=list)
 
     def text(self) -> str:
-        lines = [f"{entry.name or '(the model)'}: {entry.before} -> {entry.after}" for entry in self.converted]
+        lines = [
+            f"{entry.name or '(the model)'}: {entry.before} -> {entry.after}" + (f": {entry.why}" if entry.why else "")
+            for entry in self.converted
+        ]
         lines += [f"{entry.name or '(the model)'}: {entry.before} stays: {entry.why}" for entry in self.skipped]
         return "\n".join([*lines, f"layers converted: {len(self.converted)}, left as they were: {len(self.skipped)}"])
 
@@ -131,6 +143,17 @@ def _take_over(new: nn.Module, old: nn.Module) -> None:
             setattr(new, name, value)
     new._is_full_backward_hook = old._is_full_backward_hook  # without it torch calls no hook of the backward pass
     new.training = old.training
+    if isinstance(old, BatchNorm):
+        old.follow(None)
+    _settle_spread(new, old)
+
+
+def _settle_spread(new: nn.Module, old: nn.Module) -> None:
+    """Where one keeps a running deviation and the other a variance, the new one's from the old one's."""
+    if isinstance(old, BatchNorm) and new._buffers.pop("running_std", None) is not None:
+        new._buffers["running_var"] = old.running_variance()
+    if isinstance(new, BatchNorm):
+        new.keep_spread()
 
 
 def _made(own: type[_BatchNorm], old: _BatchNorm, **options: Any) -> _BatchNorm:
@@ -183,6 +206,28 @@ def put_in_place(model: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Modul
     return done.get(model, model)
 
 
+def _in_front_of_norms(model: nn.Module) -> dict[nn.Module, Union[nn.Module, str]]:
+    """The convolution or linear layer whose output a norm reads, or why its statistics cannot be moved."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    found: dict[nn.Module, Union[nn.Module, str]] = {}
+    try:
+        calls = calls_of(model)
+    except ValueError as error:
+        return {norm: str(error).split("\n", 1)[0] for norm in norms}
+    for node, norm in calls.once.items():
+        before = calls.before(node)
+        if not isinstance(norm, _BatchNorm) or before is None:
+            continue
+        conv = calls.once[before]
+        if type(conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
+            try:
+                convolution(conv)
+                found[norm] = conv
+            except ValueError as error:
+                found[norm] = str(error)
+    return found
+
+
 Names = Optional[Union[Iterable[str], Callable[[str, nn.Module], bool]]]
 
 
@@ -197,19 +242,20 @@ def _chooser(names: Names, otherwise: bool) -> Callable[[str, nn.Module], bool]:
 
 def _replace(
     model: nn.Module,
-    replaced: Callable[[str, nn.Module], Union[_BatchNorm, str, None]],
-    inplace: bool,
+    replaced: Callable[[str, nn.Module], Union[_BatchNorm, tuple[_BatchNorm, str], str, None]],
 ) -> Report:
-    """Every batch norm by what `replaced` gives: a module, or why there is none (None: it is not spoken of)."""
-    report = Report(model if inplace else copy.deepcopy(model))
+    """Every batch norm by what `replaced` gives: a module, also with what is to be said of it, or why there is none (None: it
+    is not spoken of)."""
+    report = Report(model)
     done: dict[nn.Module, nn.Module] = {}  # a module under several names is replaced by one
     for name, module in list(report.model.named_modules()):
         if not isinstance(module, _BatchNorm) and not _is_frozen_kind(module):
             continue
         new, kind = replaced(name, module), type(module).__name__
+        new, why = new if isinstance(new, tuple) else (new, "")
         if isinstance(new, nn.Module):
             done[module] = new
-            report.converted.append(Entry(name, kind, f"{type(new).__name__}({new.extra_repr()})"))
+            report.converted.append(Entry(name, kind, f"{type(new).__name__}({new.extra_repr()})", why))
         elif new is not None:
             report.skipped.append(Entry(name, kind, kind, new))
     report.model = put_in_place(report.model, done)
@@ -222,6 +268,7 @@ def convert(
     *,
     include: Names = None,
     exclude: Names = None,
+    pair_convs: Union[bool, str] = "auto",
     process_group: Any = None,
     inplace: bool = True,
     **options: Any,
@@ -230,6 +277,9 @@ def convert(
 
     norm: "batch_norm", "sync_batch_norm", "batch_renorm", "cross_iteration_batch_norm" or "cross_mini_batch_norm";
         `options` are those of BatchNorm beside it, as window=4. eps and momentum stay each layer's own.
+    pair_convs: with a window: whether past statistics are moved to the present weights of the convolution or linear layer in
+        front. "auto": where torch.fx can trace the model and finds one, called once, without bias and with zeros around it;
+        the Report says where not. True: other layers stay as they were. False: nowhere.
     include, exclude: names of layers or of modules that have them, or a function of name and module.
     process_group: of sync, in place of the world.
 
@@ -243,9 +293,14 @@ def convert(
     chosen = {"sync": None, **_NORMS[norm], **options}
     if process_group is not None:
         chosen["sync"] = process_group
+    if pair_convs not in (True, False, "auto"):
+        raise ValueError(f"pair_convs is {pair_convs!r}, must be True, False or 'auto'")
+    pairs = chosen.get("window", 1) != 1 and pair_convs is not False and "compensate" not in options
     included, excluded = _chooser(include, True), _chooser(exclude, False)
+    model = model if inplace else copy.deepcopy(model)
+    in_front = _in_front_of_norms(model) if pairs else {}
 
-    def replaced(name: str, module: nn.Module) -> Union[_BatchNorm, str, None]:
+    def replaced(name: str, module: nn.Module) -> Union[_BatchNorm, tuple[_BatchNorm, str], str, None]:
         if not included(name, module) or excluded(name, module):
             return "it was left out by include or exclude"
         why = _skips(module)
@@ -256,9 +311,18 @@ def convert(
         assert own is not None
         group = getattr(module, "process_group", None)  # of torch.nn.SyncBatchNorm
         of_layer = {"sync": group} if group is not None and chosen["sync"] == "world" else {}
-        return _made(own, module, name=name or "batch_norm", **(chosen | of_layer))
+        made = {"name": name or "batch_norm", **chosen, **of_layer}
+        if not pairs:
+            return _made(own, module, **made)
+        conv = in_front.get(module, "no convolution in front was found in the model's graph")
+        if isinstance(conv, str):
+            return conv if pair_convs is True else (_made(own, module, **made), f"past statistics stay as they are: {conv}")
+        new = _made(own, module, compensate=conv, **made)
+        assert isinstance(new, BatchNorm)
+        new.follow(conv)
+        return new
 
-    report = _replace(model, replaced, inplace)
+    report = _replace(model, replaced)
     if not report.converted and not any(isinstance(module, BatchNorm) for module in report.model.modules()):
         warnings.warn("the model has no batch norm that could be converted", stacklevel=2)
     return report
@@ -286,4 +350,4 @@ def revert(model: nn.Module, *, inplace: bool = True) -> Report:
         own_group = isinstance(module, SyncBatchNorm) and not isinstance(sync, (str, int, type(None)))
         return _made(_TORCHS[type(module)], module, **({"process_group": sync} if own_group else {}))
 
-    return _replace(model, replaced, inplace)
+    return _replace(model if inplace else copy.deepcopy(model), replaced)

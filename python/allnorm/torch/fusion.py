@@ -7,22 +7,17 @@ import warnings
 from typing import Any, Optional
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from allnorm.torch._activation import activated
-from allnorm.torch.batch_norm import BatchNorm, ConvBatchNorm2d
+from allnorm.torch._graph import calls_of
+from allnorm.torch.batch_norm import BatchNorm, ConvBatchNorm2d, InFront
 from allnorm.torch.conversion import BatchNormAct2d, is_plain, put_in_place, refuse_wrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = type(m).__module__.startswith("allnorm.torch")
-        return own or isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Activation(nn.Module):
@@ -37,7 +32,9 @@ class _Activation(nn.Module):
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(module._forward_hooks) or not all(
+        isinstance(hook, InFront) for hook in module._forward_pre_hooks.values()
+    )
 
 
 def _fused(conv: nn.Module, norm: nn.Module) -> Optional[nn.Module]:
@@ -47,8 +44,12 @@ def _fused(conv: nn.Module, norm: nn.Module) -> Optional[nn.Module]:
         return None
     if not isinstance(norm, _BatchNorm) or not (isinstance(norm, BatchNorm) or is_plain(norm)):
         return None
-    if conv.training or norm.training or norm.running_mean is None or _hooked(conv) or _hooked(norm):
+    if conv.training or norm.training or _hooked(conv) or _hooked(norm):
         return None
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    if isinstance(norm, BatchNorm):
+        norm.follow(None)
     return fuse_conv_bn_eval(conv, norm, transposed)  # type: ignore[type-var]
 
 
@@ -60,13 +61,6 @@ def _rest(norm: nn.Module) -> nn.Module:
     return (nn.Identity() if activation is None else _Activation(activation)).eval()
 
 
-def _traced(model: nn.Module) -> fx.Graph:
-    try:
-        return _Tracer().trace(model)
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
-
-
 def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The model, which must be in evaluation, with batch norms of this package and of torch taken into the convolutions in
     front of them: the same outputs but for rounding, and nothing of this package where a norm has been taken in. What is
@@ -76,26 +70,22 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if model.training:
         raise ValueError("the model is in training, must be in evaluation: model.eval()")
     model = model if inplace else copy.deepcopy(model)
-    graph, modules = _traced(model), dict(model.named_modules(remove_duplicate=False))
-    calls: dict[nn.Module, list[fx.Node]] = {}
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # as conv.weight
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(modules[node.target], []).append(node)
-    alone = {nodes[0]: module for module, nodes in calls.items() if len(nodes) == 1 and nodes[0].target not in read}
-
+    calls = calls_of(model)
     done: dict[nn.Module, nn.Module] = {}
-    for node, norm in alone.items():
+    for node, norm in calls.once.items():
+        if node.target in calls.read:
+            continue
         if isinstance(norm, ConvBatchNorm2d):
             both = _fused(norm.conv, norm.norm)
             if both is not None and len(node.args) == 1 and not node.kwargs and not _hooked(norm):
                 done[norm] = nn.Sequential(both, _rest(norm.norm)).eval()
             continue
-        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        conv = alone.get(before) if isinstance(before, fx.Node) and len(before.users) == 1 else None
-        both = None if conv is None else _fused(conv, norm)
+        before = calls.before(node)
+        if before is None or len(before.users) > 1 or before.target in calls.read:
+            continue
+        conv = calls.once[before]
+        both = _fused(conv, norm)
         if both is not None:
-            assert conv is not None
             done |= {conv: both, norm: _rest(norm)}
     if not done:
         warnings.warn("the model has no batch norm that a convolution could take over", stacklevel=2)

@@ -33,7 +33,7 @@ class StatisticsHook:
         if torch.compiler.is_compiling() or not layer.training:
             return
         assert isinstance(layer, BatchNorm)
-        mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        mean, var, tracked = layer.running_mean, layer.running_variance(), layer.num_batches_tracked
         if mean is None or var is None or tracked is None:
             return
         step = int(tracked) + 1
@@ -47,13 +47,14 @@ class StatisticsHook:
         step, mean, var = self._before.pop(layer, (0, None, None))
         if mean is None or var is None or layer.num_batches_tracked != step:  # replayed, or a batch that is open
             return
-        frame, options = layer.statistics(), layer.options()
+        frame, renorm = layer.statistics(), layer.renorm
         found = {
             "mean_drift": ((frame.mean - mean) / (var + layer.eps).sqrt()).abs().mean(),
             "var_drift": ((frame.var + layer.eps) / (var + layer.eps)).log().abs().mean(),
         }
-        if "renorm" in options:
-            r_max, d_max = options["r_max"], options["d_max"]
+        # A schedule counts calls, which are num_batches_tracked where there is no history.
+        if renorm is not None and not (renorm.has_schedule and layer.past is not None):
+            r_max, d_max = renorm.bounds(step - 1)
             found["r_clipped"] = ((frame.r >= r_max) | (frame.r <= 1 / r_max)).double().mean()
             found["d_clipped"] = (frame.d.abs() >= d_max).double().mean()
         for name, value in found.items():
@@ -73,7 +74,8 @@ def statistics_hook(
     are from its running ones of before, on an average over the channels:
 
     mean_drift: |mean - running mean| in running deviations; var_drift: |ln(var / running var)|;
-    r_clipped, d_clipped: with renorm, the share of channels whose r and d were at their bounds.
+    r_clipped, d_clipped: with renorm, the share of channels whose r and d were at their bounds; not with a schedule of these
+        beside a window or mini-batches.
 
     writer: what has add_scalar(tag, value, step), as torch.utils.tensorboard's SummaryWriter, or a dict, to which lists of
         (step, value) are added; None: the result's `values`. Steps are num_batches_tracked.

@@ -12,8 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from allnorm.torch._layer import Layer
 from allnorm.torch.batch_norm import BatchNorm
+from allnorm.torch.operations import Operation
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,18 @@ class Agreement:
         return "\n".join(str(difference) for difference in self.differences)
 
 
+_RUNNING = ("running_mean", "running_var", "running_std")
+
+
 def _ranks(group: Any) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+# What is compared: of these modules their buffers, the options of this package, and these attributes, by their names here.
+_COMPARED = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Layer, Operation)
+_ATTRIBUTES = {"num_features": "channels", "num_channels": "channels", "num_groups": "groups", "layer": "row"}
+_ATTRIBUTES |= {name: name for name in ("normalized_shape", "eps", "momentum", "track_running_stats", "nonfinite", "activation")}
+_OF_PARTS = ("num_channels", "normalized_shape")  # may differ where ranks hold parts of samples
 
 
 def _norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -69,26 +82,21 @@ def _text(option: Any) -> str:
     return str(option)
 
 
-def _description(module: _BatchNorm) -> dict[str, str]:
-    found = {
-        "kind": type(module).__name__,
-        "channels": str(module.num_features),
-        "mode": "training" if module.training else "evaluation",
-    }
-    for name in ("eps", "momentum", "track_running_stats"):
-        found[name] = str(getattr(module, name))
-    if isinstance(module, BatchNorm):
-        found |= {name: _text(value) for name, value in module.options().items()}
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        found["hash of " + name] = _hash(getattr(module, name))
-    return found
+def _description(module: nn.Module) -> dict[str, str]:
+    found = {"kind": type(module).__name__, "mode": "training" if module.training else "evaluation"}
+    options = module.options() if isinstance(module, Layer) else {}
+    for attribute, name in _ATTRIBUTES.items():
+        if hasattr(module, attribute) and not ("sync" in options and attribute in _OF_PARTS):
+            found[name] = str(getattr(module, attribute))
+    found |= {name: _text(value) for name, value in options.items()}
+    return found | {"hash of " + name: _hash(tensor) for name, tensor in module._buffers.items()}
 
 
 def check(model: nn.Module, group: Any = None) -> Agreement:
-    """Compares options and running statistics of all batch norms of the model over the ranks of `group` (the default
-    group when None). All of them must call it. Layers of their own (sync=None) have other running statistics on every
-    rank unless they are averaged."""
-    own = {name: _description(module) for name, module in _norms(model)}
+    """Compares options and running statistics of all norms of the model, of this package and of torch, over the ranks of
+    `group` (the default group when None). All of them must call it. Layers of their own (sync=None) have other running
+    statistics on every rank unless they are averaged."""
+    own = {name: _description(module) for name, module in model.named_modules() if isinstance(module, _COMPARED)}
     everyone: list[Any] = [own]
     if _ranks(group) > 1:
         everyone = [None] * _ranks(group)
@@ -113,7 +121,7 @@ def average_running_stats(model: nn.Module, group: Any = None) -> None:
     running = [
         tensor
         for _, module in _norms(model)
-        for tensor in (module.running_mean, module.running_var)
+        for tensor in (module._buffers.get(name) for name in _RUNNING)
         if tensor is not None
     ]
     if ranks == 1 or not running:
@@ -181,9 +189,13 @@ def precise_statistics(model: nn.Module, loader: Iterable[Any], batches: int = 2
         for of_rank in parts:
             population.add(*of_rank[index])
         if population.count > 1:
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
             module.running_mean.copy_(population.mean)
-            module.running_var.copy_(population.squares / (population.count - 1))
+            var = population.squares / (population.count - 1)
+            if isinstance(module, BatchNorm):
+                module.set_running_variance(var)
+            elif module.running_var is not None:
+                module.running_var.copy_(var)
 
 
 def _kept(module: _BatchNorm) -> dict[str, Tensor]:
