@@ -1,6 +1,7 @@
 #include "layers.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <string_view>
 #include <unordered_map>
@@ -78,6 +79,32 @@ void expect_array(const char* what, const Tensor& tensor, ScalarType type, std::
          name);
 }
 
+namespace {
+
+Tensor empty_strided(const Tensor& like, std::size_t axes, const std::int64_t* sizes, const std::int64_t* strides,
+                     ScalarType type) {
+  std::int32_t device = 0, index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(axes), sizes, strides,
+      torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type)), device, index, &made));
+  return Tensor(made);
+}
+
+}  // namespace
+
+Tensor new_array(const Tensor& like, std::int64_t size, ScalarType type) {
+  const std::int64_t stride = 1;
+  return empty_strided(like, 1, &size, &stride, type);
+}
+
+Tensor new_like(const Tensor& like) {
+  const auto sizes = like.sizes(), strides = like.strides();
+  return empty_strided(like, sizes.size(), sizes.data(), strides.data(), like.scalar_type());
+}
+
 void Slots::add(const char* slot, const Tensor& tensor, bool channels_last, bool writes) {
   if (size_ == most) refuse("too many tensors are given", name_);
   if (!is_dense(tensor, channels_last))
@@ -126,27 +153,50 @@ allnorm_queue* queue() {
   return own.get();
 }
 
+namespace {
+
+/// Which layer of this thread.
+struct Key {
+  std::string_view layer, name;
+  std::int64_t channels, rank, ranks;
+  bool operator==(const Key&) const = default;
+};
+struct Kept {
+  std::string layer, name;  // of which the key has views
+  Ready ready{};
+};
+struct HashOf {
+  std::size_t operator()(const Key& key) const noexcept {
+    std::size_t hash = std::hash<std::string_view>{}(key.layer);
+    for (const std::size_t more :
+         {std::hash<std::string_view>{}(key.name), static_cast<std::size_t>(key.channels),
+          static_cast<std::size_t>(key.rank), static_cast<std::size_t>(key.ranks)})
+      hash = hash * 0x9e3779b97f4a7c15ULL + more;
+    return hash;
+  }
+};
+
+}  // namespace
+
 Ready& ready(const std::string& layer, const std::string& name, std::int64_t channels, std::int64_t rank,
              std::int64_t ranks) {
   constexpr std::size_t most = 4096;  // a program that makes new names for ever begins anew
-  thread_local std::unordered_map<std::string, Ready> layers;
-  std::string key = layer;
-  key.append(1, '\n').append(name);
-  for (const std::int64_t number : {channels, rank, ranks}) key.append(1, '\n').append(std::to_string(number));
-  auto found = layers.find(key);
-  if (found == layers.end()) {
-    if (layers.size() == most) layers.clear();
-    Ready made;
-    allnorm_halves* halves = nullptr;
-    expect_ok(allnorm_halves_make(layer.c_str(), channels, static_cast<std::int32_t>(rank),
-                                  static_cast<std::int32_t>(ranks), name.c_str(), queue(), &halves),
-              name);
-    made.halves.reset(halves);
-    expect_ok(allnorm_halves_sizes_of(halves, &made.sizes), name);
-    made.name = name;
-    found = layers.emplace(std::move(key), std::move(made)).first;
-  }
-  return found->second;
+  thread_local std::unordered_map<Key, std::unique_ptr<Kept>, HashOf> layers;
+  const auto found = layers.find({layer, name, channels, rank, ranks});
+  if (found != layers.end()) return found->second->ready;
+  if (layers.size() == most) layers.clear();
+  auto kept = std::make_unique<Kept>(Kept{layer, name});
+  allnorm_halves* halves = nullptr;
+  expect_ok(allnorm_halves_make(layer.c_str(), channels, static_cast<std::int32_t>(rank),
+                                static_cast<std::int32_t>(ranks), name.c_str(), queue(), &halves),
+            name);
+  Ready& made = kept->ready;
+  made.halves.reset(halves);
+  expect_ok(allnorm_halves_sizes_of(halves, &made.sizes), name);
+  made.name = name;
+  const Key key{kept->layer, kept->name, channels, rank, ranks};
+  layers.emplace(key, std::move(kept));
+  return made;
 }
 
 void* scratch(std::int64_t bytes) {

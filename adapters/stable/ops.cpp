@@ -54,13 +54,10 @@ struct Gradients {
   bool wants(Wanted which) const { return which < wanted.size() && wanted[which]; }
 };
 
-Tensor empty(const Tensor& like, std::int64_t size, ScalarType type) {
-  return torch::stable::new_empty(like, {&size, 1}, type);
-}
-Tensor bytes(const Tensor& like, std::int64_t size) { return empty(like, size, ScalarType::Byte); }
-Tensor none(const Tensor& like) { return empty(like, 0, like.scalar_type()); }
+Tensor bytes(const Tensor& like, std::int64_t size) { return new_array(like, size, ScalarType::Byte); }
+Tensor none(const Tensor& like) { return new_array(like, 0, like.scalar_type()); }
 Tensor like_if(bool wanted, const Optional& parameter, const Tensor& otherwise) {
-  return wanted && parameter ? torch::stable::empty_like(*parameter) : none(otherwise);
+  return wanted && parameter ? new_like(*parameter) : none(otherwise);
 }
 
 /// The layer of a call: with running statistics for as many channels as these have, or the input.
@@ -196,8 +193,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_finish(const Inputs& inputs, const St
   inputs.add_to(slots);
   state.add_to(slots, own, true);
   own.look_at(inputs.x, inputs.conv_weight, slots);
-  Tensor y = torch::stable::empty_like(inputs.x), mask = mask_for(inputs, own);
-  Tensor frame = empty(inputs.x, frame_size(own), ScalarType::Double);
+  Tensor y = new_like(inputs.x), mask = mask_for(inputs, own);
+  Tensor frame = new_array(inputs.x, frame_size(own), ScalarType::Double);
   allnorm_memory memory{};
   state.add_to(memory, true, own.name);
   memory.work = scratch(own.work);
@@ -259,7 +256,7 @@ struct Backward {
     add_one("grad_eps_learned", made.deps);
   }
   Tensor of_activation(Gradients::Wanted which) const {
-    return gradients.wants(which) ? torch::stable::empty_like(x) : none(x);
+    return gradients.wants(which) ? new_like(x) : none(x);
   }
   void add(Slots& slots, const Tensor& dx, const Tensor& dresidual) const {
     const bool last = is_channels_last();
@@ -353,7 +350,7 @@ std::tuple<Tensor, Tensor> replay_op(const Tensor& x, const Optional& residual, 
   Slots slots(own.name), output(own.name);
   inputs.add_to(slots);
   own.look_at(x, std::nullopt, slots);
-  Tensor y = torch::stable::empty_like(x), mask = mask_for(inputs, own);
+  Tensor y = new_like(x), mask = mask_for(inputs, own);
   output.add("output", y, inputs.is_channels_last(), true);
   allnorm_memory memory{};
   memory.frame = frame_of(frame, own);

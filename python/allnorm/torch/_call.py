@@ -13,7 +13,7 @@ from torch import Tensor
 
 from allnorm._library import Error
 from allnorm.torch import _ops, _replay
-from allnorm.torch._error import call
+from allnorm.torch._error import call, raise_translated
 from allnorm.torch._groups import ALONE, Place, gathered
 
 
@@ -171,6 +171,55 @@ class _Call(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph
             gradients = _Once.apply(ctx.layer_name[1], dy, x, *gradients)  # type: ignore[no-untyped-call]
         return (*(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * 14)
+
+
+class _Alone(torch.autograd.Function):
+    """A call of one rank without residual and convolution, outside of torch.compile: what small inputs cost is mostly
+    Python's time, so that this has no more of it than it must."""
+
+    @staticmethod
+    def forward(  # pylint: disable=arguments-differ,too-many-arguments
+        ctx: Any,
+        x: Tensor,
+        weight: Optional[Tensor],
+        bias: Optional[Tensor],
+        tau: Optional[Tensor],
+        eps_learned: Optional[Tensor],
+        state: State,
+        layer: str,
+        name: str,
+        frames: list[Tensor],
+    ) -> Tensor:
+        try:
+            y, frame, mask = _ops.forward_now(
+                x, None, weight, bias, tau, eps_learned, None, None, *state, layer, name
+            )
+        except RuntimeError as error:
+            raise_translated(error)
+        ctx.save_for_backward(x, weight, bias, tau, eps_learned, frame, mask)
+        ctx.layer_name = layer, name
+        frames.append(frame)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # pylint: disable=arguments-differ
+        x, *rest = ctx.saved_tensors
+        want_x, *wanted, _, _, _, _ = ctx.needs_input_grad
+        try:
+            dx, _, *made = _ops.backward_now(ordered_as(dy, x), x, *rest, [want_x, False, *wanted], *ctx.layer_name)
+        except RuntimeError as error:
+            raise_translated(error)
+        if torch.is_grad_enabled():  # create_graph
+            dx, *made = _Once.apply(ctx.layer_name[1], dy, x, dx, *made)  # type: ignore[no-untyped-call]
+        gradients = (gradient if want else None for gradient, want in zip(made, wanted))
+        return (dx if want_x else None, *gradients, None, None, None, None)
+
+
+def alone(layer: str, name: str, x: Tensor, parameters: Parameters, state: State) -> tuple[Tensor, Tensor]:
+    """y and frame of a call of a lone rank on `x`, which is ordered()."""
+    frames: list[Tensor] = []
+    y = _Alone.apply(x, *parameters, state, layer, name, frames)  # type: ignore[no-untyped-call]
+    return y, frames[0]
 
 
 class _Once(torch.autograd.Function):

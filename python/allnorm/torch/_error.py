@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 
@@ -34,6 +34,14 @@ def translated(error: RuntimeError) -> Exception:
     )
 
 
+def raise_translated(error: RuntimeError) -> NoReturn:
+    """Within the handler of what an operator raised."""
+    told = translated(error)
+    if told is error:
+        raise error
+    raise told from None
+
+
 def call(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """function(...), its errors translated; within torch.compile, which has no such blocks in its graphs, as they are."""
     if torch.compiler.is_compiling():
@@ -41,7 +49,4 @@ def call(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     try:
         return function(*arguments, **named)
     except RuntimeError as error:
-        told = translated(error)
-        if told is error:
-            raise
-        raise told from None
+        raise_translated(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, Optional
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from allnorm.torch import _groups, _ops, _replay
 from allnorm.torch._activation import Activation, activated, activation_attributes
-from allnorm.torch._call import Parameters, State, declined, normalized, ordered, ordered_as
+from allnorm.torch._call import Parameters, State, alone, declined, normalized, ordered, ordered_as
 
 
 class Layer(nn.Module):
@@ -20,14 +21,16 @@ class Layer(nn.Module):
     activation: Activation
     nonfinite: str
     _row: ClassVar[str]  # its name in the catalogue
+    # What its attributes are made of and may change.
+    _may_change: ClassVar[operator.attrgetter[Any]] = operator.attrgetter("eps", "activation", "nonfinite")
     _of_channels = False  # its statistics are of channels, and so records of one length
     # What is of this process, and not of the layer's copies elsewhere.
-    _fresh: ClassVar[dict[str, Any]] = {"_text": (None, ""), "_place": None, "_age": -1, "_met": False}
+    _fresh: ClassVar[dict[str, Any]] = {"_text": (None, "", None), "_place": None, "_age": -1, "_met": False}
 
     def _begin(self, name: str, sync: Any, activation: Activation = None, nonfinite: str = "propagate") -> None:
         """Before torch's own constructor."""
         self._sync = _groups.parse(sync)
-        self._text: tuple[Optional[dict[str, Any]], str]
+        self._text: tuple[Optional[dict[str, Any]], str, Any]
         self._place: Optional[_groups.Place]
         self._age: int
         self.__dict__.update(self._fresh)
@@ -70,13 +73,16 @@ class Layer(nn.Module):
 
     def _layer(self, dtype: torch.dtype = torch.float32) -> str:
         """The catalogue's text of the layer as it is now, for inputs of that type."""
+        compiling = torch.compiler.is_compiling()
+        now = None if compiling else (dtype, self._may_change(self))
+        if now is not None and self._text[2] == now:
+            return self._text[1]
         attributes = {**self._attributes(dtype), **self._options()}
-        if self._text[0] != attributes:
-            text = _ops.text_of(self._row, attributes)
-            if not torch.compiler.is_compiling():
-                _ops.check_layer(text, self._channels())
-            self._text = (attributes, text)
-        return self._text[1]
+        text = self._text[1] if self._text[0] == attributes else _ops.text_of(self._row, attributes)
+        if not compiling:
+            _ops.check_layer(text, self._channels())
+            self._text = attributes, text, now
+        return text
 
     def _where(self, warn: bool = True) -> _groups.Place:
         """This rank's place, in the process group that there is now."""
@@ -123,6 +129,9 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """y and frame of a call on these statistics of the input."""
         where = self._where()
+        if where.ranks == 1 and residual is None and conv[0] is None and _replay.is_plain():
+            self._check_input(x)
+            return alone(self._layer(x.dtype), self.name, order(x), parameters, state)
         groups, meet = (self._channels(), not self._met) if self._of_channels else (0, True)
         try:
             self._check_input(x)

@@ -63,6 +63,11 @@ def current() -> Optional[Context]:
     return stack[-1] if stack else None
 
 
+def is_plain() -> bool:
+    """A call is made now, once, and no graph of it."""
+    return not torch.compiler.is_compiling() and not _stack()
+
+
 def replays() -> bool:
     """Calls are made again, and exchange nothing."""
     context = current()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union, cast
@@ -77,19 +78,24 @@ class Frame(NamedTuple):
     d: Tensor
 
 
-def convolution(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a convolution or linear layer in front of the norm."""
-    if getattr(module, "bias", None) is not None or getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ValueError(
-            "compensate is a module with a bias or with a padding that is not of zeros, must be one without"
-        )
+def obstacle(module: nn.Module) -> str:
+    """What of a convolution or linear layer keeps past statistics from being moved to its weights; empty where nothing."""
+    if getattr(module, "bias", None) is not None:
+        return "a bias"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return "padding that is not of zeros"
     padding = getattr(module, "padding", 0)
-    if isinstance(padding, str):
-        raise ValueError(f"padding of compensate is {padding!r}, must be numbers")
+    return f"padding {padding!r}" if isinstance(padding, str) else ""
+
+
+def _convolution(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a convolution or linear layer in front of the norm."""
+    if obstacle(module):
+        raise ValueError(f"compensate is a module with {obstacle(module)}, must be one without")
     return {
         "compensate": True,
         "conv_stride": getattr(module, "stride", 1),
-        "conv_padding": padding,
+        "conv_padding": getattr(module, "padding", 0),
         "conv_dilation": getattr(module, "dilation", 1),
         "conv_groups": getattr(module, "groups", 1),
     }
@@ -129,6 +135,7 @@ class BatchNorm(Layer, _BatchNorm):
 
     _version = 2
     _row = "batch_norm"
+    _may_change = operator.attrgetter("eps", "momentum", "activation", "nonfinite")
     _of_channels = True
     _fresh = {**Layer._fresh, "_last": None}
     _followed: Optional[nn.Module] = None
@@ -164,7 +171,7 @@ class BatchNorm(Layer, _BatchNorm):
             self._history |= renorm.attributes()
         if window != 1:
             self._history |= {"window": window, "guard": guard, "running_source": running_source}
-            self._history |= {"compensate": False} if compensate is None else convolution(compensate)
+            self._history |= {"compensate": False} if compensate is None else _convolution(compensate)
         if burn_in != 0:
             self._history["burn_in"] = burn_in
         if minibatches != 1:
@@ -263,9 +270,12 @@ class BatchNorm(Layer, _BatchNorm):
         if not self.training:
             self._check_input_dim(x)
             return self._infer(x, residual)
+        own = self._parameters  # at once, where they are no parametrizations
         y, frame = self._call(
             x,
-            Parameters(self.weight, self.bias),
+            Parameters(
+                own["weight"] if "weight" in own else self.weight, own["bias"] if "bias" in own else self.bias
+            ),
             state=self._state(),
             residual=residual,
             conv=self._conv(conv_input, conv_weight),
@@ -282,7 +292,9 @@ class BatchNorm(Layer, _BatchNorm):
     def _state(self) -> State:
         if not self.track_running_stats:
             return State()
-        return State(self._past, self.running_mean, self._spread(), self.num_batches_tracked)
+        own = self._buffers
+        spread = own["running_std" if self._keeps_std() else "running_var"]
+        return State(self._past, own["running_mean"], spread, own["num_batches_tracked"])
 
     def follow(self, conv: Optional[nn.Module]) -> None:
         """From now on a hook of `conv`, the module that `compensate` was and whose output is all that this layer reads,

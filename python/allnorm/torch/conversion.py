@@ -20,7 +20,7 @@ from allnorm.torch.batch_norm import (
     BatchNorm3d,
     RenormOptions,
     SyncBatchNorm,
-    convolution,
+    obstacle,
 )
 
 
@@ -220,11 +220,7 @@ def _in_front_of_norms(model: nn.Module) -> dict[nn.Module, Union[nn.Module, str
             continue
         conv = calls.once[before]
         if type(conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
-            try:
-                convolution(conv)
-                found[norm] = conv
-            except ValueError as error:
-                found[norm] = str(error)
+            found[norm] = f"the {type(conv).__name__} in front has {obstacle(conv)}" if obstacle(conv) else conv
     return found
 
 

@@ -3,6 +3,7 @@ torch has are torch's, but for samples in parts."""
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, Optional
@@ -22,6 +23,7 @@ class GroupNorm(Layer, nn.GroupNorm):
     samples: of their space, or of the channels of each group; num_channels are then this rank's."""
 
     _row = "group_norm"
+    _may_change = operator.attrgetter("eps", "num_groups", "activation", "nonfinite")
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class LayerNorm(Layer, nn.LayerNorm):
     share statistics; normalized_shape is then this rank's part."""
 
     _row = "layer_norm"
+    _may_change = operator.attrgetter("eps", "normalized_shape", "activation", "nonfinite")
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class RMSNorm(Layer, nn.RMSNorm):
     """torch.nn.RMSNorm, with an activation and a residual in the same pass. `sync` as in LayerNorm."""
 
     _row = "rms_norm"
+    _may_change = operator.attrgetter("eps", "normalized_shape", "activation", "nonfinite")
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class RMSNorm(Layer, nn.RMSNorm):
 
 class _Instance(Layer, _InstanceNorm):
     _row = "instance_norm"
+    _may_change = operator.attrgetter("eps", "momentum", "track_running_stats", "activation", "nonfinite")
 
     def __init__(
         self,
