@@ -244,6 +244,10 @@ class Convert(unittest.TestCase):
             an.convert(model(), "group_norm")
         with self.assertRaisesRegex(ValueError, "OptimizedModule"):
             an.convert(torch.compile(model()))
+        self.assertEqual(
+            an.emulate(_converted_after_wrapping, 1)[0],
+            "the model has a DistributedDataParallel, must not: convert it before it is wrapped or compiled",
+        )
         with self.assertWarnsRegex(UserWarning, "no batch norm"):
             an.convert(nn.Linear(2, 2))
         with self.assertRaisesRegex(ValueError, "window"):
@@ -347,6 +351,14 @@ class Paired(unittest.TestCase):
             found.append(torch.autograd.grad(y.square().sum(), x)[0])
             plain = expected(x)
             torch.testing.assert_close([y, found[-1]], [plain, torch.autograd.grad(plain.square().sum(), x)[0]], rtol=0, atol=0)
+
+
+def _converted_after_wrapping(_):
+    try:
+        an.convert(nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _stored(model):

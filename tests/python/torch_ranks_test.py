@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import tempfile
 import re
@@ -170,6 +171,35 @@ class Ranks(unittest.TestCase):
             first, second = an.emulate(work, 2, make, timeout=20)
             self.assertIn("modified by an inplace operation", second)
             self.assertIn("rank 1 failed: one of the variables needed for gradient computation has been mod", first)
+
+    def test_a_rank_that_does_not_answer(self):
+        """Its number is the process group's to tell, which gloo does not."""
+
+        def work(rank, leaves, backward, folder):
+            module, x = an.SyncBatchNorm(3, name="stem"), torch.ones(2, 3, 4, 4)
+            y, start = module(x), time.monotonic()
+            if rank == 3:
+                if leaves:
+                    dist.destroy_process_group()
+                time.sleep(5)
+                os._exit(0)
+            try:
+                y.sum().backward() if backward else module(x)
+            except an.Error as error:
+                text = f"{error.code}, {error.layer}, {time.monotonic() - start < 5}, {error}"
+                (folder / str(rank)).write_text(text)
+            time.sleep(10)  # until rank 3 ends this
+
+        for leaves, backward in ((True, False), (False, True)):
+            with self.subTest(leaves=leaves), tempfile.TemporaryDirectory() as name:
+                folder = pathlib.Path(name)
+                with self.assertRaisesRegex(RuntimeError, "rank 3 ended without a word"):
+                    an.emulate(work, 4, leaves, backward, folder, timeout=2)
+                call = "stem, backward" if backward else "stem, call 1, forward"
+                for rank in range(3):
+                    text = (folder / str(rank)).read_text()
+                    of_all = f"^(timeout|transport), stem, True, {call}: not all 4 ranks of the group have answered: "
+                    self.assertRegex(text, of_all)
 
     def test_under_torch_compile(self):
         x, dy = normal(4, 3, 4, 4), normal(4, 3, 4, 4, seed=1)

@@ -220,6 +220,15 @@ class BatchNorm(Case):
                 an.BatchNorm2d(3, **options)(x)
         with self.assertRaisesRegex(ValueError, "input is of torch's type Int, must be float64, .* or bfloat16$"):
             an.BatchNorm2d(4)(x.int())
+        for module in (an.BatchNorm2d(3).eval(), an.GroupNorm(1, 3)):
+            with self.assertRaisesRegex(ValueError, "^input has 4 channels, must have 3$"):
+                module(x)
+        for options, text in (
+            ({"renorm": True}, "^renorm is True, must be RenormOptions or None$"),
+            ({"window": 2, "compensate": True}, "^compensate is True, must be a convolution or linear layer, or None$"),
+        ):
+            with self.assertRaisesRegex(ValueError, text):
+                an.BatchNorm2d(3, **options)
         with self.assertRaisesRegex(ValueError, "eps"):
             an.BatchNorm2d(3, eps=-1)
         with self.assertRaisesRegex(ValueError, "sync is 'all'"):
@@ -228,6 +237,31 @@ class BatchNorm(Case):
             an.BatchNorm2d(3, window=2, track_running_stats=False)
         with self.assertWarnsRegex(UserWarning, "init_process_group was not called"):
             an.SyncBatchNorm(4)(x)
+
+
+    def test_devices_that_are_mixed(self):
+        x = normal(2, 4, 5, 5, dtype=torch.float32)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            own = an.BatchNorm2d(4)
+            moved = getattr(own, name).to("meta")
+            setattr(own, name, nn.Parameter(moved) if name in ("weight", "bias") else moved)
+            with self.subTest(name), self.assertRaisesRegex(ValueError, f"^{name} is on meta, must be on cpu as input$"):
+                own(x)
+        with self.assertRaisesRegex(ValueError, "^weight is on cpu, must be on meta as input$"):
+            an.BatchNorm2d(4)(x.to("meta"))
+        self.assertTrue(an.BatchNorm2d(4, device="meta")(x.to("meta")).is_meta)
+
+    def test_states_of_other_layers(self):
+        window = an.BatchNorm2d(4, window=3)
+        window(normal(2, 4, 5, 5, dtype=torch.float32))
+        for own, state, text in (
+            (an.BatchNorm2d(4), an.BatchNorm2d(5).state_dict(), "size mismatch for running_mean"),
+            (an.BatchNorm2d(4), an.GroupNorm(1, 4).state_dict(), 'Missing key.*"running_mean"'),
+            (an.BatchNorm2d(4), window.state_dict(), 'Unexpected key.*"allnorm_past"'),
+            (an.BatchNorm2d(4, window=5), window.state_dict(), "it is of a layer with another window"),
+        ):
+            with self.subTest(text), self.assertRaisesRegex(RuntimeError, text):
+                own.load_state_dict(state)
 
 
 class History(Case):

@@ -51,6 +51,21 @@ def ordered_as(x: Tensor, other: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def exchanged(record: Tensor, where: Place, name: str, direction: int, tracked: Optional[Tensor] = None) -> Tensor:
+    """gathered(), whose failure is an Error that says in which call: a rank that has left or does not come is the process
+    group's to tell, after its timeout."""
+    if torch.compiler.is_compiling():
+        return gathered(record, where)
+    try:
+        return gathered(record, where)
+    except RuntimeError as error:
+        number = "" if tracked is None else f", call {int(tracked)}"
+        what = f"{name}{number}, {'backward' if direction else 'forward'}"
+        code = "timeout" if "timed out" in str(error).lower() else "transport"
+        why = str(error).split("\n", 1)[0]
+        raise Error(code, f"{what}: not all {where.ranks} ranks of the group have answered: {why}", layer=name) from error
+
+
 def declined(
     error: Exception,
     x: Any,
@@ -66,7 +81,7 @@ def declined(
     like = x if isinstance(x, Tensor) and x.device.type == "cpu" else torch.empty(0)
     why = str(error.args[0]) if error.args else type(error).__name__
     record = _ops.decline(like, direction, groups, why.split("\n", 1)[0], layer, name, where.rank, where.ranks)
-    heads = gathered(record[: _ops.HEAD] if meet else record, where)
+    heads = exchanged(record[: _ops.HEAD] if meet else record, where, name, direction)
     if torch.compiler.is_compiling():
         _ops.check_heads(heads, layer, name, where.rank)
         return torch.empty_like(x), torch.empty(0, dtype=torch.float64)
@@ -141,8 +156,9 @@ class _Call(torch.autograd.Function):
         else:
             record = _first_half(_ops.forward_local, (*inputs, *layer_name, rank, ranks), x, groups, where, meet, 0)
             if meet:  # before records are exchanged, whose lengths may be unequal
-                _check_heads(gathered(record[: _ops.HEAD], where), layer_name, rank)
-            y, frame, mask = call(_ops.forward_finish, *inputs, gathered(record, where), *layer_name, rank, ranks)
+                _check_heads(exchanged(record[: _ops.HEAD], where, name, 0, tracked), layer_name, rank)
+            records = exchanged(record, where, name, 0, tracked)
+            y, frame, mask = call(_ops.forward_finish, *inputs, records, *layer_name, rank, ranks)
         ctx.save_for_backward(x, *affine, frame, mask)
         ctx.layer_name, ctx.where, ctx.shape = layer_name, where, x.shape
         ctx.mark_non_differentiable(frame)
@@ -166,7 +182,8 @@ class _Call(torch.autograd.Function):
             groups = _ops.groups(ctx.layer_name[0], ctx.shape)
             made = _first_half(_ops.backward_local, (*given, wanted, *place), x, groups, where, False, 1)
             record, *of_parameters = made
-            of_inputs = call(_ops.backward_finish, *given, gathered(record, where), wanted, *place)
+            records = exchanged(record, where, ctx.layer_name[1], 1)
+            of_inputs = call(_ops.backward_finish, *given, records, wanted, *place)
             gradients = (*of_inputs, *of_parameters)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph
             gradients = _Once.apply(ctx.layer_name[1], dy, x, *gradients)  # type: ignore[no-untyped-call]

@@ -131,10 +131,15 @@ class Layer(nn.Module):
         where = self._where()
         if where.ranks == 1 and residual is None and conv[0] is None and _replay.is_plain():
             self._check_input(x)
-            return alone(self._layer(x.dtype), self.name, order(x), parameters, state)
+            try:
+                return alone(self._layer(x.dtype), self.name, order(x), parameters, state)
+            except NotImplementedError:  # on a device that the operators do not know
+                _ops.expect_device(x, None, *parameters, None, None, *state)
+                raise
         groups, meet = (self._channels(), not self._met) if self._of_channels else (0, True)
         try:
             self._check_input(x)
+            _ops.expect_device(x, residual, *parameters, *conv, *state)
             layer, x = self._layer(x.dtype), order(x)
             if residual is not None:
                 residual = ordered_as(residual, x)

@@ -179,6 +179,19 @@ def frame_parts(layer: str, frame: Tensor, shape: Sequence[int]) -> dict[str, Te
     return {name: frame[place * each : (place + 1) * each] for name, place in places.items() if place >= 0}
 
 
+_INPUTS = (
+    *("residual", "weight", "bias", "tau", "eps_learned", "conv_input", "conv_weight"),
+    *("state", "running_mean", "running_var", "num_batches_tracked"),
+)
+
+
+def expect_device(x: Tensor, *inputs: Any) -> None:
+    """ValueError where not all inputs of an operator are where x is; what follows them is not looked at."""
+    for name, tensor in zip(_INPUTS, inputs):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, must be on {x.device} as input")
+
+
 # ---- shapes for torch.compile --------------------------------------------------------------------------------------
 
 
@@ -206,6 +219,7 @@ def _fake(operator: str) -> Callable[[Function], Function]:
 
 @_fake("forward")
 def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
+    expect_device(x, residual, *rest)  # what is on meta comes here too
     layer = rest[-2]
     return torch.empty_like(x), _frame(x, layer), _mask(x, residual, layer)
 

@@ -166,6 +166,10 @@ class BatchNorm(Layer, _BatchNorm):
         self._begin(name, sync, activation, nonfinite)
         self._last: Optional[tuple[Tensor, torch.Size]]
         self._history: dict[str, Any] = {}
+        if not (renorm is None or isinstance(renorm, RenormOptions)):
+            raise ValueError(f"renorm is {renorm!r}, must be RenormOptions or None")
+        if not (compensate is None or isinstance(getattr(compensate, "weight", None), Tensor)):
+            raise ValueError(f"compensate is {compensate!r}, must be a convolution or linear layer, or None")
         self.renorm = renorm
         if renorm is not None:
             self._history |= renorm.attributes()
@@ -268,7 +272,7 @@ class BatchNorm(Layer, _BatchNorm):
         conv_weight: Optional[Tensor] = None,
     ) -> Tensor:
         if not self.training:
-            self._check_input_dim(x)
+            self._check_input(x)
             return self._infer(x, residual)
         own = self._parameters  # at once, where they are no parametrizations
         y, frame = self._call(

@@ -49,6 +49,10 @@ class GroupNorm(Layer, nn.GroupNorm):
     def _attributes(self, dtype: torch.dtype) -> dict[str, Any]:
         return {"groups": self.num_groups, "eps": self.eps}
 
+    def _check_input(self, x: Tensor) -> None:
+        if self.weight is not None and x.dim() > 1 and x.size(1) != self.num_channels:
+            raise ValueError(f"input has {x.size(1)} channels, must have {self.num_channels}")
+
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:  # pylint: disable=arguments-differ
         if self._is_torchs():
             return self._then(super().forward(x), residual)
