@@ -37,7 +37,7 @@ class Parameters(NamedTuple):
 
 def ordered(x: Tensor) -> Tensor:
     """x, dense, its channels first or last in memory as they are."""
-    if x.is_contiguous():
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     if x.dim() > 2 and x.stride(1) == 1:
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -190,30 +190,35 @@ class _Call(torch.autograd.Function):
         return (*(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * 14)
 
 
+class _LoneCall(NamedTuple):
+    """What _Alone takes beside tensors with gradients, and gives beside y."""
+
+    state: State
+    layer: str
+    name: str
+    frames: list[Tensor]
+
+
 class _Alone(torch.autograd.Function):
-    """A call of one rank without residual and convolution, outside of torch.compile: what small inputs cost is mostly
-    Python's time, so that this has no more of it than it must."""
+    """A call of one rank without residual and convolution, outside of torch.compile. What a small input costs is Python's
+    time for the most part, so that this has no argument and no saved tensor more than it must."""
 
     @staticmethod
-    def forward(  # pylint: disable=arguments-differ,too-many-arguments
+    def forward(  # pylint: disable=arguments-differ
         ctx: Any,
         x: Tensor,
         weight: Optional[Tensor],
         bias: Optional[Tensor],
         tau: Optional[Tensor],
         eps_learned: Optional[Tensor],
-        state: State,
-        layer: str,
-        name: str,
-        frames: list[Tensor],
+        lone: _LoneCall,
     ) -> Tensor:
+        state, layer, name, frames = lone
         try:
-            y, frame, mask = _ops.forward_now(
-                x, None, weight, bias, tau, eps_learned, None, None, *state, layer, name
-            )
+            y, frame, _ = _ops.forward_now(x, None, weight, bias, tau, eps_learned, None, None, *state, layer, name)
         except RuntimeError as error:
             raise_translated(error)
-        ctx.save_for_backward(x, weight, bias, tau, eps_learned, frame, mask)
+        ctx.save_for_backward(x, weight, bias, tau, eps_learned, frame)
         ctx.layer_name = layer, name
         frames.append(frame)
         return y  # type: ignore[no-any-return]
@@ -221,22 +226,27 @@ class _Alone(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # pylint: disable=arguments-differ
         x, *rest = ctx.saved_tensors
-        want_x, *wanted, _, _, _, _ = ctx.needs_input_grad
+        want_x, *wanted, _ = ctx.needs_input_grad
+        if dy.stride() != x.stride():
+            dy = ordered_as(dy, x)
         try:
-            dx, _, *made = _ops.backward_now(ordered_as(dy, x), x, *rest, [want_x, False, *wanted], *ctx.layer_name)
+            dx, _, *made = _ops.backward_now(dy, x, *rest, _NO_MASK, [want_x, False, *wanted], *ctx.layer_name)
         except RuntimeError as error:
             raise_translated(error)
         if torch.is_grad_enabled():  # create_graph
             dx, *made = _Once.apply(ctx.layer_name[1], dy, x, dx, *made)  # type: ignore[no-untyped-call]
         gradients = (gradient if want else None for gradient, want in zip(made, wanted))
-        return (dx if want_x else None, *gradients, None, None, None, None)
+        return (dx if want_x else None, *gradients, None)
+
+
+_NO_MASK = torch.empty(0, dtype=torch.uint8, device="cpu")  # of calls without a residual
 
 
 def alone(layer: str, name: str, x: Tensor, parameters: Parameters, state: State) -> tuple[Tensor, Tensor]:
     """y and frame of a call of a lone rank on `x`, which is ordered()."""
-    frames: list[Tensor] = []
-    y = _Alone.apply(x, *parameters, state, layer, name, frames)  # type: ignore[no-untyped-call]
-    return y, frames[0]
+    lone = _LoneCall(state, layer, name, [])
+    y = _Alone.apply(x, *parameters, lone)  # type: ignore[no-untyped-call]
+    return y, lone.frames[0]
 
 
 class _Once(torch.autograd.Function):
