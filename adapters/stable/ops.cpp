@@ -55,9 +55,8 @@ struct Gradients {
 };
 
 Tensor bytes(const Tensor& like, std::int64_t size) { return new_array(like, size, ScalarType::Byte); }
-Tensor none(const Tensor& like) { return new_array(like, 0, like.scalar_type()); }
-Tensor like_if(bool wanted, const Optional& parameter, const Tensor& otherwise) {
-  return wanted && parameter ? new_like(*parameter) : none(otherwise);
+Optional like_if(bool wanted, const Optional& parameter) {
+  return wanted && parameter ? Optional(new_like(*parameter)) : std::nullopt;
 }
 
 /// The layer of a call: with running statistics for as many channels as these have, or the input.
@@ -239,33 +238,32 @@ struct Backward {
   }
   /// Those of parameters, which the first half writes: dweight, dbias, dtau, deps.
   struct Parameters {
-    Tensor dweight, dbias, dtau, deps;
+    Optional dweight, dbias, dtau, deps;
   };
   Parameters parameters() const {
-    return {like_if(gradients.wants(Gradients::dweight), weight, x),
-            like_if(gradients.wants(Gradients::dbias), bias, x), like_if(gradients.wants(Gradients::dtau), tau, x),
-            like_if(gradients.wants(Gradients::deps), eps_learned, x)};
+    return {like_if(gradients.wants(Gradients::dweight), weight), like_if(gradients.wants(Gradients::dbias), bias),
+            like_if(gradients.wants(Gradients::dtau), tau), like_if(gradients.wants(Gradients::deps), eps_learned)};
   }
   static void add(Slots& slots, const Parameters& made) {
-    const auto add_one = [&](const char* slot, const Tensor& tensor) {
-      if (tensor.numel() > 0) slots.add(slot, tensor, false, true);
+    const auto add_one = [&](const char* slot, const Optional& tensor) {
+      if (tensor && tensor->numel() > 0) slots.add(slot, *tensor, false, true);
     };
     add_one("grad_weight", made.dweight);
     add_one("grad_bias", made.dbias);
     add_one("grad_tau", made.dtau);
     add_one("grad_eps_learned", made.deps);
   }
-  Tensor of_activation(Gradients::Wanted which) const {
-    return gradients.wants(which) ? new_like(x) : none(x);
+  Optional of_activation(Gradients::Wanted which) const {
+    return gradients.wants(which) ? Optional(new_like(x)) : std::nullopt;
   }
-  void add(Slots& slots, const Tensor& dx, const Tensor& dresidual) const {
+  void add(Slots& slots, const Optional& dx, const Optional& dresidual) const {
     const bool last = is_channels_last();
-    if (gradients.wants(Gradients::dx)) slots.add("grad_input", dx, last, true);
-    if (gradients.wants(Gradients::dresidual)) slots.add("grad_residual", dresidual, last, true);
+    slots.add("grad_input", dx, last, true);
+    slots.add("grad_residual", dresidual, last, true);
   }
 };
 
-using OfParameters = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // after the record
+using OfParameters = std::tuple<Tensor, Optional, Optional, Optional, Optional>;  // after the record
 
 OfParameters backward_local(const Backward& call, const Text& layer, const Text& name, std::int64_t rank,
                             std::int64_t ranks) {
@@ -288,7 +286,7 @@ OfParameters backward_local(const Backward& call, const Text& layer, const Text&
 }
 
 /// `made`: where nothing is exchanged, the gradients of parameters too.
-std::tuple<Tensor, Tensor> backward_finish(const Backward& call, const Tensor* records,
+std::tuple<Optional, Optional> backward_finish(const Backward& call, const Tensor* records,
                                            const Backward::Parameters* made, const Text& layer, const Text& name,
                                            std::int64_t rank, std::int64_t ranks) {
   Ready& own = ready_for(call.x, std::nullopt, layer, name, rank, ranks);
@@ -297,7 +295,7 @@ std::tuple<Tensor, Tensor> backward_finish(const Backward& call, const Tensor* r
   own.look_at(call.x, std::nullopt, slots);
   allnorm_memory memory{};
   call.add_to(memory, own);
-  Tensor dx = call.of_activation(Gradients::dx), dresidual = call.of_activation(Gradients::dresidual);
+  Optional dx = call.of_activation(Gradients::dx), dresidual = call.of_activation(Gradients::dresidual);
   call.add(gradients, dx, dresidual);
   if (made != nullptr) Backward::add(gradients, *made);
   if (records != nullptr && own.sizes.exchanges != 0)
@@ -360,7 +358,7 @@ std::tuple<Tensor, Tensor> replay_op(const Tensor& x, const Optional& residual, 
   return {y, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(const Tensor& dy, const Tensor& x,
+std::tuple<Optional, Optional, Optional, Optional, Optional, Optional> backward_op(const Tensor& dy, const Tensor& x,
                                                                        const Optional& weight, const Optional& bias,
                                                                        const Optional& tau, const Optional& eps_learned,
                                                                        const Tensor& frame, const Tensor& mask,
@@ -379,7 +377,7 @@ OfParameters backward_local_op(const Tensor& dy, const Tensor& x, const Optional
   return backward_local({dy, x, weight, bias, tau, eps_learned, frame, mask, {wanted}}, layer, name, rank, ranks);
 }
 
-std::tuple<Tensor, Tensor> backward_finish_op(const Tensor& dy, const Tensor& x, const Optional& weight,
+std::tuple<Optional, Optional> backward_finish_op(const Tensor& dy, const Tensor& x, const Optional& weight,
                                               const Optional& bias, const Optional& tau, const Optional& eps_learned,
                                               const Tensor& frame, const Tensor& mask, const Tensor& records,
                                               const std::vector<bool>& wanted, const Text& layer, const Text& name,
@@ -448,11 +446,11 @@ STABLE_TORCH_LIBRARY(allnorm, m) {
           layer_arguments},
          "(Tensor y, Tensor mask)");
   define("backward", {backward_arguments, "bool[] wanted, ", layer_arguments},
-         "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias, Tensor dtau, Tensor deps)");
+         "(Tensor? dx, Tensor? dresidual, Tensor? dweight, Tensor? dbias, Tensor? dtau, Tensor? deps)");
   define("backward_local", {backward_arguments, "bool[] wanted, ", layer_arguments, rank_arguments},
-         "(Tensor record, Tensor dweight, Tensor dbias, Tensor dtau, Tensor deps)");
+         "(Tensor record, Tensor? dweight, Tensor? dbias, Tensor? dtau, Tensor? deps)");
   define("backward_finish", {backward_arguments, "Tensor records, bool[] wanted, ", layer_arguments, rank_arguments},
-         "(Tensor dx, Tensor dresidual)");
+         "(Tensor? dx, Tensor? dresidual)");
   define("check_heads", {"Tensor heads, ", layer_arguments, ", int rank"}, "()");
   define("decline", {"Tensor like, int direction, int groups, str why, ", layer_arguments, rank_arguments},
          "Tensor record");

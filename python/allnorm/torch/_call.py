@@ -187,7 +187,7 @@ class _Call(torch.autograd.Function):
             gradients = (*of_inputs, *of_parameters)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph
             gradients = _Once.apply(ctx.layer_name[1], dy, x, *gradients)  # type: ignore[no-untyped-call]
-        return (*(gradient if want else None for gradient, want in zip(gradients, wanted)), *[None] * 14)
+        return (*gradients, *[None] * 14)
 
 
 class _LoneCall(NamedTuple):
@@ -235,8 +235,7 @@ class _Alone(torch.autograd.Function):
             raise_translated(error)
         if torch.is_grad_enabled():  # create_graph
             dx, *made = _Once.apply(ctx.layer_name[1], dy, x, dx, *made)  # type: ignore[no-untyped-call]
-        gradients = (gradient if want else None for gradient, want in zip(made, wanted))
-        return (dx if want_x else None, *gradients, None)
+        return (dx, *made, None)
 
 
 _NO_MASK = torch.empty(0, dtype=torch.uint8, device="cpu")  # of calls without a residual
@@ -253,9 +252,11 @@ class _Once(torch.autograd.Function):
     """Gradients as they are, whose own gradients are refused."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, dy: Tensor, x: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:  # pylint: disable=arguments-differ
+    def forward(  # pylint: disable=arguments-differ
+        ctx: Any, name: str, dy: Tensor, x: Tensor, *gradients: Optional[Tensor]
+    ) -> tuple[Optional[Tensor], ...]:
         ctx.name = name
-        return tuple(gradient.view_as(gradient) for gradient in gradients)
+        return tuple(None if gradient is None else gradient.view_as(gradient) for gradient in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

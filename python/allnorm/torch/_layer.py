@@ -129,7 +129,8 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """y and frame of a call on these statistics of the input."""
         where = self._where()
-        if where.ranks == 1 and residual is None and conv[0] is None and _replay.is_plain():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and where.ranks == 1 and residual is None and conv[0] is None and not _replay.active.stack:
             self._check_input(x)
             try:
                 return alone(self._layer(x.dtype), self.name, order(x), parameters, state)
@@ -146,7 +147,7 @@ class Layer(nn.Module):
             if conv[0] is not None:
                 conv = (ordered_as(conv[0].to(x.dtype), x), conv[1])
         except Exception as error:  # peers wait, whatever it is
-            if where.ranks == 1 or (not torch.compiler.is_compiling() and _replay.replays()):
+            if where.ranks == 1 or (not compiling and _replay.replays()):
                 raise
             return declined(error, x, self._text[1], self.name, groups, where, meet)
         if where.ranks > 1:

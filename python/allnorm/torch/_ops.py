@@ -206,8 +206,8 @@ def _mask(x: Tensor, residual: Optional[Tensor], layer: str) -> Tensor:
     return x.new_empty((x.numel() + 7) // 8 if gated else 0, dtype=torch.uint8)
 
 
-def _like(tensor: Optional[Tensor], want: bool, x: Tensor) -> Tensor:
-    return torch.empty_like(tensor) if want and tensor is not None else x.new_empty(0)
+def _like(tensor: Optional[Tensor], want: bool) -> Optional[Tensor]:
+    return torch.empty_like(tensor) if want and tensor is not None else None
 
 
 def _fake(operator: str) -> Callable[[Function], Function]:
@@ -242,18 +242,18 @@ def _(x: Tensor, residual: Optional[Tensor], *rest: Any) -> Any:
     return torch.empty_like(x), _mask(x, residual, rest[-2])
 
 
-def _of_inputs(x: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(_like(x, want, x) for want in wanted[:2])
+def _of_inputs(x: Tensor, wanted: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+    return tuple(_like(x, want) for want in wanted[:2])
 
 
-def _of_parameters(x: Tensor, parameters: Sequence[Optional[Tensor]], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(_like(tensor, want, x) for tensor, want in zip(parameters, wanted[2:]))
+def _of_parameters(parameters: Sequence[Optional[Tensor]], wanted: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+    return tuple(_like(tensor, want) for tensor, want in zip(parameters, wanted[2:]))
 
 
 @_fake("backward")
 def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
     *parameters, _frame, _mask, wanted, _layer, _name = rest
-    return *_of_inputs(x, wanted), *_of_parameters(x, parameters, wanted)
+    return *_of_inputs(x, wanted), *_of_parameters(parameters, wanted)
 
 
 @_fake("backward_local")
@@ -261,7 +261,7 @@ def _(dy: Tensor, x: Tensor, *rest: Any) -> Any:
     *parameters, _frame, _mask, wanted, layer, _name, _rank, ranks = rest
     length = sizes(layer, _channels(layer, x.shape), ranks).backward_record
     record = x.new_empty(length.of(groups(layer, x.shape)), dtype=torch.uint8)
-    return record, *_of_parameters(x, parameters, wanted)
+    return record, *_of_parameters(parameters, wanted)
 
 
 @_fake("backward_finish")

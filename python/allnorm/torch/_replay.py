@@ -26,12 +26,12 @@ class Context:
         self.next = 0
         if not self.replays:
             self.tape.frames.clear()
-        _active.stack = [*_stack(), self]
+        active.stack = [*active.stack, self]
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        _active.stack = _stack()[:-1]
+        active.stack = active.stack[:-1]
 
     def frame(self) -> Optional[torch.Tensor]:
         """The frame of the call that is made again; None where calls are made for the first time."""
@@ -50,22 +50,16 @@ class Context:
             self.tape.frames.append(frame.detach())
 
 
-_active = threading.local()
+class _Active(threading.local):
+    stack: list[Context] = []  # of this thread; a list is never changed
 
 
-def _stack() -> list[Context]:
-    stack: list[Context] = getattr(_active, "stack", [])
-    return stack
+active = _Active()
 
 
 def current() -> Optional[Context]:
-    stack = _stack()
+    stack = active.stack
     return stack[-1] if stack else None
-
-
-def is_plain() -> bool:
-    """A call is made now, once, and no graph of it."""
-    return not torch.compiler.is_compiling() and not _stack()
 
 
 def replays() -> bool:
