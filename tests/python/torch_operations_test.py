@@ -5,6 +5,8 @@ import unittest
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import allnorm.torch as an
 
@@ -75,6 +77,16 @@ CASES = {  # name: module, inputs beside x, definition
         an.SPADE2d(6, base="instance_norm"),
         (normal(*SHAPE, seed=4), normal(*SHAPE, seed=5)),
         lambda m, x, gamma, beta: F.instance_norm(x) * (1 + gamma) + beta,
+    ),
+    "mean only": (
+        an.MeanOnlyBatchNorm(6, dtype=F64),
+        (),
+        lambda m, x: x - x.mean((0, 2, 3), keepdim=True) + m.bias.view(1, -1, 1, 1),
+    ),
+    "moments": (
+        an.MomentShortcut(),
+        (normal(4, 1, *SHAPE[2:], seed=4), normal(4, 1, *SHAPE[2:], seed=5)),
+        lambda m, x, gamma, beta: x * gamma + beta,
     ),
     "local response": (an.LocalResponseNorm(3, alpha=0.5), (), lambda m, x: F.local_response_norm(x, 3, 0.5)),
     "weight standardization": (an.WeightStandardizedConv2d(6, 2, 2, gain=True, dtype=F64), (), standardized),
@@ -163,6 +175,33 @@ class Operations(unittest.TestCase):
     def test_any_row(self):
         own, x = an.Operation("group_norm:groups=2"), normal(*SHAPE)
         self.close(own(x, weight=torch.ones(6)), F.group_norm(x, 2))
+
+    def test_weight_norm_is_torchs(self):
+        x = normal(4, 6, 5, 5)
+        for make, dim in ((lambda: nn.Conv2d(6, 3, 3), 0), (lambda: nn.ConvTranspose2d(6, 3, 3), 1)):
+            torch.manual_seed(0)
+            own, plain = make().double(), make().double()
+            before = own.weight.detach().clone()
+            own, plain = an.weight_norm(own, dim=dim), parametrizations.weight_norm(plain, dim=dim)
+            self.close(own.weight.detach(), before)
+            self.assertEqual(list(own.state_dict()), list(plain.state_dict()))
+            plain.load_state_dict({name: value * 1.5 for name, value in own.state_dict().items()})
+            own.load_state_dict(plain.state_dict())
+            own = copy.deepcopy(own)
+            found = [[m(x), *torch.autograd.grad(m(x).square().sum(), list(m.parameters()))] for m in (own, plain)]
+            self.close(*found)
+            parametrize.remove_parametrizations(own, "weight")
+            self.close(own(x), found[0][0])
+
+    def test_weight_norm_started_from_data(self):
+        x = normal(16, 6, 5, 5) * 3 + 1
+        for make in (nn.Conv2d, nn.ConvTranspose2d):
+            own = make(6, 3, 3).double()
+            y = an.weight_norm(own, dim=int(make is nn.ConvTranspose2d), data=x)(x)
+            var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+            self.close([var, mean], [torch.ones(3, dtype=F64), torch.zeros(3, dtype=F64)])
+        with self.assertRaisesRegex(ValueError, "variance of channel 0 of the data's outputs is 0.0, must be finite and above 0"):
+            an.weight_norm(nn.Conv2d(6, 3, 3), data=torch.zeros(2, 6, 5, 5))
 
     def test_bad_input(self):
         with self.assertRaisesRegex(ValueError, "size"):

@@ -53,12 +53,15 @@ from allnorm.torch.operations import (  # noqa: E402
     DecorrelatedBatchNorm,
     IterNorm,
     LocalResponseNorm,
+    MeanOnlyBatchNorm,
+    MomentShortcut,
     Operation,
     SPADE2d,
     SwitchableNorm2d,
     WeightStandardizedConv2d,
 )
 from allnorm.torch.ranks import Agreement, Difference, average_running_stats, check, precise_statistics  # noqa: E402
+from allnorm.torch.weights import weight_norm  # noqa: E402
 
 __all__ = [
     "AdaIN",
@@ -83,6 +86,8 @@ __all__ = [
     "IterNorm",
     "LayerNorm",
     "LocalResponseNorm",
+    "MeanOnlyBatchNorm",
+    "MomentShortcut",
     "Operation",
     "PositionalNorm2d",
     "RMSNorm",
@@ -103,4 +108,5 @@ __all__ = [
     "revert",
     "statistics_hook",
     "version",
+    "weight_norm",
 ]

@@ -266,6 +266,31 @@ class SPADE2d(Operation):
         return y
 
 
+class MeanOnlyBatchNorm(Operation):
+    """Mean-only Batch Normalization (Salimans and Kingma 2016): x without its channels' means, plus a bias; beside
+    weight_norm(). For (N, C, space...)."""
+
+    def __init__(self, num_features: int, momentum: float = 0.1, **options: Any) -> None:
+        super().__init__(_ops.text_of("mean_only_batch_norm", {"momentum": momentum}), num_features)
+        self.bias = _parameter((num_features,), 0, options)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y: Tensor = self.call(x, bias=self.bias)
+        return y
+
+
+class MomentShortcut(Operation):
+    """Moment Shortcut (Li et al. 2019): x * gamma + beta, deviations and means (N, 1, space...) that Positional Normalization
+    has taken away before."""
+
+    def __init__(self) -> None:
+        super().__init__("moment_shortcut")
+
+    def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:  # type: ignore[override]
+        y: Tensor = self.call(x, gamma=gamma, beta=beta)
+        return y
+
+
 class LocalResponseNorm(Operation):
     """torch.nn.LocalResponseNorm, and the windows of "onnx", "caffe" and "alexnet" as `convention`."""
 
