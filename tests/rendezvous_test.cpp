@@ -84,13 +84,52 @@ TEST(RendezvousTcp, MissingRanksAreNamed) {
     const std::string error = error_of([&] {
       const Gathering gathering({"127.0.0.1", port, rank, 4, "a run"}, {}, short_patience(0.25));
     });
+    const std::string late =
+        "rendezvous at port " + std::to_string(port) + ": rank 2 and rank 3 are missing, not done after 0.25 s";
+    EXPECT_EQ(error, rank == 0 ? "timeout: " + late : "aborted: rank 0 failed: " + late);
+  });
+}
+
+// Those that were there and are gone again are missing too.
+TEST(RendezvousTcp, RanksThatGaveUpAreMissing) {
+  const int port = free_port();
+  on_threads(2, [&](int rank) {
+    const std::string error = error_of([&] {
+      const Gathering gathering({"127.0.0.1", port, rank, 3, "a run"}, {}, short_patience(rank == 0 ? 1 : 0.1));
+    });
     if (rank == 0)
       EXPECT_EQ(error, "timeout: rendezvous at port " + std::to_string(port) +
-                           ": rank 2 and rank 3 are missing, not done after 0.25 s");
+                           ": rank 1 and rank 2 are missing, not done after 1 s");
     else
       EXPECT_NE(error.find("timeout: rendezvous with rank 0 at 127.0.0.1:" + std::to_string(port)), std::string::npos)
           << error;
   });
+}
+
+TEST(RendezvousTcp, EveryRankGetsWhatEachShows) {
+  const int port = free_port();
+  on_threads(3, [&](int rank) {
+    const auto size = static_cast<std::size_t>(rank == 1 ? 0 : 4096 - rank);
+    const Gathering gathering({"127.0.0.1", port, rank, 3, "a run"}, short_patience(20), [&](const Socket& to_rank_0) {
+      EXPECT_EQ(static_cast<bool>(to_rank_0), rank != 0);
+      return std::vector<std::byte>(size, static_cast<std::byte>(rank));
+    });
+    ASSERT_EQ(gathering.cards().size(), 3u);
+    for (int other = 0; other < 3; ++other)
+      EXPECT_EQ(gathering.cards()[static_cast<std::size_t>(other)],
+                std::vector<std::byte>(other == 1 ? 0 : 4096 - static_cast<std::size_t>(other),
+                                       static_cast<std::byte>(other)));
+  });
+}
+
+TEST(RendezvousTcp, WhoIsWaitingIsWarned) {
+  const int port = free_port();
+  Patience patience = short_patience(0.4);
+  std::vector<std::string> warnings;
+  patience.warn = [&](const LateReport& late) { warnings.push_back(late.line); };
+  error_of([&] { const Gathering gathering({"127.0.0.1", port, 0, 2, "a run"}, {}, patience); });
+  EXPECT_EQ(warnings, std::vector<std::string>{"rendezvous at port " + std::to_string(port) +
+                                               ": rank 1 is missing, waiting for 0.2 s of 0.4 s"});
 }
 
 TEST(RendezvousTcp, WithoutRank0TheDeadlineEndsTheWait) {

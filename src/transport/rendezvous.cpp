@@ -1,24 +1,15 @@
-// Ranks meet over TCP: one greeting each, rank 0's answer when all are there, and later at most one bad piece of news.
+// Ranks meet over TCP: one greeting each with what it shows, rank 0's answer when all are there, and later at most one
+// bad piece of news.
 #include "src/transport/rendezvous.hpp"
 
-#include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <charconv>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <string_view>
+#include <optional>
+#include <utility>
 
+#include "allnorm/late.hpp"
 #include "allnorm/message.hpp"
 #include "src/whereabouts.hpp"
 
@@ -27,132 +18,26 @@ namespace allnorm {
 namespace {
 
 // Ranks of one job run on one kind of processor: words travel as they are in memory.
-constexpr std::size_t shortest_token = 16, longest_token = 256;  // bytes
 struct Greeting {
-  std::uint64_t magic = 0x32676e69746565;
+  std::uint64_t magic = 0x33676e69746565;
   std::uint64_t run = 0;  // a hash
   std::uint32_t rank = 0, size = 0;
-  std::array<char, longest_token> token{};  // zeros behind it
+  std::uint64_t card = 0;  // bytes of it, which follow
+  PaddedToken token{};
 };
-enum class News : std::uint32_t { welcome = 1, refused, failed, goodbye };
+enum class News : std::uint32_t { welcome = 1, refused, failed, goodbye, late };
 struct FrameHead {
   News news{};
   std::uint32_t size = 0;  // bytes that follow
 };
-constexpr std::size_t longest = 1 << 16;  // bytes of a frame: an id or a sentence
-
-std::string reason() { return std::strerror(errno); }
-
-std::array<char, longest_token> padded(const std::string& token) {
-  std::array<char, longest_token> bytes{};
-  std::copy_n(token.begin(), std::min(token.size(), longest_token), bytes.begin());
-  return bytes;
-}
-
-// Takes as long for a wrong token as for the right one, wherever they differ.
-bool same_token(const std::array<char, longest_token>& given, const std::array<char, longest_token>& own) {
-  volatile unsigned char difference = 0;
-  for (std::size_t i = 0; i < longest_token; ++i)
-    difference = static_cast<unsigned char>(difference | (given[i] ^ own[i]));
-  return difference == 0;
-}
-
-std::uint64_t hash_of_run(const std::string& run) { return hash_of(run.data(), run.size()); }
-
-struct AddressDeleter {
-  void operator()(addrinfo* list) const noexcept { ::freeaddrinfo(list); }
-};
-using Addresses = std::unique_ptr<addrinfo, AddressDeleter>;
-
-// Of a host by its name or number; empty with the reason.
-Addresses addresses_of(const std::string& host, int port, std::string& why) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0)
-    why = ::gai_strerror(status);
-  return Addresses(found);
-}
-
-bool is_loopback(const addrinfo& at) {
-  if (at.ai_family == AF_INET)
-    return ntohl(reinterpret_cast<const sockaddr_in*>(at.ai_addr)->sin_addr.s_addr) >> 24 == 127;
-  return at.ai_family == AF_INET6 &&
-         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(at.ai_addr)->sin6_addr);
-}
-
-void check_token(const Meeting& meeting) {
-  if (!meeting.token.empty()) {
-    expect(meeting.token.size() >= shortest_token && meeting.token.size() <= longest_token, Code::invalid_argument,
-           [&] {
-             return "the job token has " + std::to_string(meeting.token.size()) + " bytes, must have " +
-                    std::to_string(shortest_token) + " to " + std::to_string(longest_token);
-           });
-    return;
-  }
-  std::string why;
-  bool loopback = true;
-  const Addresses list = addresses_of(meeting.host, meeting.port, why);
-  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) loopback &= is_loopback(*at);
-  expect(loopback && list, Code::invalid_argument, [&] {
-    return "the job token is missing, must be given (ALLNORM_JOB_TOKEN or ALLNORM_JOB_TOKEN_FILE) where ranks meet "
-           "at " +
-           meeting.host + (list ? ", which other machines reach" : " (" + why + ")") +
-           ": without one it must be a loopback address, as 127.0.0.1";
-  });
-}
-
-void prepare(const Socket& socket) {
-  const int one = 1;
-  ::fcntl(socket.handle(), F_SETFL, O_NONBLOCK);
-  ::fcntl(socket.handle(), F_SETFD, FD_CLOEXEC);
-  ::setsockopt(socket.handle(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-}
-
-bool wait_for(const Socket& socket, short events, int milliseconds) {
-  pollfd look{socket.handle(), events, 0};
-  return ::poll(&look, 1, milliseconds) > 0;
-}
-
-// All of it or false. What is sent is short, and the first on its connection in this direction but for one frame: the
-// socket's buffer takes it at once.
-bool send_all(const Socket& socket, const void* data, std::size_t size) noexcept {
-  const char* at = static_cast<const char*>(data);
-  for (int tries = 0; size > 0 && tries < 100;) {
-    const auto sent = ::send(socket.handle(), at, size, MSG_NOSIGNAL);
-    if (sent > 0) {
-      at += sent;
-      size -= static_cast<std::size_t>(sent);
-    } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-      wait_for(socket, POLLOUT, 10);
-      ++tries;
-    } else if (errno != EINTR) {
-      return false;
-    }
-  }
-  return size == 0;
-}
+constexpr std::size_t longest_card = 4096;  // bytes
+constexpr std::size_t longest = 1 << 16;    // bytes of a sentence
+constexpr std::size_t longest_welcome = std::size_t{1} << 31;
 
 bool send_frame(const Socket& socket, News news, const void* data, std::size_t size) noexcept {
-  size = std::min(size, longest);
+  size = std::min(size, news == News::welcome ? longest_welcome : longest);
   const FrameHead head{news, static_cast<std::uint32_t>(size)};
   return send_all(socket, &head, sizeof head) && send_all(socket, data, size);
-}
-
-// Appends what has arrived; false when the connection has ended.
-bool receive(const Socket& socket, std::vector<std::byte>& to) {
-  std::array<std::byte, 4096> part;
-  for (;;) {
-    const auto got = ::recv(socket.handle(), part.data(), part.size(), 0);
-    if (got > 0)
-      to.insert(to.end(), part.begin(), part.begin() + got);
-    else if (got == 0)
-      return false;
-    else if (errno == EAGAIN || errno == EWOULDBLOCK)
-      return true;
-    else if (errno != EINTR)
-      return false;
-  }
 }
 
 // Takes a T from the front, if all of it is there.
@@ -168,8 +53,9 @@ bool take(std::vector<std::byte>& from, T& value) {
 bool take_frame(std::vector<std::byte>& from, FrameHead& head, std::vector<std::byte>& content) {
   if (from.size() < sizeof head) return false;
   std::memcpy(&head, from.data(), sizeof head);
-  expect(head.size <= longest && head.news >= News::welcome && head.news <= News::goodbye, Code::transport,
-         "what arrived at the rendezvous is not one of allnorm's messages");
+  expect(head.news >= News::welcome && head.news <= News::late &&
+             head.size <= (head.news == News::welcome ? longest_welcome : longest),
+         Code::transport, "what arrived at the rendezvous is not one of allnorm's messages");
   if (from.size() < sizeof head + head.size) return false;
   const auto begin = from.begin() + sizeof head, end = begin + static_cast<std::ptrdiff_t>(head.size);
   content.assign(begin, end);
@@ -181,172 +67,142 @@ std::string text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-// Sockets that listen at the host's addresses, and at no others.
-std::vector<Socket> listen_at(const std::string& host, int port, int ranks) {
-  std::string why = "it has no address";
-  std::vector<Socket> doors;
-  const Addresses list = addresses_of(host, port, why);
-  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
-    Socket socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
-    const int one = 1;
-    if (socket) {
-      prepare(socket);
-      ::setsockopt(socket.handle(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-      if (at->ai_family == AF_INET6) ::setsockopt(socket.handle(), IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
-    }
-    if (socket && ::bind(socket.handle(), at->ai_addr, at->ai_addrlen) == 0 && ::listen(socket.handle(), ranks) == 0)
-      doors.push_back(std::move(socket));
-    else
-      why = reason();
+// All cards in a row, a length before each.
+std::vector<std::byte> joined(const std::vector<std::vector<std::byte>>& cards) {
+  std::vector<std::byte> all;
+  for (const auto& card : cards) {
+    const auto size = static_cast<std::uint32_t>(card.size());
+    const auto* const bytes = reinterpret_cast<const std::byte*>(&size);
+    all.insert(all.end(), bytes, bytes + sizeof size);
+    all.insert(all.end(), card.begin(), card.end());
   }
-  expect(!doors.empty(), Code::transport, [&] {
-    return "rank 0 cannot listen at " + host + ", port " + std::to_string(port) + ": " + why +
-           "; MASTER_ADDR must be an address of rank 0's machine, ALLNORM_PORT chooses another port";
-  });
-  return doors;
+  return all;
 }
-
-// One attempt; empty when nobody listens (yet), with the reason.
-Socket connect_to(const std::string& host, int port, std::string& why) {
-  const Addresses list = addresses_of(host, port, why);
-  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
-    Socket socket(::socket(at->ai_family, at->ai_socktype, at->ai_protocol));
-    if (!socket) continue;
-    prepare(socket);
-    int status = ::connect(socket.handle(), at->ai_addr, at->ai_addrlen);
-    if (status != 0 && errno == EINPROGRESS) {
-      int error = ETIMEDOUT;
-      socklen_t size = sizeof error;
-      if (wait_for(socket, POLLOUT, 1000)) ::getsockopt(socket.handle(), SOL_SOCKET, SO_ERROR, &error, &size);
-      errno = error;
-      status = error == 0 ? 0 : -1;
-    }
-    if (status == 0) return socket;
-    why = reason();
+std::vector<std::vector<std::byte>> parted(std::vector<std::byte> all, int ranks) {
+  std::vector<std::vector<std::byte>> cards(static_cast<std::size_t>(ranks));
+  std::size_t at = 0;
+  for (auto& card : cards) {
+    std::uint32_t size = 0;
+    const bool has_size = all.size() - at >= sizeof size;
+    if (has_size) std::memcpy(&size, all.data() + at, sizeof size);
+    at += has_size ? sizeof size : 0;
+    expect(has_size && size <= all.size() - at, Code::transport,
+           "what rank 0 says at the rendezvous is cut, must have a part of every rank");
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(at);
+    card.assign(begin, begin + static_cast<std::ptrdiff_t>(size));
+    at += size;
   }
-  return {};
+  return cards;
 }
 
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : std::string(value);
-}
-int number(const char* name, int least, int most) {
-  const std::string text = variable(name);
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  expect(error == std::errc() && end == text.data() + text.size() && value >= least && value <= most,
-         Code::invalid_argument, [&] {
-           return std::string(name) + " is " + (text.empty() ? "not set" : "\"" + text + "\"") +
-                  ", must be a number from " + std::to_string(least) + " to " + std::to_string(most);
-         });
-  return value;
-}
-
-// A secret that stands in a file stays out of the list of processes and of their environments.
-std::string token_from_environment() {
-  std::string token = variable("ALLNORM_JOB_TOKEN");
-  const std::string path = variable("ALLNORM_JOB_TOKEN_FILE");
-  if (!token.empty() || path.empty()) return token;
-  std::ifstream file(path, std::ios::binary);
-  std::getline(file, token);
-  while (token.ends_with('\r') || token.ends_with(' ')) token.pop_back();
-  expect(!token.empty(), Code::invalid_argument,
-         [&] { return "ALLNORM_JOB_TOKEN_FILE is " + path + ", must be a file with the job token in its first line"; });
-  return token;
-}
+// Who has connected and is no peer yet.
+struct Stranger {
+  Gathering::Peer peer{};
+  std::optional<Greeting> greeting{};  // once it is accepted: then its card follows
+};
 
 }  // namespace
 
-Socket::~Socket() {
-  if (handle_ >= 0) ::close(handle_);
-}
+std::uint64_t hash_of_run(const Meeting& meeting) { return hash_of(meeting.run.data(), meeting.run.size()); }
 
-int meeting_port() {
-  constexpr int last_port = 65535, own_port = 29601;
-  if (!variable("ALLNORM_PORT").empty()) return number("ALLNORM_PORT", 1, last_port);
-  return variable("MASTER_PORT").empty() ? own_port : number("MASTER_PORT", 1, last_port - 1) + 1;
-}
-
-Meeting meeting_from_environment() {
-  Meeting meeting;
-  meeting.host = variable("MASTER_ADDR");
-  expect(!meeting.host.empty(), Code::invalid_argument, "MASTER_ADDR is not set, must be the host of rank 0");
-  meeting.size = number("WORLD_SIZE", 1, 1 << 20);
-  meeting.rank = number("RANK", 0, meeting.size - 1);
-  meeting.port = meeting_port();
-  meeting.run = variable("ALLNORM_RUN");
-  if (meeting.run.empty())
-    for (const char* name : {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID"})
-      meeting.run += variable(name) + "/";
-  meeting.token = token_from_environment();
-  if (meeting.size > 1) check_token(meeting);
-  return meeting;
-}
-
-Gathering::Gathering(const Meeting& meeting, std::vector<std::byte> bytes, const Patience& patience)
-    : meeting_(meeting), bytes_(std::move(bytes)) {
-  if (meeting_.size == 1) return;
+Gathering::Gathering(const Meeting& meeting, const Patience& patience, const Card& own)
+    : meeting_(meeting), cards_(static_cast<std::size_t>(meeting.size)) {
+  if (meeting_.size == 1) {
+    cards_.front() = own({});
+    return;
+  }
   check_token(meeting_);
   if (meeting_.rank == 0)
-    host(patience);
+    host(own, patience);
   else
-    visit(patience);
+    visit(own, patience);
 }
 
-void Gathering::host(const Patience& patience) {
+Gathering::Gathering(const Meeting& meeting, std::vector<std::byte> own, const Patience& patience)
+    : Gathering(meeting, patience, [&own](const Socket&) { return own; }) {}
+
+void Gathering::host(const Card& own, const Patience& patience) {
   Deadline deadline(patience, patience.first_timeout);
+  const double warn_when_left = patience.first_timeout - std::min(patience.first_timeout / 2, 30.0);
   const std::vector<Socket> doors = listen_at(meeting_.host, meeting_.port, meeting_.size);
-  const auto token = padded(meeting_.token);
+  const PaddedToken token = padded(meeting_.token);
   peers_.resize(static_cast<std::size_t>(meeting_.size));
-  std::vector<Peer> strangers;  // connected, not yet greeted
-  int missing = meeting_.size - 1;
-  while (missing > 0) {
+  cards_.front() = own({});
+  std::vector<Stranger> strangers;
+  std::string refused;  // the last one
+  const auto refusal_of = [&](const Greeting& greeting) -> std::string {
+    if (greeting.magic == Greeting{}.magic && !same_secret(greeting.token.data(), token.data(), token.size()))
+      return "its job token is another";
+    if (greeting.magic != Greeting{}.magic || greeting.run != hash_of_run(meeting_) || greeting.card > longest_card)
+      return "it is of another run or version";
+    if (greeting.size != static_cast<std::uint32_t>(meeting_.size))
+      return "its group has " + std::to_string(greeting.size) + " ranks, must have " + std::to_string(meeting_.size) +
+             " as on rank 0";
+    if (greeting.rank == 0 || greeting.rank >= greeting.size || peers_[greeting.rank].socket)
+      return "there is a rank " + std::to_string(greeting.rank) + " already";
+    return {};
+  };
+  // False where it leaves the strangers: as a peer, refused, or by itself.
+  const auto stays = [&](Stranger& stranger) {
+    auto& [socket, received] = stranger.peer;
+    if (!receive(socket, received)) return false;
+    if (Greeting greeting; !stranger.greeting && take(received, greeting)) {
+      if (const std::string refusal = refusal_of(greeting); !refusal.empty()) {
+        send_frame(socket, News::refused, refusal.data(), refusal.size());
+        refused = "; a rank " + std::to_string(greeting.rank) + " was refused: " + refusal;
+        return false;
+      }
+      stranger.greeting = greeting;
+    }
+    if (!stranger.greeting || received.size() < stranger.greeting->card) return true;
+    const std::size_t rank = stranger.greeting->rank;
+    if (peers_[rank].socket) return false;  // another one was faster
+    cards_[rank] = std::exchange(received, {});
+    cards_[rank].resize(stranger.greeting->card);
+    peers_[rank] = std::move(stranger.peer);
+    return false;
+  };
+  for (bool warned = false;;) {
     for (const Socket& door : doors)
-      for (int handle = 0; (handle = ::accept(door.handle(), nullptr, nullptr)) >= 0;) {
-        strangers.push_back({Socket(handle), {}});
-        prepare(strangers.back().socket);
-      }
-    for (auto stranger = strangers.begin(); stranger != strangers.end();) {
-      bool stays = receive(stranger->socket, stranger->received);
-      Greeting greeting;
-      if (stays && take(stranger->received, greeting)) {
-        stays = false;
-        std::string refusal;
-        if (greeting.magic == Greeting{}.magic && !same_token(greeting.token, token))
-          refusal = "its job token is another";
-        else if (greeting.magic != Greeting{}.magic || greeting.run != hash_of_run(meeting_.run))
-          refusal = "it is of another run or version";
-        else if (greeting.size != static_cast<std::uint32_t>(meeting_.size))
-          refusal = "its group has " + std::to_string(greeting.size) + " ranks, must have " +
-                    std::to_string(meeting_.size) + " as on rank 0";
-        else if (greeting.rank == 0 || greeting.rank >= greeting.size || peers_[greeting.rank].socket)
-          refusal = "there is a rank " + std::to_string(greeting.rank) + " already";
-        if (refusal.empty()) {
-          peers_[greeting.rank] = std::move(*stranger);
-          --missing;
-        } else {
-          send_frame(stranger->socket, News::refused, refusal.data(), refusal.size());
-        }
-      }
-      stranger = stays ? std::next(stranger) : strangers.erase(stranger);
+      while (Socket socket = accept_at(door)) strangers.push_back({{std::move(socket), {}}, {}});
+    for (auto stranger = strangers.begin(); stranger != strangers.end();)
+      stranger = stays(*stranger) ? std::next(stranger) : strangers.erase(stranger);
+    std::vector<std::string> missing;
+    for (std::size_t rank = 1; rank < peers_.size(); ++rank) {
+      Peer& peer = peers_[rank];
+      if (peer.socket && !receive(peer.socket, peer.received)) peer = {};  // it gave up, or was ended
+      if (!peer.socket) missing.push_back("rank " + std::to_string(rank));
     }
-    if (missing > 0 && deadline.over()) {
-      std::vector<std::string> who;
-      for (std::size_t rank = 1; rank < peers_.size(); ++rank)
-        if (!peers_[rank].socket) who.push_back("rank " + std::to_string(rank));
-      fail(Code::timeout, "rendezvous at port " + std::to_string(meeting_.port) + ": " + are_missing(who) +
-                              ", not done after " + deadline.text());
+    if (missing.empty()) break;
+    const auto line = [&](const std::string& so_far) {
+      return "rendezvous at port " + std::to_string(meeting_.port) + ": " + are_missing(missing) + ", " + so_far +
+             refused;
+    };
+    if (deadline.over()) {
+      const std::string late = line("not done after " + deadline.text());
+      for (const Peer& peer : peers_)
+        if (peer.socket) send_frame(peer.socket, News::late, late.data(), late.size());
+      fail(Code::timeout, late);
     }
-    if (missing > 0) deadline.relax();
+    if (!warned && patience.warn && deadline.left() < warn_when_left) {
+      warned = true;
+      patience.warn(
+          {line("waiting for " + seconds_text(patience.first_timeout - warn_when_left) + " of " + deadline.text()),
+           0,
+           true,
+           {}});
+    }
+    deadline.relax();
   }
+  const std::vector<std::byte> all = joined(cards_);
   for (std::size_t rank = 1; rank < peers_.size(); ++rank)
-    expect(send_frame(peers_[rank].socket, News::welcome, bytes_.data(), bytes_.size()), Code::transport,
-           [&] { return "rank " + std::to_string(rank) + " left the rendezvous: " + reason(); });
+    expect(send_frame(peers_[rank].socket, News::welcome, all.data(), all.size()), Code::transport,
+           [&] { return "rank " + std::to_string(rank) + " left the rendezvous: " + std::strerror(errno); });
 }
 
-void Gathering::visit(const Patience& patience) {
+void Gathering::visit(const Card& own, const Patience& patience) {
   Deadline deadline(patience, patience.first_timeout);
+  constexpr double for_rank_0 = 0.5;  // seconds: its deadline is about to end too, and it knows who is missing
   const std::string place = "rendezvous with rank 0 at " + meeting_.host + ":" + std::to_string(meeting_.port);
   peers_.resize(1);
   Peer& host = peers_.front();
@@ -354,9 +210,17 @@ void Gathering::visit(const Patience& patience) {
   for (;;) {
     if (!host.socket) {
       host = {connect_to(meeting_.host, meeting_.port, why), {}};
-      const Greeting greeting{Greeting{}.magic, hash_of_run(meeting_.run), static_cast<std::uint32_t>(meeting_.rank),
-                              static_cast<std::uint32_t>(meeting_.size), padded(meeting_.token)};
-      if (host.socket && !send_all(host.socket, &greeting, sizeof greeting)) host = {};
+      if (host.socket) {
+        const std::vector<std::byte> card = own(host.socket);
+        const Greeting greeting{Greeting{}.magic,
+                                hash_of_run(meeting_),
+                                static_cast<std::uint32_t>(meeting_.rank),
+                                static_cast<std::uint32_t>(meeting_.size),
+                                card.size(),
+                                padded(meeting_.token)};
+        if (!send_all(host.socket, &greeting, sizeof greeting) || !send_all(host.socket, card.data(), card.size()))
+          host = {};
+      }
       if (host.socket) why = "another rank is missing, or what listens there is not allnorm";
     }
     if (host.socket) {
@@ -366,7 +230,8 @@ void Gathering::visit(const Patience& patience) {
       if (take_frame(host.received, head, content)) {
         expect(head.news != News::refused, Code::transport,
                [&] { return place + " refused rank " + std::to_string(meeting_.rank) + ": " + text_of(content); });
-        bytes_ = std::move(content);
+        expect(head.news != News::late, Code::aborted, [&] { return "rank 0 failed: " + text_of(content); });
+        cards_ = parted(std::move(content), meeting_.size);
         return;
       }
       if (!there) {  // an earlier run's rank 0 that just ends, or one that gave up: try again until the deadline
@@ -374,7 +239,8 @@ void Gathering::visit(const Patience& patience) {
         why = "the connection ended";
       }
     }
-    expect(!deadline.over(), Code::timeout, [&] { return place + ": " + why + ", not done after " + deadline.text(); });
+    expect(deadline.left() >= (host.socket ? -for_rank_0 : 0), Code::timeout,
+           [&] { return place + ": " + why + ", not done after " + deadline.text(); });
     deadline.relax();
   }
 }
