@@ -1,8 +1,6 @@
 // Ranks as MPI processes: point-to-point messages, probed for, so that lengths may differ and no call blocks.
 #include "allnorm/mpi.hpp"
 
-#include <algorithm>
-#include <array>
 #include <climits>
 #include <list>
 #include <memory>
@@ -14,6 +12,7 @@
 #include "src/exchange.hpp"
 #include "src/transport/deadline.hpp"
 #include "src/transport/mpi_comm.hpp"
+#include "src/transport/seats.hpp"
 
 #if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>
@@ -35,35 +34,11 @@ bool mpi_takes_gpu_memory() {
 #endif
 }
 
-using HostName = std::array<char, 64>;  // cut to fit, zeros behind it
-
-// Where a rank runs, as it tells the others.
-struct Seat {
-  HostName host{};
-  cpu_set_t cores{};
-};
-
-// Whether the ranks on the host of `rank` are more than the cores that they have together: a launcher may have bound
-// each to its own.
-bool is_crowded(const std::vector<Seat>& seats, std::size_t rank) {
-  int ranks = 0;
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  for (const Seat& seat : seats) {
-    if (seat.host != seats[rank].host) continue;
-    ++ranks;
-    CPU_OR(&cores, &cores, &seat.cores);
-  }
-  return are_crowded(ranks, cores, cpu_quota());
-}
-
-HostName host_name() {
+HostName processor_name() {
   char text[MPI_MAX_PROCESSOR_NAME] = "";
   int length = 0;
   MPI_Get_processor_name(text, &length);
-  HostName name{};
-  std::copy_n(text, std::min(static_cast<std::size_t>(length), name.size() - 1), name.begin());
-  return name;
+  return host_name({text, static_cast<std::size_t>(length)});
 }
 
 // A communicator of ours, so that our tags meet nobody else's, and where its ranks run. Where a rank does not come
@@ -71,7 +46,7 @@ HostName host_name() {
 struct Meeting {
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_Request request = MPI_REQUEST_NULL;
-  Seat own_seat{host_name(), own_cores()};
+  Seat own_seat{processor_name(), own_cores()};
   std::vector<Seat> seats{};  // [rank]
 };
 
@@ -129,13 +104,8 @@ class MpiLinks final : public Links {
     check_mpi(MPI_Comm_rank(meeting->comm, &rank_), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(meeting->comm, &size_), "MPI_Comm_size");
     const auto& seats = meeting->seats;
-    const bool several =
-        std::any_of(seats.begin(), seats.end(), [&](const Seat& s) { return s.host != seats[0].host; });
     crowded_ = is_crowded(seats, static_cast<std::size_t>(rank_));
-    const std::vector<int> numbers = world_ranks(meeting->comm, size_);
-    for (std::size_t rank = 0; rank < seats.size(); ++rank)
-      names_.push_back("rank " + std::to_string(numbers[rank]) +
-                       (several ? " (" + std::string(seats[rank].host.data()) + ")" : ""));
+    names_ = names_of(seats, world_ranks(meeting->comm, size_));
   }
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
