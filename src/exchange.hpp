@@ -41,6 +41,8 @@ class Links {
   /// True for a rank that has said goodbye: it sends nothing any more. What it sent before is there, or what was begun
   /// to be polled of it still comes, for which this is false.
   virtual bool has_left(int) { return false; }
+  /// Of a rank that has_left(): why it is known to be gone although it has not said goodbye; empty where it has.
+  virtual std::string lost(int) { return {}; }
   /// How errors call a rank: see Communicator::name_of.
   virtual std::string name_of(int rank) const { return "rank " + std::to_string(rank); }
   /// Whether memory of GPUs may be sent and received in place.

@@ -127,10 +127,15 @@ class Exchange : public Pending::Impl {
   // A rank that declined may take what was sent to it later, or never: nobody waits for that.
   bool poll() final {
     group_->declined->drain();
-    if (!done_) done_ = advance_and_report();
-    if (done_ && (group_->links->unsent(tag_).empty() || result_.declined)) return true;
-    if (++looks_ % 16 == 0 || inquiry_) look_around();
-    return false;
+    try {
+      if (!done_) done_ = advance();
+      if (done_ && (group_->links->unsent(tag_).empty() || result_.declined)) return true;
+      if (++looks_ % 16 == 0 || inquiry_) look_around();
+      return false;
+    } catch (const Error& error) {
+      report_aborted(error);
+      throw;
+    }
   }
   void relax() final {
     if (group_->patience.relax)
@@ -195,14 +200,9 @@ class Exchange : public Pending::Impl {
   }
 
   // Where another rank's patience ended first, this one tells what it knows all the same.
-  bool advance_and_report() {
-    try {
-      return advance();
-    } catch (const Error& error) {
-      if (error.code() == Code::aborted && inquiry_ && group_->patience.report)
-        group_->patience.report(report(waits_for(), error.message()));
-      throw;
-    }
+  void report_aborted(const Error& error) const {
+    if (error.code() == Code::aborted && inquiry_ && group_->patience.report)
+      group_->patience.report(report(waits_for(), error.message()));
   }
 
   // The others of a group that is not too large to ask everyone where it is.
@@ -229,8 +229,11 @@ class Exchange : public Pending::Impl {
       done_ = done_ || advance();  // what it sent before that is there by now, or on its way
       if (done_) return;
       if (!group_->links->has_left(rank)) continue;
-      fail(Code::aborted, describe(own_.header) + ": " + group_->links->name_of(rank) + " has left" +
-                              group_->links->whereabouts.last_heard_of(*group_->links, rank));
+      const std::string lost = group_->links->lost(rank);
+      fail(lost.empty() ? Code::aborted : Code::transport,
+           describe(own_.header) + ": " + group_->links->name_of(rank) +
+               (lost.empty() ? " has left" : " has ended without a goodbye: " + lost) +
+               group_->links->whereabouts.last_heard_of(*group_->links, rank));
     }
   }
 

@@ -70,7 +70,7 @@ class Communicator {
   /// How errors call a rank of this group: by its number among all ranks that the transport joins, "rank 3", and by its
   /// host where these are on several, "rank 3 (node7)".
   virtual std::string name_of(int rank) const = 0;
-  /// "self", "threads", "mpi" or "nccl".
+  /// "self", "threads", "mpi", "nccl" or "tcp".
   virtual std::string_view transport() const noexcept = 0;
   /// Sends `message` to the group and returns at once.
   virtual Pending start_exchange(Message message, Queue& queue) = 0;

@@ -1,0 +1,28 @@
+// The links between ranks that are processes connected over TCP.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "allnorm/tcp.hpp"
+#include "src/exchange.hpp"
+
+namespace allnorm {
+
+/// What tcp() makes its communicator of. Closing them says goodbye.
+class TcpLinks : public Links {
+ public:
+  /// Another rank's failure, as it told it.
+  struct Told {
+    int rank = 0;
+    Code code = Code::aborted;
+  };
+  /// Those that have come by now, but for ranks that only pass on another one's (aborted); in the order of ranks.
+  virtual std::vector<Told> told() = 0;
+};
+
+/// As tcp().
+std::shared_ptr<TcpLinks> tcp_links(const Meeting& meeting, const Patience& patience);
+
+}  // namespace allnorm
