@@ -77,8 +77,9 @@ void check_launchers(const Job&, Findings& found) {
   const std::string own = mpi_library(), own_family = family_of(own);
   const std::string install = own_family == "MPICH" ? "install mpich" : "install openmpi-bin";
   if (own.empty()) {
-    found.push_back({State::note, "this build has no MPI: ranks are threads of one process (--ranks K)",
-                     "for processes, install libopenmpi-dev or libmpich-dev and configure again"});
+    found.push_back({State::note,
+                     "this build has no MPI: ranks are threads of one process (--ranks K), or processes of torchrun",
+                     "for those of mpirun, install libopenmpi-dev or libmpich-dev and configure again"});
     return;
   }
   const std::string srun = on_path("srun");
@@ -215,8 +216,8 @@ void check_network(const Job& job, Findings& found) {
     found.push_back({State::problem, "ranks do not meet over TCP on 127.0.0.1: " + failure,
                      "bring up the loopback interface (ip link set lo up), and let no firewall close it"});
   const int port = meeting_port();
-  if (door_at(port).second == 0)
-    found.push_back({job.ranks.transport == "nccl" ? State::problem : State::note,
+  if (!job.launched && door_at(port).second == 0)  // those of a job have met there
+    found.push_back({job.ranks.transport == "nccl" || job.ranks.transport == "tcp" ? State::problem : State::note,
                      "port " + std::to_string(port) + ", where ranks of torchrun meet, is taken",
                      "ALLNORM_PORT=N, or another --master-port of torchrun"});
   char host[256] = {};
@@ -354,7 +355,8 @@ void check_parts(const Job&, Findings& found) {
 
 void check_options(const Job& job, Findings& found) {
   RankOptions options = job.ranks;
-  if (job.launched || options.transport == "mpi") options.ranks = 0;  // the launcher's, who may be yet to come
+  if (job.launched || options.transport == "mpi" || options.transport == "tcp")
+    options.ranks = 0;  // the launcher's, who may be yet to come
   try {
     check(options);
     found.push_back({State::ok, "this build and this machine have what the options ask for"});

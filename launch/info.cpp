@@ -57,7 +57,8 @@ std::vector<Available> transports() {
           {"mpi",
            has_part("mpi") ? "ranks as processes (mpirun -n K allnorm ...), " + mpi_library() : "this build has no MPI",
            has_part("mpi")},
-          nccl()};
+          nccl(),
+          {"tcp", "ranks as processes without MPI (torchrun --no-python --nproc-per-node K allnorm ...)", true}};
 }
 
 void print_json() {

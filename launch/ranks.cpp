@@ -33,14 +33,16 @@ std::optional<Launcher> launcher_of(const RankOptions& options) {
 }
 
 // How the ranks come about: threads of this process (or one rank alone), processes that MPI knows, or processes that
-// meet over TCP.
-enum class Ranks { threads, mpi, meeting };
+// meet over TCP and exchange over NCCL (meeting) or TCP.
+enum class Ranks { threads, mpi, meeting, tcp };
 
 Ranks ranks_of(const RankOptions& options) {
   const auto from = launcher();
   if (options.transport == "nccl") return !from ? Ranks::threads : from->speaks_mpi ? Ranks::mpi : Ranks::meeting;
+  if (options.transport == "tcp") return Ranks::tcp;
   if (!options.transport.empty()) return options.transport == "mpi" ? Ranks::mpi : Ranks::threads;
-  return ALLNORM_HAVE_MPI && from && from->speaks_mpi ? Ranks::mpi : Ranks::threads;
+  if (from && !from->speaks_mpi) return Ranks::tcp;
+  return ALLNORM_HAVE_MPI && from ? Ranks::mpi : Ranks::threads;
 }
 
 // Said once in a job, as far as the launcher tells who is the first.
@@ -97,9 +99,10 @@ po::options_description describe(RankOptions& options) {
   description.add_options()("ranks", po::value(&options.ranks)->value_name("K")->notifier(at_least_one("--ranks")),
                             "ranks; without a launcher K threads of this process stand for K processes (1)")(
       "transport",
-      (new Choice("transport", &options.transport, {"self", "threads", "mpi", "nccl"}))->value_name("NAME"),
-      "self, threads, mpi or nccl (mpi under a launcher, else threads, or self for one rank); self and threads under a "
-      "launcher: every process by itself; nccl: with a GPU per rank")(
+      (new Choice("transport", &options.transport, {"self", "threads", "mpi", "nccl", "tcp"}))->value_name("NAME"),
+      "self, threads, mpi, nccl or tcp (mpi under mpirun and srun, tcp under torchrun, else threads, or self for one "
+      "rank); self and threads under a launcher: every process by itself; nccl: with a GPU per rank; tcp: processes "
+      "that meet at MASTER_ADDR, without MPI")(
       "device", (new Choice("device", &options.device, {"cpu", "cuda"}))->value_name("NAME"),
       "cpu or cuda (cpu); ranks of one machine take its GPUs in turn")(
       "threads", po::value(&options.threads)->value_name("T")->notifier(at_least_one("--threads")),
@@ -140,27 +143,33 @@ void check(const RankOptions& options) {
            " allnorm ...)";
   });
 
+  expect(options.transport != "tcp" || from || options.ranks <= 1, Code::invalid_argument, [&] {
+    const std::string ranks = std::to_string(options.ranks);
+    return "--transport is tcp, must be threads for --ranks " + ranks +
+           " without a launcher (or: torchrun --no-python --nproc-per-node " + ranks + " allnorm ...)";
+  });
   expect(options.transport != "nccl" || options.device == "cuda", Code::invalid_argument,
-         "--transport is nccl, must be self, threads or mpi with --device cpu: ranks of NCCL have a GPU each");
+         "--transport is nccl, must be self, threads, mpi or tcp with --device cpu: ranks of NCCL have a GPU each");
 
   constexpr std::string_view get_mpi = "install Open MPI or MPICH (Debian, Ubuntu: libopenmpi-dev) and configure again";
   expect(options.device != "cuda" || cuda_devices() > 0, Code::unsupported,
          [&] { return "--device is cuda, must be cpu: " + cuda_summary(); });
   const bool over_nccl = options.transport == "nccl";
   expect(!over_nccl || ALLNORM_HAVE_NCCL, Code::unsupported,
-         "--transport is nccl, must be self, threads or mpi: this build has no NCCL; install it (Debian, Ubuntu: "
+         "--transport is nccl, must be self, threads, mpi or tcp: this build has no NCCL; install it (Debian, Ubuntu: "
          "libnccl-dev) and configure again");
-  expect(options.transport != "mpi" || ALLNORM_HAVE_MPI, Code::unsupported,
-         [&] { return "--transport is mpi, must be self or threads: this build has no MPI; " + std::string(get_mpi); });
-  if (!from || (!over_nccl && !options.transport.empty())) return;
-  expect(from->speaks_mpi || over_nccl, Code::unsupported, [&] {
-    return "the launcher is " + text_of(*from) +
-           ", must be mpirun or srun: ranks meet through MPI (with a GPU each, --device cuda --transport nccl does "
-           "without)";
+  expect(options.transport != "mpi" || ALLNORM_HAVE_MPI, Code::unsupported, [&] {
+    return "--transport is mpi, must be self, threads or tcp: this build has no MPI; " + std::string(get_mpi);
   });
-  expect(!from->speaks_mpi || ALLNORM_HAVE_MPI || (from->size == 1 && !over_nccl), Code::unsupported,
-         [&] { return "the launcher is " + text_of(*from) + ", but this build has no MPI; " + std::string(get_mpi); });
-  if (ranks_of(options) == Ranks::meeting) expect_meeting();
+  if (!from || options.transport == "mpi") return;
+  const Ranks ranks = ranks_of(options);
+  expect(!from->speaks_mpi || ALLNORM_HAVE_MPI || ranks == Ranks::tcp || (from->size == 1 && !over_nccl),
+         Code::unsupported, [&] {
+           return "the launcher is " + text_of(*from) + ", but this build has no MPI; " + std::string(get_mpi) +
+                  ", or let its ranks meet over TCP (--transport tcp with MASTER_ADDR)";
+         });
+  if (ranks == Ranks::meeting) expect_meeting();
+  if (ranks == Ranks::tcp) expect_tcp_meeting(!options.transport.empty());
 }
 
 bool under_launcher(const RankOptions& options) noexcept { return launcher_of(options).has_value(); }
@@ -184,6 +193,8 @@ int run_ranks(const RankOptions& options, const std::function<void(Rank&)>& body
       return run_mpi(options, body, watching);
     case Ranks::meeting:
       return run_meeting(options, body, watching);
+    case Ranks::tcp:
+      return run_tcp(options, body, watching);
     case Ranks::threads:
       break;
   }

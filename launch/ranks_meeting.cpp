@@ -1,4 +1,4 @@
-// Ranks as processes that meet over TCP.
+// Ranks as processes that meet over TCP and exchange over NCCL.
 #include <utility>
 
 #include "allnorm/nccl.hpp"
@@ -37,7 +37,7 @@ void expect_meeting() { (void)meeting_from_environment(); }
 #else
 
 int run_meeting(const RankOptions&, const RankBody&, Watching&) {
-  fail(Code::unsupported, "transport is nccl, must be self, threads or mpi: this build has no NCCL");
+  fail(Code::unsupported, "transport is nccl, must be self, threads, mpi or tcp: this build has no NCCL");
 }
 void expect_meeting() {}
 

@@ -12,6 +12,7 @@
 #if ALLNORM_HAVE_MPI
 
 #include <algorithm>
+#include <thread>
 
 #include "allnorm/mpi.hpp"
 
@@ -35,7 +36,7 @@ std::string never_met(int size) {
   const auto from = launcher();
   if (!from || from->size == 0 || from->size == size) return {};
   const std::string starter = from->name == srun       ? "srun --mpi=pmix or mpirun"
-                              : from->name == torchrun ? "mpirun or srun"
+                              : from->name == torchrun ? "mpirun or srun, or let them meet over TCP (--transport tcp)"
                                                        : "the mpirun of this build's MPI, " + mpi_library();
   return "ranks of MPI: " + std::to_string(size) + ", must be the " + std::to_string(from->size) + " of " +
          std::string(from->name) + ": start them with " + starter +
@@ -60,13 +61,9 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
 // to that this one does, the first rank too where it was held up until another one had its turn.
 int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching& watching) {
   if (watch != nullptr) watch->failed(failure);
-  const bool aborted = failure.kind == Code::aborted;  // knows least, rank 0 too
-  const bool keeps = watching.keeps_report();
-  const int base = keeps ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 600 : 150;
-  give_way(aborted || keeps ? rank + 1 : rank, std::chrono::milliseconds(base));
+  std::this_thread::sleep_for(time_to_give_way(failure, rank, watching.keeps_report()));
   watching.tell_report();
-  const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);
-  print_line((own ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
+  tell_own(failure, rank, size);
   const Watchdog watchdog(5, failure.code, {});
   MPI_Abort(MPI_COMM_WORLD, failure.code);
   return failure.code;
@@ -116,7 +113,7 @@ int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching
     const auto to_the_end = [&](Rank& here) {
       body(here);
       // MPI_Finalize waits for all ranks, without a deadline and without a name: nobody goes there alone.
-      bootstrap->exchange({Header("the end", Direction::agreement, 0), {}, 0, {}}, here.queue);
+      meet_at_the_end(*bootstrap, here.queue);
     };
     if (const auto failure = run_one(own, to_the_end))
       return leave(*failure, rank, size, watch, watching);  // `own` keeps MPI's objects until the abort
@@ -139,7 +136,7 @@ namespace allnorm::launch {
 std::string mpi_library() { return {}; }
 
 int run_mpi(const RankOptions&, const RankBody&, Watching&) {
-  fail(Code::unsupported, "transport is mpi, must be self or threads: this build has no MPI");
+  fail(Code::unsupported, "transport is mpi, must be self, threads or tcp: this build has no MPI");
 }
 
 }  // namespace allnorm::launch

@@ -60,7 +60,7 @@ std::shared_ptr<Communicator> nccl_ranks(const std::shared_ptr<Communicator>& bo
 #else
 
 std::shared_ptr<Communicator> nccl_ranks(const std::shared_ptr<Communicator>&, Queue&, const Patience&) {
-  fail(Code::unsupported, "the transport is nccl, must be self, threads or mpi: this build has no NCCL");
+  fail(Code::unsupported, "the transport is nccl, must be self, threads, mpi or tcp: this build has no NCCL");
 }
 
 #endif

@@ -15,7 +15,7 @@ Failure failure_of(const std::exception& error) {
   if (const auto* own = dynamic_cast<const Error*>(&error))
     return {exit_code(own->code()), own->code(), own->message()};
   if (dynamic_cast<const std::bad_alloc*>(&error)) return {exit_failure, Code::device, "there is not enough memory"};
-  return {exit_failure, Code::transport, error.what()};
+  return {exit_failure, Code::device, error.what()};
 }
 
 int severity(const Failure& failure) {
@@ -67,8 +67,31 @@ std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared
   return options.transport == "nccl" ? nccl_ranks(bootstrap, queue, patience_of(options, watching)) : bootstrap;
 }
 
+namespace {
+
+std::chrono::milliseconds after_those_before(int rank, std::chrono::milliseconds base) {
+  return rank > 0 ? base + std::chrono::milliseconds(100 * std::min(rank, 10)) : std::chrono::milliseconds(0);
+}
+
+}  // namespace
+
 void give_way(int rank, std::chrono::milliseconds base) {
-  if (rank > 0) std::this_thread::sleep_for(base + std::chrono::milliseconds(100 * std::min(rank, 10)));
+  if (rank > 0) std::this_thread::sleep_for(after_those_before(rank, base));
+}
+
+std::chrono::milliseconds time_to_give_way(const Failure& failure, int rank, bool keeps_report) {
+  const bool aborted = failure.kind == Code::aborted;
+  const int base = keeps_report ? 2300 : aborted ? 1500 : severity(failure) > 0 ? 600 : 150;
+  return after_those_before(aborted || keeps_report ? rank + 1 : rank, std::chrono::milliseconds(base));
+}
+
+void tell_own(const Failure& failure, int rank, int size) {
+  const bool own = size > 1 && severity(failure) == 0 && !names_ranks(failure);
+  print_line((own ? "rank " + std::to_string(rank) + ": " : "") + failure.message);
+}
+
+void meet_at_the_end(Communicator& world, Queue& queue) {
+  world.exchange({Header("the end", Direction::agreement, 0), {}, 0, {}}, queue);
 }
 
 }  // namespace allnorm::launch

@@ -41,13 +41,23 @@ std::shared_ptr<Communicator> world_over(const RankOptions& options, std::shared
 /// How long rank r leaves the word to the ranks before it when several may have found the same error: `base`, and a
 /// little more from rank to rank.
 void give_way(int rank, std::chrono::milliseconds base);
+/// The same of a rank that failed: longer where its failure counts less, and where it keeps a report that another rank
+/// is to tell. Rank 0 too gives way with what counts least.
+std::chrono::milliseconds time_to_give_way(const Failure& failure, int rank, bool keeps_report);
+/// Prints what this rank failed by, with its number where the message does not name a rank.
+void tell_own(const Failure& failure, int rank, int size);
+/// The exchange that all ranks make last: so that nobody waits for one that does not end without saying which.
+void meet_at_the_end(Communicator& world, Queue& queue);
 
-/// run_ranks() over threads of this process (or one rank alone), over processes that MPI knows, and over processes that
-/// meet over TCP. run_threads does not return where a thread does not: it leaves the process.
+/// run_ranks() over threads of this process (or one rank alone), over processes that MPI knows, over processes that
+/// meet over TCP and then use NCCL, and over such that stay with TCP. run_threads does not return where a thread does
+/// not: it leaves the process.
 int run_threads(const RankOptions& options, const RankBody& body, Watching& watching);
 int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching);
 int run_meeting(const RankOptions& options, const RankBody& body, Watching& watching);
-/// Throws unless the environment says where and how ranks meet over TCP.
+int run_tcp(const RankOptions& options, const RankBody& body, Watching& watching);
+/// Throw unless the environment says where and how ranks meet over TCP. `asked_for`: by --transport.
 void expect_meeting();
+void expect_tcp_meeting(bool asked_for);
 
 }  // namespace allnorm::launch

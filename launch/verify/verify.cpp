@@ -59,6 +59,7 @@ struct Plan {
 std::string lacks(const std::string& transport, const std::string& device) {
   if (transport == "mpi")
     return ALLNORM_HAVE_MPI ? "there is no launcher: mpirun -n 3 allnorm verify" : "this build has no MPI";
+  if (transport == "tcp") return "there is no launcher: torchrun --no-python --nproc-per-node 3 allnorm verify";
   if (transport != "nccl") return {};
   if (!ALLNORM_HAVE_NCCL) return "this build has no NCCL";
   if (device != "cuda") return "its ranks have a GPU each";
@@ -80,11 +81,16 @@ Plan plan_of(const RankOptions& given, bool device_given) {
     plan.sweeps.push_back(given);
     if (!given.transport.empty()) return plan;
     plan.not_run.push_back({"self, threads", "they are of a run without a launcher"});
+    if (launcher()->speaks_mpi)
+      plan.not_run.push_back({"tcp", "it takes a run of its own: torchrun, or --transport tcp with MASTER_ADDR"});
+    else
+      plan.not_run.push_back(
+          {"mpi", ALLNORM_HAVE_MPI ? "it takes a run of its own, under mpirun or srun" : "this build has no MPI"});
     plan.not_run.push_back({"nccl", ALLNORM_HAVE_NCCL ? "it takes a run of its own: --device cuda --transport nccl"
                                                       : "this build has no NCCL"});
     return plan;
   }
-  for (const char* transport : {"self", "threads", "mpi", "nccl"}) {
+  for (const char* transport : {"self", "threads", "mpi", "nccl", "tcp"}) {
     if (!given.transport.empty() && given.transport != transport) continue;
     const std::string why = given.transport.empty() ? lacks(transport, devices.back()) : "";
     if (!why.empty()) plan.not_run.push_back({transport, why});
@@ -110,7 +116,8 @@ void help(std::ostream& out) {
       "Checks this build on this machine: every layer of the catalogue x device x transport x dtype x layout, "
       "forward and backward, with all gradients, statistics and state, against the float64 reference. Errors are "
       "in units of what rounding may do. Without a launcher: a lone rank, and --ranks (3) threads with uneven "
-      "parts, one of them with none; under mpirun the launcher's ranks. What cannot be run here is listed with "
+      "parts, one of them with none; under mpirun and torchrun the launcher's ranks. What cannot be run here is listed "
+      "with "
       "the reason.");
   out << "\nOptions:\n";
   print_options(out, describe(words));

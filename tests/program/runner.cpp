@@ -115,7 +115,16 @@ pid_t Workplace::start(std::string_view words, std::string_view before) const {
   return start(all, {});
 }
 
-pid_t Workplace::start(const std::vector<std::string>& words, const std::vector<std::string>& environment) const {
+pid_t Workplace::start_with(const std::vector<std::string>& environment, std::string_view words,
+                            std::string_view name) const {
+  std::vector<std::string> all{program()};
+  split_words(words, all);
+  return start(all, environment, name);
+}
+
+pid_t Workplace::start(const std::vector<std::string>& words, const std::vector<std::string>& environment,
+                       std::string_view name) const {
+  const std::string out = ".stdout" + std::string(name), err = ".stderr" + std::string(name);
   std::vector<char*> arguments;
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
@@ -125,21 +134,22 @@ pid_t Workplace::start(const std::vector<std::string>& words, const std::vector<
     // What a launcher starts, or what is told that one did, may use MPI, which keeps memory to its end.
     if (words.front() != program() || !environment.empty()) ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
     if (::chdir(directory_.c_str()) != 0) ::_exit(127);
-    ::dup2(::open(".stdout", O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
-    ::dup2(::open(".stderr", O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
     ::execvp(arguments[0], arguments.data());
     ::_exit(127);
   }
   return child;
 }
 
-Outcome Workplace::wait(pid_t child) const {
+Outcome Workplace::wait(pid_t child, std::string_view name) const {
+  const std::string out = ".stdout" + std::string(name), err = ".stderr" + std::string(name);
   int status = 0;
   ::waitpid(child, &status, 0);
-  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), content_of(path(".stdout")),
-                  content_of(path(".stderr"))};
-  fs::remove(path(".stdout"));
-  fs::remove(path(".stderr"));
+  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), content_of(path(out)),
+                  content_of(path(err))};
+  fs::remove(path(out));
+  fs::remove(path(err));
   return outcome;
 }
 

@@ -59,10 +59,13 @@ class Workplace {
 
   /// The same in two parts, for a test that does something to the process in between.
   pid_t start(std::string_view words, std::string_view before = {}) const;
-  Outcome wait(pid_t child) const;
+  /// `name`: of a process that runs beside others of this test.
+  pid_t start_with(const std::vector<std::string>& environment, std::string_view words, std::string_view name) const;
+  Outcome wait(pid_t child, std::string_view name = {}) const;
 
  private:
-  pid_t start(const std::vector<std::string>& words, const std::vector<std::string>& environment) const;
+  pid_t start(const std::vector<std::string>& words, const std::vector<std::string>& environment,
+              std::string_view name = {}) const;
   std::string directory_;
 };
 

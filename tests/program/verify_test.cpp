@@ -152,6 +152,7 @@ TEST(Verify, SaysWhatItCannotRunAndWhy) {
   EXPECT_NE(told.find(ALLNORM_HAVE_MPI ? "mpi: there is no launcher" : "mpi: this build has no MPI"), told.npos)
       << told;
   EXPECT_NE(told.find("nccl: "), told.npos) << told;
+  EXPECT_NE(told.find("tcp: there is no launcher: torchrun "), told.npos) << told;
   if (cuda_devices() == 0) {
     EXPECT_NE(told.find("cuda: " + cuda_summary()), told.npos) << told;
     EXPECT_EQ(place.run("verify --layer cosine_norm --device cuda").code, 6);
@@ -165,7 +166,7 @@ TEST(Verify, TakesNamesAndPathsThatAreThere) {
   EXPECT_NE(layer.err.find("layer is 'grup_norm'"), std::string::npos) << layer.err;
   EXPECT_NE(layer.err.find("did you mean group_norm?"), std::string::npos) << layer.err;
   EXPECT_EQ(place.run("verify --layer rms_norm,rms_norm").code, 2);
-  EXPECT_EQ(place.run("verify --layer rms_norm --transport tcp").code, 2);
+  EXPECT_EQ(place.run("verify --layer rms_norm --transport udp").code, 2);
   EXPECT_EQ(place.run("verify --layer rms_norm --json none/v.json").code, 3);
 }
 
@@ -178,7 +179,7 @@ TEST(Verify, ChecksMpiOverTheRanksOfALauncher) {
   const Json json = Json::parse(place.bytes("v.json"));
   EXPECT_TRUE(json["holds"]);
   for (const Json& one : json["layers"]) EXPECT_EQ(one["largest"]["transport"], "mpi") << one;
-  for (const char* name : {"self, threads", "nccl"})
+  for (const char* name : {"self, threads", "tcp", "nccl"})
     EXPECT_TRUE(std::any_of(json["not_run"].begin(), json["not_run"].end(), [&](const Json& one) {
       return one["name"] == name;
     })) << name;
