@@ -10,7 +10,7 @@ struct Remedy {
   std::string_view part, text;
 };
 constexpr Remedy remedies[] = {
-    {"mpi", "ranks as processes: install libopenmpi-dev or libmpich-dev and configure again"},
+    {"mpi", "ranks of mpirun and srun: install libopenmpi-dev or libmpich-dev and configure again"},
     {"cuda", "GPUs: install the CUDA Toolkit of version 12 or later and configure again"},
     {"nccl", "ranks with a GPU each: install libnccl-dev and configure again"},
     {"prometheus", "--metrics: install prometheus-cpp-dev and configure again"},

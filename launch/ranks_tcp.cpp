@@ -1,5 +1,8 @@
 // Ranks as processes that are connected over TCP: torchrun's, or those of any launcher where MASTER_ADDR is set.
 #include <chrono>
+#include <functional>
+#include <new>
+#include <optional>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -26,32 +29,50 @@ Meeting own_meeting() {
   return meeting_from_environment(from->rank, from->size);
 }
 
-// The code with which another rank ends the job, and of which it tells; none where this one is to do so. The first of
-// those whose failure counts most, as far as is known.
-std::optional<int> told_by_another(const Failure& failure, int rank, TcpLinks& links) {
-  std::optional<int> code;
+// Whose failure counts most of those that other ranks have told; none where this rank's own does. Who failed because of
+// another one counts only where nothing else has come in time.
+std::optional<TcpLinks::Told> told_by_another(const Failure& failure, int rank, TcpLinks& links, bool in_time) {
+  std::optional<TcpLinks::Told> first;
   auto counts_most = std::tuple(severity(failure), rank);
   for (const TcpLinks::Told& told : links.told()) {
-    const Failure theirs{exit_code(told.code), told.code, {}};
-    const auto counts = std::tuple(severity(theirs), told.rank);
-    if (counts >= counts_most) continue;
+    const auto counts = std::tuple(severity({exit_code(told.code), told.code, {}}), told.rank);
+    if (counts >= counts_most || (in_time && told.code == Code::aborted)) continue;
     counts_most = counts;
-    code = theirs.code;
+    first = told;
   }
-  return code;
+  return first;
+}
+
+bool comes_within(std::chrono::milliseconds most, const std::function<bool(bool in_time)>& holds) {
+  const auto end = Clock::now() + most;
+  for (bool in_time = true; in_time; std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+    in_time = Clock::now() < end;
+    try {
+      if (holds(in_time)) return true;
+    } catch (const std::bad_alloc&) {  // no memory to hear of it
+    }
+  }
+  return false;
 }
 
 // The end of a rank that failed and has told the others. Nobody ends them: each leaves by itself, with the code of the
-// failure that counts, and its rank alone tells people. Those who may have found the same give way as under MPI.
+// failure that counts. Its rank alone tells people, and leaves first: launchers end the others then, and say that it
+// was the first. Those who may have found the same give way as under MPI.
 int leave(const Failure& failure, int rank, TcpLinks& links, Watching& watching) {
-  const auto turn = Clock::now() + time_to_give_way(failure, rank, watching.keeps_report());
-  for (;;) {
-    try {
-      if (const auto code = told_by_another(failure, rank, links)) return *code;
-    } catch (const std::exception&) {  // no memory to hear of it
-    }
-    if (Clock::now() >= turn) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  constexpr std::chrono::milliseconds to_speak{5000}, to_end{200};
+  std::optional<TcpLinks::Told> first;
+  const auto is_told = [&](bool in_time) {
+    first = told_by_another(failure, rank, links, in_time);
+    return first.has_value();
+  };
+  const auto has_spoken = [&](bool) {
+    is_told(first->code != Code::aborted);  // by one whose failure counts more, meanwhile
+    return links.has_left(first->rank);
+  };
+  if (comes_within(time_to_give_way(failure, rank, watching.keeps_report()), is_told) &&
+      comes_within(to_speak, has_spoken)) {
+    std::this_thread::sleep_for(to_end);
+    return exit_code(first->code);
   }
   watching.tell_report();
   tell_own(failure, rank, links.size());

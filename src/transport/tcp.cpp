@@ -105,7 +105,7 @@ class ConnectedLinks final : public TcpLinks {
     for (int rank = 0; rank < size(); ++rank) {
       with(rank).receive_on();
       const auto& told = with(rank).told();
-      if (told && told->code() != Code::aborted) all.push_back({rank, told->code()});
+      if (told) all.push_back({rank, told->code()});
     }
     return all;
   }

@@ -13,12 +13,12 @@ namespace allnorm {
 /// What tcp() makes its communicator of. Closing them says goodbye.
 class TcpLinks : public Links {
  public:
-  /// Another rank's failure, as it told it.
+  /// Another rank's failure, as it told it; aborted where it failed because of a third.
   struct Told {
     int rank = 0;
     Code code = Code::aborted;
   };
-  /// Those that have come by now, but for ranks that only pass on another one's (aborted); in the order of ranks.
+  /// Those that have come by now, in the order of ranks.
   virtual std::vector<Told> told() = 0;
 };
 

@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness.hpp"
+#include "launch/parts.hpp"
 #include "processes.hpp"
 #include "runner.hpp"
 
@@ -145,6 +146,30 @@ TEST_F(TcpRanks, HaveTheBitsOfThreads) {
     for (const std::string& name : names)
       EXPECT_EQ(place.bytes("tcp" + number + "/" + name), place.bytes("threads" + number + "/" + name)) << name;
   }
+}
+
+TEST_F(TcpRanks, TrainToTheBitsOfThreads) {
+  if (!launch::has_part("torch")) GTEST_SKIP() << "this build has no libtorch";
+  const std::string words = "train --norm sync_batch_norm --batch-per-rank 32 --epochs 1 --log ";
+  const Ended ended = run(2, words + "tcp.jsonl");
+  EXPECT_EQ(ended.codes, (std::vector<int>{0, 0})) << ended.err;
+  const Outcome threads = place.run(words + "threads.jsonl --ranks 2");
+  ASSERT_EQ(threads.code, 0) << threads.err;
+  const auto log = [&](const std::string& name) {
+    std::vector<nlohmann::json> events;
+    std::istringstream lines(place.bytes(name));
+    for (std::string line; std::getline(lines, line);) {
+      events.push_back(nlohmann::json::parse(line));
+      events.back().erase("seconds");
+      if (events.back()["event"] == "config") {
+        EXPECT_EQ(events.back()["transport"], name.substr(0, name.find('.')));
+      }
+      events.back().erase("transport");
+    }
+    return events;
+  };
+  EXPECT_GT(log("tcp.jsonl").size(), 2u);
+  EXPECT_EQ(log("tcp.jsonl"), log("threads.jsonl"));
 }
 
 TEST_F(TcpRanks, DisagreeingIsExitFour) {
