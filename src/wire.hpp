@@ -8,18 +8,9 @@
 #include <vector>
 
 #include "src/exchange.hpp"
+#include "src/parcel.hpp"
 
 namespace allnorm {
-
-/// A message as this rank made it.
-struct Parcel {
-  Header header;
-  std::uint64_t flags = 0;
-  std::string verdict{};        // not empty: who disagrees or failed, and how; then the payload means nothing
-  std::span<double> payload{};  // of the exchange from its begin: what the ranks' merge to is written there
-  bool declined = false;
-  std::uint64_t nonfinite = 0;  // the ranks that it is of and that have flag_nonfinite; see rank_bit()
-};
 
 /// Exchanges that this rank declined. What the peers send to them is still taken, so that long messages leave.
 class Declined {
@@ -46,10 +37,6 @@ struct Group {
   std::string name_of(int of_rank) const { return links->name_of(members[static_cast<std::size_t>(of_rank)]); }
   std::uint64_t tag(std::uint64_t sequence) const noexcept { return context << 32 | (sequence & 0xffffffffu); }
 };
-
-/// Merges a payload of sum.size() doubles into `sum` as the header of both says; see Message. A sum of zeros is that of
-/// no ranks.
-void merge_payload(const Header& header, std::span<double> sum, const std::byte* payload);
 
 /// Sends `own` to the group as its exchange number `sequence`; the result is the same on every rank, to the bit.
 /// `memory`: whose own.payload is, where that is nobody else's; the result's payload is the same vector.
