@@ -26,6 +26,12 @@ Meeting own_meeting() {
            ", which does not say how many ranks there are: --transport tcp needs "
            "RANK and WORLD_SIZE";
   });
+  constexpr int most = 1 << 20;
+  expect(from->size <= most && from->rank < from->size, Code::invalid_argument, [&] {
+    return "the rank that " + std::string(from->name) + " gives is " + std::to_string(from->rank) + " of " +
+           std::to_string(from->size) + ", must be less than the number of ranks, and that at most " +
+           std::to_string(most);
+  });
   return meeting_from_environment(from->rank, from->size);
 }
 

@@ -92,8 +92,8 @@ class Communicator {
   /// Takes this rank's part in the next exchange only to say that it cannot: the peers' wait throws aborted with this
   /// rank and the error. Does not wait. The group is still usable afterwards.
   virtual void decline(const Error& error) noexcept = 0;
-  /// Tells the peers of every group, where the transport can (threads), that this rank is gone; all their waits throw
-  /// aborted.
+  /// Tells the peers of every group, where the transport can (threads, tcp), that this rank is gone; all their waits
+  /// throw aborted.
   virtual void abort(const Error& error) noexcept = 0;
   /// Numbers of this rank's exchanges through this communicator and of the payload bytes in its messages, each counted
   /// once however many peers it goes to.

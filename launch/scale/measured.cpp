@@ -74,9 +74,14 @@ std::vector<Json> run_bench(Arguments words, const std::string& transport, std::
     if (mpi_library().find("Open MPI") != std::string::npos && ranks > static_cast<std::int64_t>(usable_cpus().size()))
       all.push_back("--oversubscribe");
   }
+  if (transport == "tcp")  // at a port that is free, on the loopback address
+    all = {"torchrun",    "--standalone",     "--local-addr",       "127.0.0.1",
+           "--no-python", "--nproc-per-node", std::to_string(ranks)};
   all.insert(all.end(), {this_program(), "bench", "--json", json});
   all.insert(all.end(), words.begin(), words.end());
-  if (transport != "mpi")
+  if (transport == "tcp")
+    all.insert(all.end(), {"--transport", "tcp"});
+  else if (transport != "mpi")
     all.insert(all.end(), {"--transport", ranks > 1 ? "threads" : "self", "--ranks", std::to_string(ranks)});
   constexpr double no_limit = 1e7;  // bench itself has deadlines for its ranks
   const Ended ended = run_program(all, no_limit);

@@ -47,7 +47,9 @@ po::options_description describe(Plan& plan, Words& words) {
   add("strong", po::bool_switch(&words.strong),
       "all ranks together have them: of --shape, or of --batch-per-rank times the most ranks");
   add("transport", po::value(&words.transport)->value_name("NAME"),
-      "threads, or mpi: processes that mpirun starts (both where this build and machine have MPI)");
+      "threads, mpi: processes that mpirun starts, or tcp: such of torchrun (threads, and mpi where this build and "
+      "machine "
+      "have it)");
   add("layer", po::value(&plan.layers)->value_name("NAME[:attr=value...]"),
       "once for each layer (sync_batch_norm; simulated: those of --compute)");
   add("shape", po::value(&plan.shapes)->value_name("N,C,H,W"), "the input, once for each (8,64,56,56)");
@@ -111,8 +113,12 @@ bool mpirun_may_start() {
 std::vector<std::string> transports_of(const std::string& word) {
   if (word.empty())
     return mpirun_may_start() ? std::vector<std::string>{"threads", "mpi"} : std::vector<std::string>{"threads"};
-  expect(word == "threads" || word == "mpi", Code::invalid_argument,
-         [&] { return "--transport is '" + word + "', must be threads or mpi"; });
+  expect(word == "threads" || word == "mpi" || word == "tcp", Code::invalid_argument,
+         [&] { return "--transport is '" + word + "', must be threads, mpi or tcp"; });
+  expect(
+      word != "tcp" || !on_path("torchrun").empty(), Code::unsupported,
+      "--transport is tcp, must be threads or mpi: there is no torchrun on PATH to start its processes; it comes with "
+      "PyTorch");
   expect(word != "mpi" || !mpi_library().empty(), Code::unsupported,
          "--transport is mpi, must be threads: this build has no MPI; install libopenmpi-dev and configure again");
   expect(word != "mpi" || !on_path("mpirun").empty(), Code::unsupported,

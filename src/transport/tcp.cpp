@@ -93,9 +93,7 @@ class ConnectedLinks final : public TcpLinks {
 
   void abort(const Error& error) noexcept override {
     try {
-      const auto* const text = reinterpret_cast<const std::byte*>(error.message().data());
-      tell_all(TcpConnection::Kind::failed, static_cast<std::uint64_t>(error.code()),
-               std::make_shared<const Bytes>(text, text + error.message().size()));
+      TcpConnection::tell_failure(error, connections_);
     } catch (const std::bad_alloc&) {  // that the connections end says enough
     }
   }
@@ -135,12 +133,10 @@ class ConnectedLinks final : public TcpLinks {
     }
   }
 
-  void tell_all(TcpConnection::Kind kind, std::uint64_t tag, const std::shared_ptr<const Bytes>& bytes) {
-    for (TcpConnection& connection : connections_) connection.post(TcpConnection::parcel(kind, tag, bytes));
-  }
   void say_goodbye() noexcept {
     try {
-      tell_all(TcpConnection::Kind::goodbye, 0, nullptr);
+      for (TcpConnection& connection : connections_)
+        connection.post(TcpConnection::parcel(TcpConnection::Kind::goodbye, 0, nullptr));
     } catch (const std::bad_alloc&) {  // peers that still wait will take this rank for a dead one
     }
   }

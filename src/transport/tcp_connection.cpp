@@ -36,6 +36,12 @@ TcpConnection::Parcels TcpConnection::parcel(Kind kind, std::uint64_t tag, std::
   return one;
 }
 
+void TcpConnection::tell_failure(const Error& error, std::vector<TcpConnection>& peers) {
+  const auto* const text = reinterpret_cast<const std::byte*>(error.message().data());
+  const auto words = std::make_shared<const Bytes>(text, text + std::min(error.message().size(), longest_told));
+  for (TcpConnection& peer : peers) peer.post(parcel(Kind::failed, static_cast<std::uint64_t>(error.code()), words));
+}
+
 void TcpConnection::post(Parcels&& parcels) noexcept {
   if (!socket_ || takes_nothing_ || over_) return;
   const bool first = parcels_.empty();

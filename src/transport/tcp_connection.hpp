@@ -38,6 +38,8 @@ class TcpConnection {
   TcpConnection(Socket socket, std::vector<std::byte> received);
 
   static Parcels parcel(Kind kind, std::uint64_t tag, std::shared_ptr<const Bytes> bytes);
+  /// Tells each peer that this rank fails, and why.
+  static void tell_failure(const Error& error, std::vector<TcpConnection>& peers);
   /// Sends what it can of it at once.
   void post(Parcels&& parcels) noexcept;
   /// Sends what waits, as far as the system takes it.

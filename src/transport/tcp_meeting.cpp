@@ -189,14 +189,6 @@ class Connecting {
   std::vector<Gathering::Peer> strangers_;
 };
 
-void tell_all(std::vector<TcpConnection>& connections, const Error& error) {
-  const auto* const text = reinterpret_cast<const std::byte*>(error.message().data());
-  const auto bytes = std::make_shared<const Bytes>(text, text + error.message().size());
-  for (TcpConnection& connection : connections)
-    connection.post(
-        TcpConnection::parcel(TcpConnection::Kind::failed, static_cast<std::uint64_t>(error.code()), bytes));
-}
-
 }  // namespace
 
 TcpRanks meet_over_tcp(const Meeting& meeting, const Patience& patience) {
@@ -227,7 +219,7 @@ TcpRanks meet_over_tcp(const Meeting& meeting, const Patience& patience) {
   try {
     Connecting(meeting, std::move(cards), std::move(door), ranks.connections).run(patience);
   } catch (const Error& error) {
-    tell_all(ranks.connections, error);
+    TcpConnection::tell_failure(error, ranks.connections);
     throw;
   }
   return ranks;

@@ -170,7 +170,7 @@ TEST(Scale, RefusesWhatItCannotDo) {
         Refusal{"--ranks-list 2,2", 2, "must be different numbers"},
         Refusal{"--weak --strong", 2, "must be one of them"},
         Refusal{"--strong --ranks-list 1,3 --shape 8,4", 2, "3 does not"},
-        Refusal{"--transport nccl", 2, "--transport is 'nccl', must be threads or mpi"},
+        Refusal{"--transport nccl", 2, "--transport is 'nccl', must be threads, mpi or tcp"},
         Refusal{"--groups 8", 2, "--groups is given, must be with --cluster"},
         Refusal{"--cluster cloud", 2, "--model is missing"},
         Refusal{"--cluster clod --model resnet50", 2, "did you mean cloud?"},

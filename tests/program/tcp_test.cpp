@@ -338,6 +338,16 @@ TEST_F(TcpRanks, MustSayWhereTheyMeet) {
   const Outcome number = place.run_with({"RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1"}, words + "--ranks 3");
   EXPECT_EQ(number.code, 2);
   EXPECT_NE(number.err.find("--ranks is 3, must be 2 under torchrun"), std::string::npos) << number.err;
+  const Outcome many = place.run_with({"RANK=0", "WORLD_SIZE=2000000000", "MASTER_ADDR=127.0.0.1"}, words);
+  EXPECT_EQ(many.code, 2);
+  EXPECT_NE(many.err.find("the rank that torchrun gives is 0 of 2000000000, must be less than the number of ranks"),
+            std::string::npos)
+      << many.err;
+  const Outcome port_of_words =
+      place.run_with({"RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", "ALLNORM_PORT=http"}, words);
+  EXPECT_EQ(port_of_words.code, 2);
+  EXPECT_NE(port_of_words.err.find("ALLNORM_PORT is \"http\", must be a number"), std::string::npos)
+      << port_of_words.err;
   const Outcome nobody = place.run(words + "--transport tcp --ranks 2");
   EXPECT_EQ(nobody.code, 2);
   EXPECT_NE(nobody.err.find("--transport is tcp, must be threads for --ranks 2 without a launcher"), std::string::npos)
