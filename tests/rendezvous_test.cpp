@@ -82,10 +82,10 @@ TEST(RendezvousTcp, MissingRanksAreNamed) {
   const int port = free_port();
   on_threads(2, [&](int rank) {
     const std::string error = error_of([&] {
-      const Gathering gathering({"127.0.0.1", port, rank, 4, "a run"}, {}, short_patience(0.25));
+      const Gathering gathering({"127.0.0.1", port, rank, 4, "a run"}, {}, short_patience(0.5));
     });
     const std::string late =
-        "rendezvous at port " + std::to_string(port) + ": rank 2 and rank 3 are missing, not done after 0.25 s";
+        "rendezvous at port " + std::to_string(port) + ": rank 2 and rank 3 are missing, not done after 0.5 s";
     EXPECT_EQ(error, rank == 0 ? "timeout: " + late : "aborted: rank 0 failed: " + late);
   });
 }
@@ -95,11 +95,11 @@ TEST(RendezvousTcp, RanksThatGaveUpAreMissing) {
   const int port = free_port();
   on_threads(2, [&](int rank) {
     const std::string error = error_of([&] {
-      const Gathering gathering({"127.0.0.1", port, rank, 3, "a run"}, {}, short_patience(rank == 0 ? 1 : 0.1));
+      const Gathering gathering({"127.0.0.1", port, rank, 3, "a run"}, {}, short_patience(rank == 0 ? 2 : 0.1));
     });
     if (rank == 0)
       EXPECT_EQ(error, "timeout: rendezvous at port " + std::to_string(port) +
-                           ": rank 1 and rank 2 are missing, not done after 1 s");
+                           ": rank 1 and rank 2 are missing, not done after 2 s");
     else
       EXPECT_NE(error.find("timeout: rendezvous with rank 0 at 127.0.0.1:" + std::to_string(port)), std::string::npos)
           << error;

@@ -258,19 +258,19 @@ TEST_F(TcpRanks, OneThatIsKilledIsNamedAtOnce) {
 
 TEST_F(TcpRanks, OneThatNeverComesIsNamed) {
   const std::string words =
-      std::string("apply sync_batch_norm --input x.{rank}.npy --out o --first-timeout 1 ") + "--record records ";
+      std::string("apply sync_batch_norm --input x.{rank}.npy --out o --first-timeout 2 ") + "--record records ";
   start(0, 3, words);
   start(1, 3, words);
   const Ended ended = wait();
   EXPECT_EQ(ended.codes, (std::vector<int>{5, 5, -1})) << ended.err;
   EXPECT_EQ(ended.errors(), std::vector<std::string>{"allnorm: rendezvous at port " + std::to_string(port) +
-                                                     ": rank 2 is missing, not done after 1 s"})
+                                                     ": rank 2 is missing, not done after 2 s"})
       << ended.err;
   EXPECT_EQ(nlohmann::json::parse(place.bytes("records/record.r0.json"))["end"]["kind"], "late");
 }
 
 TEST_F(TcpRanks, WithAnotherTokenAreRefused) {
-  const std::string words = "apply sync_batch_norm --input x.{rank}.npy --out o --first-timeout 1.5";
+  const std::string words = "apply sync_batch_norm --input x.{rank}.npy --out o --first-timeout 2";
   start(0, 2, words, {"ALLNORM_JOB_TOKEN=0123456789abcdef"});
   start(1, 2, words, {"ALLNORM_JOB_TOKEN=0123456789abcdeF"});
   const Ended ended = wait();
@@ -281,7 +281,7 @@ TEST_F(TcpRanks, WithAnotherTokenAreRefused) {
             std::string::npos)
       << ended.err;
   EXPECT_NE(ended.err.find("allnorm: rendezvous at port " + at +
-                           ": rank 1 is missing, not done after 1.5 s; a rank 1 "
+                           ": rank 1 is missing, not done after 2 s; a rank 1 "
                            "was refused: its job token is another\n"),
             std::string::npos)
       << ended.err;
@@ -297,7 +297,8 @@ TEST_F(TcpRanks, OneThatDoesNotEndIsNamed) {
 #endif
   };
   Openings openings(directory());
-  start_all(2, std::string("apply sync_batch_norm ") + of_ranks + "--steps 30 --timeout 1 ");
+  start_all(2, std::string("apply sync_batch_norm ") + of_ranks +
+                   "--steps 30 --timeout 2 ");  // a thread whose system calls are watched is slow
   await_begin(openings, 2);
   std::optional<HeldThread> held(std::in_place, process(1), removals);
   const bool holds = static_cast<bool>(*held);
@@ -313,7 +314,7 @@ TEST_F(TcpRanks, OneThatDoesNotEndIsNamed) {
   EXPECT_EQ(ended.codes[0], 5) << ended.err;
   EXPECT_EQ(
       ended.errors(),
-      std::vector<std::string>{"allnorm: the end, call 0, agreement: rank 1 is missing, not done after 1 s; rank 1 was "
+      std::vector<std::string>{"allnorm: the end, call 0, agreement: rank 1 is missing, not done after 2 s; rank 1 was "
                                "last heard of at apply, call 3, agreement"})
       << ended.err;
 }
