@@ -12,6 +12,7 @@ ranks=${1:?the number of ranks of a host}
 shift
 program=$root/build/cpu/launch/allnorm
 [ -x "$program" ] || program=$(command -v allnorm)  # of an installation
+# -- : torchrun would take --log for one of its own
 exec torchrun --no-python --nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$ranks" \
   --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
-  "$program" train --norm batch_norm,sync_batch_norm --log torchrun.jsonl --report torchrun.html "$@"
+  -- "$program" train --norm batch_norm,sync_batch_norm --log torchrun.jsonl --report torchrun.html "$@"

@@ -75,8 +75,8 @@ std::vector<Json> run_bench(Arguments words, const std::string& transport, std::
       all.push_back("--oversubscribe");
   }
   if (transport == "tcp")  // at a port that is free, on the loopback address
-    all = {"torchrun",    "--standalone",     "--local-addr",       "127.0.0.1",
-           "--no-python", "--nproc-per-node", std::to_string(ranks)};
+    all = {"torchrun",    "--standalone",     "--local-addr",        "127.0.0.1",
+           "--no-python", "--nproc-per-node", std::to_string(ranks), "--"};
   all.insert(all.end(), {this_program(), "bench", "--json", json});
   all.insert(all.end(), words.begin(), words.end());
   if (transport == "tcp")
