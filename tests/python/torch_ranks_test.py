@@ -17,7 +17,7 @@ from torch import nn
 import allnorm.torch as an
 
 F64 = torch.float64
-UNEVEN = (slice(0, 2), slice(2, 2), slice(2, 7))  # one of three ranks has no sample
+CUTS = ((0, 4, 7), (0, 2, 2, 7), (0, 0, 1, 5, 7))  # of two, three and four ranks, of which one has no sample
 
 
 def normal(*shape, seed=0, dtype=F64):
@@ -38,24 +38,26 @@ class Ranks(unittest.TestCase):
     def test_equal_one_rank_with_the_whole_batch(self):
         x, dy = normal(7, 3, 4, 4) * 3 + 1, normal(7, 3, 4, 4, seed=1)
 
-        def work(rank):
+        def work(rank, cuts):
             module = an.SyncBatchNorm(3, activation="relu", dtype=F64)
-            cut = UNEVEN[rank]
+            cut = slice(*cuts[rank : rank + 2])
             found = [step(module, x[cut] + call, dy[cut]) for call in range(2)]
             return found, [p.grad for p in module.parameters()], list(module.buffers())
 
-        parts = an.emulate(work, 3)
-        whole = an.BatchNorm2d(3, activation="relu", dtype=F64)
-        for call in range(2):
-            y, dx = step(whole, x + call, dy)
-            self.close(torch.cat([found[call][0] for found, _, _ in parts]), y)
-            self.close(torch.cat([found[call][1] for found, _, _ in parts]), dx)
-        for index, parameter in enumerate(whole.parameters()):
-            self.close(sum(of_rank[index] for _, of_rank, _ in parts), parameter.grad)
-        for _, _, buffers in parts:
-            self.assertTrue(all(torch.equal(own, first) for own, first in zip(buffers, parts[0][2])))
-            for own, of_whole in zip(buffers, whole.buffers()):
-                self.close(own, of_whole)
+        for cuts in CUTS:
+            with self.subTest(cuts):
+                parts = an.emulate(work, len(cuts) - 1, cuts)
+                whole = an.BatchNorm2d(3, activation="relu", dtype=F64)
+                for call in range(2):
+                    y, dx = step(whole, x + call, dy)
+                    self.close(torch.cat([found[call][0] for found, _, _ in parts]), y)
+                    self.close(torch.cat([found[call][1] for found, _, _ in parts]), dx)
+                for index, parameter in enumerate(whole.parameters()):
+                    self.close(sum(of_rank[index] for _, of_rank, _ in parts), parameter.grad)
+                for _, _, buffers in parts:
+                    self.assertTrue(all(torch.equal(own, first) for own, first in zip(buffers, parts[0][2])))
+                    for own, of_whole in zip(buffers, whole.buffers()):
+                        self.close(own, of_whole)
 
     def test_all_options_at_once(self):
         x, dy = normal(6, 3, 4, 4), normal(6, 3, 4, 4, seed=1)
