@@ -105,8 +105,9 @@ constexpr Attribute real(std::string_view name, std::string_view help) {
 }
 
 template <int Minimum>
-constexpr std::string_view bound_text = Minimum == 0 ? "a number of at least 0, or points VALUE@CALL, separated by commas"
-                                                     : "a number of at least 1, or points VALUE@CALL, separated by commas";
+constexpr std::string_view bound_text =
+    Minimum == 0 ? "a number of at least 0, or points VALUE@CALL, separated by commas"
+                 : "a number of at least 1, or points VALUE@CALL, separated by commas";
 
 /// The points of a Ramp: VALUE@CALL, separated by commas, calls ascending; or false.
 inline bool parse(std::string_view text, Ramp& ramp) {

@@ -155,22 +155,21 @@ allnorm_queue* queue() {
 
 namespace {
 
-/// Which layer of this thread.
+/// Which layer of this thread. A call looks it up without making a text.
 struct Key {
   std::string_view layer, name;
   std::int64_t channels, rank, ranks;
   bool operator==(const Key&) const = default;
 };
 struct Kept {
-  std::string layer, name;  // of which the key has views
+  std::string layer{};  // of this and of the name the key has views
   Ready ready{};
 };
 struct HashOf {
   std::size_t operator()(const Key& key) const noexcept {
     std::size_t hash = std::hash<std::string_view>{}(key.layer);
-    for (const std::size_t more :
-         {std::hash<std::string_view>{}(key.name), static_cast<std::size_t>(key.channels),
-          static_cast<std::size_t>(key.rank), static_cast<std::size_t>(key.ranks)})
+    for (const std::size_t more : {std::hash<std::string_view>{}(key.name), static_cast<std::size_t>(key.channels),
+                                   static_cast<std::size_t>(key.rank), static_cast<std::size_t>(key.ranks)})
       hash = hash * 0x9e3779b97f4a7c15ULL + more;
     return hash;
   }
@@ -185,7 +184,8 @@ Ready& ready(const std::string& layer, const std::string& name, std::int64_t cha
   const auto found = layers.find({layer, name, channels, rank, ranks});
   if (found != layers.end()) return found->second->ready;
   if (layers.size() == most) layers.clear();
-  auto kept = std::make_unique<Kept>(Kept{layer, name});
+  auto kept = std::make_unique<Kept>();
+  kept->layer = layer;
   allnorm_halves* halves = nullptr;
   expect_ok(allnorm_halves_make(layer.c_str(), channels, static_cast<std::int32_t>(rank),
                                 static_cast<std::int32_t>(ranks), name.c_str(), queue(), &halves),
@@ -194,7 +194,7 @@ Ready& ready(const std::string& layer, const std::string& name, std::int64_t cha
   made.halves.reset(halves);
   expect_ok(allnorm_halves_sizes_of(halves, &made.sizes), name);
   made.name = name;
-  const Key key{kept->layer, kept->name, channels, rank, ranks};
+  const Key key{kept->layer, made.name, channels, rank, ranks};
   layers.emplace(key, std::move(kept));
   return made;
 }

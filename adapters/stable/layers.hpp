@@ -29,8 +29,8 @@ struct Text {
 void expect_ok(allnorm_status status, const std::string& name);
 [[noreturn]] void refuse(const std::string& what, const std::string& name);
 
-/// Memory of a new tensor on the device of `like`: (size), or of the sizes of `like` in the order in which it lies. (torch's
-/// own stable::empty_like and new_empty look their operators up by name.)
+/// Memory of a new tensor on the device of `like`: (size), or of the sizes of `like` in the order in which it lies.
+/// (torch's own stable::empty_like and new_empty look their operators up by name.)
 Tensor new_array(const Tensor& like, std::int64_t size, ScalarType type);
 Tensor new_like(const Tensor& like);
 

@@ -287,8 +287,8 @@ OfParameters backward_local(const Backward& call, const Text& layer, const Text&
 
 /// `made`: where nothing is exchanged, the gradients of parameters too.
 std::tuple<Optional, Optional> backward_finish(const Backward& call, const Tensor* records,
-                                           const Backward::Parameters* made, const Text& layer, const Text& name,
-                                           std::int64_t rank, std::int64_t ranks) {
+                                               const Backward::Parameters* made, const Text& layer, const Text& name,
+                                               std::int64_t rank, std::int64_t ranks) {
   Ready& own = ready_for(call.x, std::nullopt, layer, name, rank, ranks);
   Slots slots(own.name), gradients(own.name);
   call.add_to(slots);
@@ -358,12 +358,10 @@ std::tuple<Tensor, Tensor> replay_op(const Tensor& x, const Optional& residual, 
   return {y, mask};
 }
 
-std::tuple<Optional, Optional, Optional, Optional, Optional, Optional> backward_op(const Tensor& dy, const Tensor& x,
-                                                                       const Optional& weight, const Optional& bias,
-                                                                       const Optional& tau, const Optional& eps_learned,
-                                                                       const Tensor& frame, const Tensor& mask,
-                                                                       const std::vector<bool>& wanted,
-                                                                       const Text& layer, const Text& name) {
+std::tuple<Optional, Optional, Optional, Optional, Optional, Optional> backward_op(
+    const Tensor& dy, const Tensor& x, const Optional& weight, const Optional& bias, const Optional& tau,
+    const Optional& eps_learned, const Tensor& frame, const Tensor& mask, const std::vector<bool>& wanted,
+    const Text& layer, const Text& name) {
   const Backward call{dy, x, weight, bias, tau, eps_learned, frame, mask, {wanted}};
   const Backward::Parameters made = call.parameters();
   const auto [dx, dresidual] = backward_finish(call, nullptr, &made, layer, name, 0, 1);
@@ -378,10 +376,11 @@ OfParameters backward_local_op(const Tensor& dy, const Tensor& x, const Optional
 }
 
 std::tuple<Optional, Optional> backward_finish_op(const Tensor& dy, const Tensor& x, const Optional& weight,
-                                              const Optional& bias, const Optional& tau, const Optional& eps_learned,
-                                              const Tensor& frame, const Tensor& mask, const Tensor& records,
-                                              const std::vector<bool>& wanted, const Text& layer, const Text& name,
-                                              std::int64_t rank, std::int64_t ranks) {
+                                                  const Optional& bias, const Optional& tau,
+                                                  const Optional& eps_learned, const Tensor& frame, const Tensor& mask,
+                                                  const Tensor& records, const std::vector<bool>& wanted,
+                                                  const Text& layer, const Text& name, std::int64_t rank,
+                                                  std::int64_t ranks) {
   return backward_finish({dy, x, weight, bias, tau, eps_learned, frame, mask, {wanted}}, &records, nullptr, layer, name,
                          rank, ranks);
 }

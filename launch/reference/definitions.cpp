@@ -337,9 +337,12 @@ constexpr Text of_batch[] = {"", "activation=relu:momentum=0.3",
                              "eps=0.1:eps_place=outside:activation=leaky_relu:slope=0.2",
                              "momentum=cumulative:unbiased_running_var=false", composed};
 constexpr Text of_sync[] = {"momentum=0.3", composed};
-constexpr Text of_renorm[] = {"", "momentum=0.3:r_max=1.1:d_max=0.2", "variant=var:momentum=0.3:r_max=1.2:d_max=0.3",
+constexpr Text of_renorm[] = {"",
+                              "momentum=0.3:r_max=1.1:d_max=0.2",
+                              "variant=var:momentum=0.3:r_max=1.2:d_max=0.3",
                               "momentum=0.3:r_max=1@0,1.3@4:d_max=0@1,0.2@2,0.3@5",
-                              "eps=0.1:eps_place=outside:momentum=0.3:r_max=1e6:d_max=1e6", composed};
+                              "eps=0.1:eps_place=outside:momentum=0.3:r_max=1e6:d_max=1e6",
+                              composed};
 constexpr Text of_window[] = {"conv_padding=1", "window=3:guard=drop:burn_in=1:fill_in_burn_in=true:momentum=0.3",
                               "window=3:running_source=window:conv_groups=2:conv_stride=2", composed};
 constexpr Text of_minibatches[] = {"minibatches=2", "minibatches=3:weighting=count:running=every:momentum=0.3",

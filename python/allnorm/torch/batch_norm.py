@@ -137,7 +137,7 @@ class BatchNorm(Layer, _BatchNorm):
     _row = "batch_norm"
     _may_change = operator.attrgetter("eps", "momentum", "activation", "nonfinite")
     _of_channels = True
-    _fresh = {**Layer._fresh, "_last": None}
+    _fresh = {**Layer._fresh, "_last": None, "_conv_input": None}
     _followed: Optional[nn.Module] = None
 
     def __init__(
@@ -181,7 +181,7 @@ class BatchNorm(Layer, _BatchNorm):
         if minibatches != 1:
             self._history |= {"minibatches": minibatches, "weighting": weighting}
         self._past: Optional[Tensor] = None
-        self._conv_input: Optional[Tensor] = None
+        self._conv_input: Optional[Tensor]
         self._conv_shape = () if compensate is None else tuple(cast(Tensor, compensate.weight).shape)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if self._keeps_std():
