@@ -28,7 +28,6 @@ from allnorm.torch.batch_norm import (  # noqa: E402
     BatchNorm3d,
     ConvBatchNorm2d,
     Frame,
-    RenormOptions,
     SyncBatchNorm,
 )
 from allnorm.torch.conversion import Report, convert, revert  # noqa: E402
@@ -61,6 +60,7 @@ from allnorm.torch.operations import (  # noqa: E402
     WeightStandardizedConv2d,
 )
 from allnorm.torch.ranks import Agreement, Difference, average_running_stats, check, precise_statistics  # noqa: E402
+from allnorm.torch.renorm import RenormOptions  # noqa: E402
 from allnorm.torch.weights import weight_norm  # noqa: E402
 
 __all__ = [

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,56 +15,8 @@ from allnorm.torch import _groups, _ops
 from allnorm.torch._activation import Activation
 from allnorm.torch._call import Parameters, State
 from allnorm.torch._layer import Layer
-
-
-Bound = Union[float, Sequence[tuple[int, float]]]
-
-
-@dataclass(frozen=True)
-class RenormOptions:
-    """Batch Renormalization (Ioffe 2017): r is clipped to [1/r_max, r_max], d to [-d_max, d_max].
-
-    r_max, d_max: numbers, or schedules: pairs (call, number) in ascending order, linear between them and constant before the
-        first and after the last; `call` counts the training calls before. The paper's: r_max=((5000, 1), (40000, 3)),
-        d_max=((5000, 0), (25000, 5)).
-    variant: what the running statistics follow: "var", the variance as in torch's layers, or "paper", the deviation
-        sqrt(var + eps), in a buffer `running_std` in place of `running_var`.
-    """
-
-    r_max: Bound = 3
-    d_max: Bound = 5
-    variant: str = "var"
-
-    def attributes(self) -> dict[str, Any]:
-        """The catalogue's."""
-
-        def text(bound: Bound) -> Any:
-            if isinstance(bound, (int, float)):
-                return bound
-            return ",".join(f"{float(value)!r}@{call}" for call, value in bound)
-
-        return {"renorm": True, "variant": self.variant, "r_max": text(self.r_max), "d_max": text(self.d_max)}
-
-    def bounds(self, call: int) -> tuple[float, float]:
-        """r_max and d_max after so many training calls."""
-        return _bound_at(self.r_max, call), _bound_at(self.d_max, call)
-
-    @property
-    def has_schedule(self) -> bool:
-        """A bound depends on the number of calls."""
-        return not all(isinstance(bound, (int, float)) for bound in (self.r_max, self.d_max))
-
-
-def _bound_at(bound: Bound, call: int) -> float:
-    if isinstance(bound, (int, float)):
-        return bound
-    before = [point for point in bound if point[0] <= call]
-    if not before:
-        return bound[0][1]
-    if len(before) == len(bound):
-        return bound[-1][1]
-    (first, low), (last, high) = before[-1], bound[len(before)]
-    return low + (high - low) * (call - first) / (last - first)
+from allnorm.torch._pairs import InFront, convolution
+from allnorm.torch.renorm import RenormOptions
 
 
 class Frame(NamedTuple):
@@ -76,40 +27,6 @@ class Frame(NamedTuple):
     var: Tensor
     r: Tensor
     d: Tensor
-
-
-def obstacle(module: nn.Module) -> str:
-    """What of a convolution or linear layer keeps past statistics from being moved to its weights; empty where nothing."""
-    if getattr(module, "bias", None) is not None:
-        return "a bias"
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        return "padding that is not of zeros"
-    padding = getattr(module, "padding", 0)
-    return f"padding {padding!r}" if isinstance(padding, str) else ""
-
-
-def _convolution(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a convolution or linear layer in front of the norm."""
-    if obstacle(module):
-        raise ValueError(f"compensate is a module with {obstacle(module)}, must be one without")
-    return {
-        "compensate": True,
-        "conv_stride": getattr(module, "stride", 1),
-        "conv_padding": getattr(module, "padding", 0),
-        "conv_dilation": getattr(module, "dilation", 1),
-        "conv_groups": getattr(module, "groups", 1),
-    }
-
-
-class InFront:
-    """A hook of a convolution or linear layer: what that reads in training is kept for the norm behind it."""
-
-    def __init__(self, norm: BatchNorm) -> None:
-        self.norm = norm
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.norm.training:
-            self.norm._conv_input = inputs[0]
 
 
 class BatchNorm(Layer, _BatchNorm):
@@ -175,7 +92,7 @@ class BatchNorm(Layer, _BatchNorm):
             self._history |= renorm.attributes()
         if window != 1:
             self._history |= {"window": window, "guard": guard, "running_source": running_source}
-            self._history |= {"compensate": False} if compensate is None else _convolution(compensate)
+            self._history |= {"compensate": False} if compensate is None else convolution(compensate)
         if burn_in != 0:
             self._history["burn_in"] = burn_in
         if minibatches != 1:

@@ -13,15 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from allnorm.torch._graph import calls_of
-from allnorm.torch.batch_norm import (
-    BatchNorm,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    RenormOptions,
-    SyncBatchNorm,
-    obstacle,
-)
+from allnorm.torch._pairs import obstacle
+from allnorm.torch.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from allnorm.torch.renorm import RenormOptions
 
 
 class Entry(NamedTuple):

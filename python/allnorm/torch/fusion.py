@@ -13,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from allnorm.torch._activation import activated
 from allnorm.torch._graph import calls_of
-from allnorm.torch.batch_norm import BatchNorm, ConvBatchNorm2d, InFront
+from allnorm.torch._pairs import InFront
+from allnorm.torch.batch_norm import BatchNorm, ConvBatchNorm2d
 from allnorm.torch.conversion import BatchNormAct2d, is_plain, put_in_place, refuse_wrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
