@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -58,7 +59,7 @@ void Trace::write_apart(char phase, std::string_view category, std::uint64_t num
          {"args", arguments}});
 }
 
-// One call of the system for an event and the end of the array, which the next event overwrites.
+// One call of the system, as a rule, for an event and the end of the array, which the next event overwrites.
 void Trace::write(const nlohmann::json& event) {
   if (descriptor_ < 0) return;
   nlohmann::json whole = event;
@@ -67,8 +68,12 @@ void Trace::write(const nlohmann::json& event) {
   const std::string own = whole.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   const std::string text = (end_ == 0 ? "[\n" : ",\n") + own + "\n]\n";
   const auto size = static_cast<ssize_t>(text.size());
-  errno = ENOSPC;  // where only a part is written
-  if (::pwrite(descriptor_, text.data(), text.size(), end_) == size) {
+  ssize_t done = 0, part = 1;
+  while (done < size && part > 0) {  // why only a part is written, the next try says
+    part = ::pwrite(descriptor_, text.data() + done, static_cast<std::size_t>(size - done), end_ + done);
+    done += std::max<ssize_t>(part, 0);
+  }
+  if (done == size) {
     end_ += size - 3;  // "\n]\n"
     return;
   }

@@ -1,10 +1,13 @@
 // What cannot be written is found before the work; a disk that is full in between costs a warning.
 #include <gtest/gtest.h>
+
 #include <sys/stat.h>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "files_support.hpp"
@@ -67,6 +70,34 @@ TEST(FileSizeLimit, IsAnErrorWithALine) {
   EXPECT_TRUE(outcome.one_line()) << outcome.err;
   EXPECT_NE(outcome.err.find("File too large"), std::string::npos) << outcome.err;
   EXPECT_TRUE(place.list("o").empty());
+}
+
+// What watches a job does not end it.
+TEST(FileSizeLimit, OfATraceAndARecordIsAWarning) {
+  Workplace place;
+  place.make("x.npy", {2, 3});
+  const Outcome outcome =
+      place.run("apply layer_norm --input x.npy --out o --steps 20 --trace t.json --record r", "prlimit --fsize=4096");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.err,
+            "allnorm: warning: t.json: the trace ends: cannot be written: File too large\n"
+            "allnorm: warning: the record of rank 0 cannot be written: r/record.r0.json: cannot be written: File too "
+            "large\n");
+  EXPECT_EQ(place.list("o").size(), 60u);
+  EXPECT_TRUE(nlohmann::json::parse(place.bytes("t.json")).is_array());
+  EXPECT_TRUE(place.list("r").empty());
+}
+
+TEST(StandardOutput, ThatIsFullIsExitOne) {
+  Workplace place;
+  place.write_bytes("full.sh", "exec \"$@\" >/dev/full\n");
+  for (const char* words :
+       {"info", "apply batch_norm --help", "bench --layer group_norm:groups=2 --shape 2,4,5 -n 1"}) {
+    const Outcome outcome = place.run(words, "sh full.sh");
+    EXPECT_EQ(outcome.code, 1) << words << outcome.err;
+    EXPECT_NE(("\n" + outcome.err).find("\nallnorm: standard output cannot be written\n"), std::string::npos)
+        << words << outcome.err;
+  }
 }
 
 TEST(FileSizeLimit, DuringTrainingIsAWarning) {

@@ -313,6 +313,42 @@ TEST_F(LateProcess, IsReportedByAnotherRankWhereTheOneThatSpeaksIsStopped) {
   ASSERT_TRUE(late && speaks) << outcome.err;
   expect_late(outcome, stopped, ": rank 2 is missing, not done after ", to_end_the_job + 2.4);  // that it gives way
   expect_report(outcome, {3, 2, false}, 1);
+  std::istringstream lines(outcome.err);
+  int warnings = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with("allnorm: warning: ")) continue;
+    ++warnings;
+    EXPECT_NE(line.find(": rank 2 is missing, waiting for 2"), std::string::npos) << line;
+    EXPECT_NE(line.find(" of 4 s"), std::string::npos) << line;
+  }
+  EXPECT_EQ(warnings, 1) << outcome.err;
+}
+
+// A rank that is to end saves what it has if all answer within a second. One that is stopped does not.
+TEST_F(LateProcess, DoesNotHoldUpTheEndOfATraining) {
+  if (place.run("train --epochs none").code == 6) GTEST_SKIP() << "this build has no libtorch";
+  const pid_t launcher = place.start("train --data " ALLNORM_SOURCE_DIR
+                                     "/data/digits --norm group_norm --batch-per-rank 16 --epochs 1000 --timeout 60 "
+                                     "--checkpoint c.st --record records",
+                                     "mpirun -n 2");
+  EXPECT_TRUE(becomes([&] { return place.exists("c.st"); }));
+  const auto stopped = process_of_rank(directory(), 1), ends = process_of_rank(directory(), 0);
+  if (!stopped || !ends) ::kill(launcher, SIGTERM);
+  ASSERT_TRUE(stopped && ends) << place.wait(launcher).err;
+  ::kill(*stopped, SIGSTOP);
+  const auto start = Clock::now();
+  ::kill(*ends, SIGTERM);
+  const Outcome outcome = place.wait(launcher);
+  const double took = seconds_since(start);
+  EXPECT_EQ(outcome.code, 128 + SIGTERM) << outcome.err;
+  EXPECT_NE(
+      outcome.err.find("allnorm: SIGTERM: not all ranks have answered in a second: ends without a last checkpoint\n"),
+      std::string::npos)
+      << outcome.err;
+  EXPECT_GE(took, 0.95);
+  EXPECT_LE(took, 1 + 2 * to_end_the_job);  // mpirun ends one rank after the other
+  EXPECT_EQ(nlohmann::json::parse(place.bytes("records/record.r0.json"))["end"]["how"], "SIGTERM");
+  EXPECT_TRUE(becomes([&] { return processes_in(directory()).empty(); }));
 }
 
 TEST_F(LateProcess, ThatNeverStartsEndsTheJob) {

@@ -57,7 +57,8 @@ std::optional<pid_t> process_of_rank(const std::string& directory, int rank) {
   using namespace std::string_literals;
   const std::string variable = "\0OMPI_COMM_WORLD_RANK="s + std::to_string(rank) + "\0"s;
   for (const pid_t process : processes_in(directory)) {
-    const bool runs_it = content_of(folder_of(process) + "/comm") == "allnorm\n";
+    const std::string name = content_of(folder_of(process) + "/comm");
+    const bool runs_it = name == "allnorm\n" || name == "allnorm-train\n";
     if (runs_it && ("\0"s + content_of(folder_of(process) + "/environ")).find(variable) != std::string::npos)
       return process;
   }

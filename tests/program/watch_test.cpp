@@ -437,6 +437,36 @@ TEST_F(Watched, MetricsOfAJobThatHangs) {
   place.wait(child);
 }
 
+TEST_F(Watched, MetricsOfATraining) {
+  if (place.run("train --epochs none").code == 6) GTEST_SKIP() << "this build has no libtorch";
+  const pid_t child = place.start(
+      "train --data " ALLNORM_SOURCE_DIR
+      "/data/digits --norm cross_iteration_batch_norm:renorm=true:window=2:burn_in=0 --ranks 2 --batch-per-rank 64 "
+      "--epochs 100000 --checkpoint c.st --metrics 0");
+  const int port = picked(place);
+  std::string answer;
+  const std::string distance = "allnorm_window_distance{rank=\"0\",layer=\"norm1\",lag=\"1\",statistic=\"mean\",kind=";
+  ASSERT_TRUE(becomes([&] {
+    answer = ask(port, "GET /metrics");
+    return sample(answer, distance + "\"stale\"}").has_value() &&
+           sample(answer, "allnorm_checkpoint_age_seconds{rank=\"0\"}").has_value();
+  })) << answer;
+  EXPECT_GT(sample(answer, "allnorm_steps_total{rank=\"1\"}"), 1);
+  EXPECT_GT(sample(answer, distance + "\"stale\"}"), 0);
+  EXPECT_TRUE(sample(answer, distance + "\"compensated\"}"));
+  for (const char* over : {"mean", "max"})
+    EXPECT_GE(sample(answer, std::string("allnorm_drift{rank=\"0\",layer=\"norm1\",over_channels=\"") + over + "\"}"),
+              0);
+  const auto clipped = sample(answer, "allnorm_clipped_share{rank=\"0\",layer=\"norm1\"}");
+  EXPECT_TRUE(clipped >= 0 && clipped <= 1) << answer;
+  EXPECT_LT(sample(answer, "allnorm_checkpoint_age_seconds{rank=\"0\"}"), 60);
+  EXPECT_EQ(sample(answer, "allnorm_errors_total{rank=\"0\"}"), 0);
+  EXPECT_GT(sample(answer, "allnorm_exchange_seconds_count{rank=\"1\",layer=\"gradients\",direction=\"gradients\"}"),
+            1);
+  ::kill(child, SIGKILL);
+  place.wait(child);
+}
+
 TEST_F(Watched, APortThatIsTakenIsAWarning) {
   const pid_t child = place.start(std::string(job) + for_minutes + "--metrics 0 --ranks 2");
   const int port = picked(place);
