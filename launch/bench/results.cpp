@@ -15,6 +15,7 @@
 #include "kernels/ops.hpp"
 #include "launch/files/input_file.hpp"
 #include "launch/files/json_lines.hpp"
+#include "launch/files/json_number.hpp"
 
 namespace allnorm::launch::bench {
 
@@ -189,7 +190,7 @@ Json sum_event(const Plan& plan, const std::string& layer, const std::vector<Jso
   std::int64_t count = 0;
   for (const Json& event : events) {
     if (!is_event(event, "measurement") || event["layer"].get<std::string>() != layer) continue;
-    const auto times = event["count"].get<std::int64_t>();
+    const auto times = whole(event["count"]);
     count += times;
     for (const char* name : kind_names)
       if (!sum.contains(name)) sum[name] = event[name];
@@ -231,12 +232,12 @@ std::string titles_text(const Plan& plan, int ranks) {
 }
 
 std::string line_text(const Plan& plan, const Json& event) {
-  const auto count = event["count"].get<std::int64_t>();
+  const auto count = whole(event["count"]);
   std::string line =
       left(event["layer"], layer_width(plan)) +
       left(event["shape"].get<std::string>() + (count > 1 ? " x" + std::to_string(count) : ""), shape_width(plan));
   for (const Column& column : columns) {
-    if (column.of_exchange && event["ranks"].get<int>() == 1) continue;
+    if (column.of_exchange && whole(event["ranks"]) == 1) continue;
     const Json value = event.value(column.name, Json());
     line += right(value.is_number() ? text_of(column.scale * value.get<double>(), column.digits) : "-", column.width);
   }

@@ -1,4 +1,5 @@
 #include "launch/report/events.hpp"
+#include "launch/files/json_number.hpp"
 
 #include <algorithm>
 #include <array>
@@ -17,8 +18,8 @@ std::vector<std::string> remarks_of(const Events& events) {
   const Json& config = events.front();
   const Json& settings = config.at("settings");
   std::vector<std::string> remarks;
-  const auto seeds = settings.at("seeds").get<std::int64_t>();
-  remarks.push_back("images: per rank and call, on " + std::to_string(settings.at("ranks").get<int>()) +
+  const auto seeds = whole(settings.at("seeds"));
+  remarks.push_back("images: per rank and call, on " + std::to_string(whole(settings.at("ranks"))) +
                     " ranks; test error: mean ± standard deviation over " + std::to_string(seeds) +
                     (seeds == 1 ? " seed (-: unknown)" : " seeds") +
                     "; seconds: all seeds together; exchanges and bytes: sent by one rank in one update, gradients "

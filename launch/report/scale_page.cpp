@@ -118,9 +118,10 @@ std::string simulated_sections(const Log& log) {
     std::vector<const Json*> own, lines;  // lines: of the plots
     for (const Json* row : rows)
       if (word(*row, "cluster") == cluster) own.push_back(row);
-    const auto first = std::find_if(own.begin(), own.end(), [](const Json* row) { return row->value("group", 0) > 1; });
+    const auto first =
+        std::find_if(own.begin(), own.end(), [](const Json* row) { return row->value("group", 0.0) > 1; });
     for (const Json* row : own)
-      if (first != own.end() && word(*row, "base") == word(**first, "base") && row->value("group", 0) > 1 &&
+      if (first != own.end() && word(*row, "base") == word(**first, "base") && row->value("group", 0.0) > 1 &&
           word(*row, "batch_per_rank") == batch)
         lines.push_back(row);
     const auto exposed = series_of(lines, group_text, [](const Json& row) {

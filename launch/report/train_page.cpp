@@ -9,6 +9,7 @@
 #include <set>
 #include <utility>
 
+#include "launch/files/json_number.hpp"
 #include "launch/report/page.hpp"
 
 namespace allnorm::launch::pages {
@@ -37,7 +38,7 @@ class Page {
 
  private:
   std::string subtitle() const {
-    const auto seeds = settings_.at("seeds").get<std::int64_t>();
+    const auto seeds = whole(settings_.at("seeds"));
     return escaped(settings_.at("data").get<std::string>()) + " · " + settings_.at("ranks").dump() + " ranks · " +
            batches_text() + " per rank · " + settings_.at("epochs").dump() + " epochs · " + std::to_string(seeds) +
            (seeds == 1 ? " seed" : " seeds") + splits_text();
@@ -45,7 +46,7 @@ class Page {
   std::string batches_text() const {
     std::string text;
     std::set<std::int64_t> batches;
-    for (const Json& batch : settings_.at("batch_per_rank")) batches.insert(batch.get<std::int64_t>());
+    for (const Json& batch : settings_.at("batch_per_rank")) batches.insert(whole(batch));
     for (const std::int64_t batch : batches) text += (text.empty() ? "" : ", ") + std::to_string(batch);
     return text + (text == "1" ? " image" : " images");
   }
@@ -165,7 +166,7 @@ class Page {
       std::map<std::int64_t, std::pair<double, int>> by_epoch;
       for (const Json& e : events_)
         if (e.at("event") == "epoch" && same_run(e, r) && e.at("loss").is_number()) {
-          auto& [sum, count] = by_epoch[e.at("epoch").get<std::int64_t>()];
+          auto& [sum, count] = by_epoch[whole(e.at("epoch"))];
           sum += e.at("loss").get<double>();
           ++count;
         }
@@ -187,7 +188,7 @@ class Page {
       for (const Json& e : events_) {
         if (e.at("event") != "statistics" || !e.contains("past") || !same_run(e, r)) continue;
         for (const Json& lag : e.at("past")) {
-          auto& sum = sums[{e.at("layer").get<int>(), lag.at("lag").get<int>()}];
+          auto& sum = sums[{static_cast<int>(whole(e.at("layer"))), static_cast<int>(whole(lag.at("lag")))}];
           const std::array<const char*, 4> names{"stale_mean", "compensated_mean", "stale_var", "compensated_var"};
           for (std::size_t k = 0; k < 4; ++k)
             sum[k] += lag.at(names[k]).is_number() ? lag.at(names[k]).get<double>() : 0;

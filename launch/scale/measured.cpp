@@ -7,6 +7,7 @@
 
 #include "launch/files/input_file.hpp"
 #include "launch/files/json_lines.hpp"
+#include "launch/files/json_number.hpp"
 #include "launch/installed.hpp"
 #include "launch/machine.hpp"
 #include "launch/progress.hpp"
@@ -57,9 +58,8 @@ Json row_of(const Plan& plan, const Run& run, Json event, std::int64_t line) {
 using Key = std::tuple<std::int64_t, std::int64_t, std::string, std::int64_t, std::int64_t>;
 Key key_of(const Run& run, std::int64_t line) { return {run.repeat, run.batch, run.transport, run.ranks, line}; }
 Key key_of(const Json& row) {
-  return {row.at("repeat").get<std::int64_t>(), row.value("batch_per_rank", std::int64_t{1}),
-          row.at("transport").get<std::string>(), row.at("ranks").get<std::int64_t>(),
-          row.at("line").get<std::int64_t>()};
+  return {whole(row.at("repeat")), row.contains("batch_per_rank") ? whole(row.at("batch_per_rank")) : 1,
+          row.at("transport").get<std::string>(), whole(row.at("ranks")), whole(row.at("line"))};
 }
 
 }  // namespace

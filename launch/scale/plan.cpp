@@ -15,6 +15,7 @@
 #include "launch/bench/plan.hpp"
 #include "launch/files/input_file.hpp"
 #include "launch/files/json_lines.hpp"
+#include "launch/files/json_number.hpp"
 #include "launch/help.hpp"
 #include "launch/installed.hpp"
 #include "launch/launcher.hpp"
@@ -265,7 +266,8 @@ Plan read_plan(const Arguments& arguments) {
     bad_file(plan.resume, "is no log of scale, must be one to be resumed");
   Plan made = parse(words.get<Arguments>());
   try {  // what was chosen by the machine as it was
-    made.ranks = config.at("ranks_list").get<std::vector<std::int64_t>>();
+    made.ranks.clear();
+    for (const Json& ranks : config.at("ranks_list")) made.ranks.push_back(whole(ranks));
     made.transports = config.at("transports").get<std::vector<std::string>>();
   } catch (const Json::exception& error) {
     bad_file(plan.resume, "lacks what scale writes: " + printable(error.what()));

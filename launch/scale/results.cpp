@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "launch/files/json_lines.hpp"
+#include "launch/files/json_number.hpp"
 #include "launch/scale/statistics.hpp"
 
 namespace allnorm::launch::scale {
@@ -31,7 +32,7 @@ double time_of(const Json& row) { return row.at("forward_us").get<double>() + ro
 
 // Ranks of a layer's group.
 std::int64_t group_of(const Json& row) {
-  const std::int64_t ranks = row.at("ranks").get<std::int64_t>();
+  const std::int64_t ranks = whole(row.at("ranks"));
   const Sync sync = parse_layer(row.at("layer").get<std::string>()).options.sync;
   return sync.ranks == Sync::none ? 1 : sync.ranks == Sync::world ? ranks : std::min(sync.ranks, ranks);
 }
@@ -39,7 +40,7 @@ std::int64_t group_of(const Json& row) {
 // Whose exchanges are of one kind.
 using Kind = std::tuple<std::string, std::int64_t, std::int64_t>;  // transport, ranks, ranks of a group
 Kind kind_of(const Json& row) {
-  return {row.at("transport").get<std::string>(), row.at("ranks").get<std::int64_t>(), group_of(row)};
+  return {row.at("transport").get<std::string>(), whole(row.at("ranks")), group_of(row)};
 }
 
 std::map<Kind, LatencyBandwidth> fits_of(const std::vector<Json>& events, std::vector<Json>& made) {
@@ -118,8 +119,8 @@ std::vector<Json> scaling_of(const Plan& plan, const std::vector<Json>& events) 
   std::map<Subject, std::map<std::int64_t, Point>> subjects;            // [ranks]
   for (const Json& row : events)
     if (is_event(row, plan.model.empty() ? "measurement" : "sum") && row.contains("repeat"))
-      subjects[{row.value("batch_per_rank", std::int64_t{1}), row.at("transport").get<std::string>(),
-                row.at("line").get<std::int64_t>()}][row.at("ranks").get<std::int64_t>()]
+      subjects[{row.contains("batch_per_rank") ? whole(row.at("batch_per_rank")) : 1,
+                row.at("transport").get<std::string>(), whole(row.at("line"))}][whole(row.at("ranks"))]
           .push_back(&row);
   for (auto& [subject, points] : subjects) {
     for (auto& [ranks, point] : points)

@@ -14,6 +14,7 @@
 #include "launch/bench/subject.hpp"
 #include "launch/files/input_file.hpp"
 #include "launch/files/json_lines.hpp"
+#include "launch/files/json_number.hpp"
 #include "launch/installed.hpp"
 #include "launch/machine.hpp"
 #include "launch/progress.hpp"
@@ -71,8 +72,8 @@ Simulated run_simulator(const Json& cluster, std::int64_t ranks, double overhead
   for (std::string line; std::getline(lines, line);) {
     const Json one = Json::parse(line, nullptr, false);  // SimGrid may say something beside it
     if (one.is_object())
-      made[{one.at("group").get<std::int64_t>(), one.at("doubles").get<std::int64_t>()}] = {
-          one.at("exchange_us").get<double>(), one.at("exposed_us").get<double>()};
+      made[{whole(one.at("group")), whole(one.at("doubles"))}] = {one.at("exchange_us").get<double>(),
+                                                                  one.at("exposed_us").get<double>()};
   }
   return made;
 }
@@ -143,12 +144,12 @@ Calibration calibrate(const std::vector<Json>& rows) {
   };
   Calibration made;
   const Json& base = rows.front();
-  const auto ranks = base.at("ranks").get<std::int64_t>();
+  const auto ranks = whole(base.at("ranks"));
   const double none = simulated(ranks, channels_in(base), 0), one = simulated(ranks, channels_in(base), 1);
   made.overhead_us = std::max(0.0, (base.at("exchange_us").get<double>() - none) / (one - none));
   for (const Json& row : rows) {
     const double measured = row.at("exchange_us").get<double>(),
-                 model = simulated(row.at("ranks").get<std::int64_t>(), channels_in(row), made.overhead_us);
+                 model = simulated(whole(row.at("ranks")), channels_in(row), made.overhead_us);
     made.events.push_back({{"event", "calibration"},
                            {"transport", row.at("transport")},
                            {"ranks", row.at("ranks")},
@@ -303,9 +304,8 @@ void simulate_cluster(const Plan& plan, const Cluster& cluster, const bench::Mod
   std::set<SettingKey> there;
   for (const Json& row : file.events())
     if (is_event(row, "measurement") && row.value("simulated", false))
-      there.emplace(row.at("cluster").get<std::string>(), row.at("ranks").get<std::int64_t>(),
-                    row.at("layer").get<std::string>(), row.at("group").get<std::int64_t>(),
-                    row.at("batch_per_rank").get<std::int64_t>());
+      there.emplace(row.at("cluster").get<std::string>(), whole(row.at("ranks")), row.at("layer").get<std::string>(),
+                    whole(row.at("group")), whole(row.at("batch_per_rank")));
   std::vector<Setting> settings = settings_of_cluster(plan, subjects, ranks);
   std::erase_if(settings, [&](const Setting& p) {
     return there.count({cluster.name, ranks, p.layer, p.group, p.batch}) > 0;
@@ -427,12 +427,12 @@ std::string simulated_text(const std::vector<Json>& events, const std::vector<Js
   };
   std::string all = "# simulated: the exchange; measured here: computing, and what software takes for a message\n";
   for (const Json& e : calibration)
-    all +=
-        text("# %s of %d ranks over %s, %.0f bytes: measured %.1f us, simulated %.1f us, %+.0f %%%s\n",
-             e.at("calibrated").get<bool>() ? "calibrated on an exchange" : "checked on one", e.at("ranks").get<int>(),
-             e.at("transport").get<std::string>().c_str(), e.at("message_bytes").get<double>(),
-             e.at("measured_us").get<double>(), e.at("simulated_us").get<double>(), 100 * e.at("error").get<double>(),
-             e.at("oversubscribed").get<bool>() ? " (oversubscribed: proves nothing)" : "");
+    all += text("# %s of %d ranks over %s, %.0f bytes: measured %.1f us, simulated %.1f us, %+.0f %%%s\n",
+                e.at("calibrated").get<bool>() ? "calibrated on an exchange" : "checked on one",
+                static_cast<int>(whole(e.at("ranks"))), e.at("transport").get<std::string>().c_str(),
+                e.at("message_bytes").get<double>(), e.at("measured_us").get<double>(),
+                e.at("simulated_us").get<double>(), 100 * e.at("error").get<double>(),
+                e.at("oversubscribed").get<bool>() ? " (oversubscribed: proves nothing)" : "");
   std::string subject;
   for (const Json& row : events) {
     if (!is_event(row, "measurement") || !row.value("simulated", false)) continue;
@@ -444,7 +444,7 @@ std::string simulated_text(const std::vector<Json>& events, const std::vector<Js
                   "exposed us", "step us", "samples");
     subject = own;
     all += text("%-64s%6ld%6ld%12.0f%12.1f%12.1f%12.0f%10.1f\n", row.at("layer").get<std::string>().c_str(),
-                row.at("group").get<long>(), row.at("batch_per_rank").get<long>(), row.at("compute_us").get<double>(),
+                whole(row.at("group")), whole(row.at("batch_per_rank")), row.at("compute_us").get<double>(),
                 row.at("exchange_us").get<double>(), row.at("exposed_us").get<double>(),
                 row.at("time_us").get<double>(), row.at("effective_batch").get<double>());
   }

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/files/input_file.hpp"
+#include "launch/files/json_number.hpp"
 #include "launch/ranks.hpp"
 #include "src/attributes.hpp"
 
@@ -23,14 +24,14 @@ using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr std::uint64_t most_bytes = 64 << 20;
-constexpr int most_ranks = 1 << 20;
+constexpr int most_ranks = 1 << 20, most_code = 255;
 
 void read_last_call(const Json& json, RankRecord& record) {
   const Json& calls = json.at("calls");
   if (calls.empty()) return;
   const Json& last = calls.back();
-  record.where = last.at("layer").get<std::string>() + ", call " +
-                 std::to_string(last.at("call").get<std::uint64_t>()) + ", " + last.at("direction").get<std::string>();
+  record.where = last.at("layer").get<std::string>() + ", call " + std::to_string(whole(last.at("call"))) + ", " +
+                 last.at("direction").get<std::string>();
   record.under_way = last.at("ended").is_null();
   record.exchanging = record.under_way && last.contains("exchange") && last.at("exchange").at(1).is_null();
   record.since = record.written - (record.under_way ? last.at("began") : last.at("ended")).get<double>();
@@ -219,15 +220,16 @@ RankRecord read_record(const std::string& path) {
     const auto* const text = reinterpret_cast<const char*>(bytes.data());
     const Json json = Json::parse(text, text + bytes.size());
     if (json.at("event") != "record") bad_file(path, "has no event \"record\", must be a record that a rank has left");
-    if (const auto format = json.at("format").get<std::int64_t>(); format != record_format)
+    if (const auto format = whole(json.at("format")); format != record_format)
       bad_file(path, "has format " + std::to_string(format) + ", must be " + std::to_string(record_format));
-    json.at("rank").get_to(record.rank);
-    json.at("ranks").get_to(record.ranks);
-    if (record.ranks < 1 || record.ranks > most_ranks || record.rank < 0 || record.rank >= record.ranks)
-      bad_file(path, "is of rank " + std::to_string(record.rank) + " of " + std::to_string(record.ranks) +
+    const std::int64_t rank = whole(json.at("rank")), ranks = whole(json.at("ranks"));
+    if (ranks < 1 || ranks > most_ranks || rank < 0 || rank >= ranks)
+      bad_file(path, "is of rank " + std::to_string(rank) + " of " + std::to_string(ranks) +
                          ", must be of one from 0 below their number, at most " + std::to_string(most_ranks));
+    record.rank = static_cast<int>(rank);
+    record.ranks = static_cast<int>(ranks);
     json.at("host").get_to(record.host);
-    json.at("pid").get_to(record.pid);
+    record.pid = whole(json.at("pid"));
     json.at("started").get_to(record.started);
     json.at("written").get_to(record.written);
     if (!(record.started <= record.written)) bad_file(path, "was written before its rank began, must be after");
@@ -235,14 +237,22 @@ RankRecord read_record(const std::string& path) {
     end.at("how").get_to(record.how);
     end.at("kind").get_to(record.kind);
     end.at("line").get_to(record.line);
-    end.at("code").get_to(record.code);
+    const std::int64_t code = whole(end.at("code"));
+    if (code < 0 || code > most_code)
+      bad_file(path, "has the exit code " + std::to_string(code) + ", must be 0 to " + std::to_string(most_code));
+    record.code = static_cast<int>(code);
     constexpr std::array<std::string_view, 4> kinds{kind_own, kind_mismatch, kind_late, kind_peer};
     if (record.how == how_failed && std::find(kinds.begin(), kinds.end(), record.kind) == kinds.end())
       bad_file(path, "has a failure of kind " + printable(record.kind) + ", must be own, mismatch, late or peer");
     read_last_call(json, record);
     if (const auto late = json.find("late"); late != json.end())
-      for (const Json& rank : late->at("ranks"))
-        if (rank.at("is") == "missing") record.missing.push_back(rank.at("rank").get<int>());
+      for (const Json& other : late->at("ranks")) {
+        if (other.at("is") != "missing") continue;
+        const std::int64_t missing = whole(other.at("rank"));
+        if (missing < 0 || missing >= ranks)
+          bad_file(path, "has a missing rank " + std::to_string(missing) + ", must be one of " + std::to_string(ranks));
+        record.missing.push_back(static_cast<int>(missing));
+      }
   } catch (const Json::parse_error& error) {
     bad_file(path, "is no JSON from byte " + std::to_string(error.byte) + " on, must be a record that a rank has left");
   } catch (const Json::exception& error) {
