@@ -47,7 +47,7 @@ def models():
     for name in TORCHVISION:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         make = functools.partial(getattr(torchvision.models, name), num_classes=10, **options)
-        yield f"torchvision {name}", make, (2, 3, 96, 96)
+        yield f"torchvision {name}", make, (2, 3, 128, 128)
     for name in VIDEO:
         yield f"torchvision {name}", functools.partial(getattr(torchvision.models.video, name), num_classes=10), (2, 3, 16, 64, 64)
     for name in SCENES:
