@@ -342,6 +342,10 @@ class Paired(unittest.TestCase):
         for step in range(3):
             self.assertTrue(torch.equal(compiled(self.inputs(step)), expected(self.inputs(step))))
 
+    def test_sharded(self):
+        for own, plain in an.emulate(_sharded, 2):
+            torch.testing.assert_close(own, plain)
+
     def test_checkpointed(self):
         own = an.convert(self.model(), "cross_iteration_batch_norm", sync=None, window=2).model
         expected, found = copy.deepcopy(own), []
@@ -351,6 +355,25 @@ class Paired(unittest.TestCase):
             found.append(torch.autograd.grad(y.square().sum(), x)[0])
             plain = expected(x)
             torch.testing.assert_close([y, found[-1]], [plain, torch.autograd.grad(plain.square().sum(), x)[0]], rtol=0, atol=0)
+
+
+def _sharded(_):
+    """Differences of a paired window's outputs, sharded and not."""
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4))
+    an.convert(own, "cross_iteration_batch_norm", sync=None, window=2)
+    plain, x, found = copy.deepcopy(own), torch.randn(2, 3, 8, 8), []
+    for part in (own[0], own[2], own):
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    for model in (own, plain):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):  # the same inputs on both ranks, whose gradients are averaged
+            optimizer.zero_grad()
+            y = model(x)
+            y.square().sum().backward()
+            optimizer.step()
+        found.append(y.detach())
+    return found
 
 
 def _converted_after_wrapping(_):

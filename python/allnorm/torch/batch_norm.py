@@ -219,7 +219,7 @@ class BatchNorm(Layer, _BatchNorm):
 
     def follow(self, conv: Optional[nn.Module]) -> None:
         """From now on a hook of `conv`, the module that `compensate` was and whose output is all that this layer reads,
-        brings what forward() needs of it. None: no more. Not for parameters that fully_shard has taken apart."""
+        brings what forward() needs of it. None: no more. A weight that fully_shard has taken apart is gathered again."""
         if self._followed is not None:
             hooks = self._followed._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if isinstance(hook, InFront) and hook.norm is self]:
@@ -236,7 +236,8 @@ class BatchNorm(Layer, _BatchNorm):
             conv_weight = cast(Tensor, self._followed.weight)
         if conv_input is None or conv_weight is None:
             return None, None  # the core says what is missing
-        weight = conv_weight.detach().contiguous()
+        whole = getattr(conv_weight, "full_tensor", None)  # of what fully_shard has taken apart
+        weight = (conv_weight if whole is None else whole()).detach().contiguous()
         return conv_input.detach(), weight if weight.dtype == torch.float64 else weight.float()
 
     def _infer(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
