@@ -3,6 +3,7 @@
 
 #include "launch/bench/models.hpp"
 #include "launch/bench/results.hpp"
+#include "launch/files/input_file.hpp"
 #include "launch/files/json_lines.hpp"
 #include "launch/help.hpp"
 #include "launch/ranks.hpp"
@@ -41,8 +42,7 @@ void expect_same_machine(const Json& was, const Json& is, const std::string& pat
            is.value(name, Json()).dump());
 }
 
-int run_scale(const Arguments& words) {
-  const Plan plan = read_plan(words);
+void run(const Plan& plan) {
   Json config = bench::machine_event("scale");
   config["words"] = plan.words;
   config.update(settings_of(plan));
@@ -55,6 +55,17 @@ int run_scale(const Arguments& words) {
   for (Json& answer : answer_of(plan, plan.simulates() ? file.events() : made)) made.push_back(std::move(answer));
   file.add(made);
   std::cout << scaling_text(plan, made);
+}
+
+// Rows of a file that is resumed are looked at where they are used.
+int run_scale(const Arguments& words) {
+  const Plan plan = read_plan(words);
+  try {
+    run(plan);
+  } catch (const Json::exception& error) {
+    if (plan.resume.empty()) throw;
+    bad_file(plan.resume, "lacks what scale writes: " + printable(error.what()));
+  }
   return exit_success;
 }
 

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <sstream>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -128,6 +130,21 @@ TEST(Scale, MeasuresASweepAndGoesOnWhereItWasCut) {
   const Outcome other = place.run("scale --ranks-list 1,3 --shape 2,8,3,3 --resume " + cut);
   EXPECT_EQ(other.code, 2);
   EXPECT_NE(other.err.find("has ranks_list [1,2], must not be resumed with [1,3]"), other.err.npos) << other.err;
+
+  for (const auto& [field, value] : std::initializer_list<std::pair<const char*, Json>>{
+           {"layer", 7}, {"ranks", "two"}, {"ranks", 1e99}, {"shape", {}}}) {
+    std::string damaged;
+    std::istringstream lines(finished);
+    for (std::string line; std::getline(lines, line);) {
+      Json row = Json::parse(line);
+      if (row["event"] == "measurement") row[field] = value;
+      damaged += row.dump() + "\n";
+    }
+    place.write_bytes("damaged.jsonl", damaged);
+    const Outcome refused = place.run("scale --resume damaged.jsonl");
+    EXPECT_EQ(refused.code, 3) << field << refused.err;
+    EXPECT_NE(refused.err.find("allnorm: damaged.jsonl: lacks what scale writes: "), refused.err.npos) << refused.err;
+  }
 
   const Outcome page = place.run("report " + whole + " -o " + place.path("s.html") + " --plots " + place.path("p"));
   ASSERT_EQ(page.code, 0) << page.err;
