@@ -318,8 +318,9 @@ TEST_F(LateProcess, IsReportedByAnotherRankWhereTheOneThatSpeaksIsStopped) {
   for (std::string line; std::getline(lines, line);) {
     if (!line.starts_with("allnorm: warning: ")) continue;
     ++warnings;
-    EXPECT_NE(line.find(": rank 2 is missing, waiting for 2"), std::string::npos) << line;
-    EXPECT_NE(line.find(" of 4 s"), std::string::npos) << line;
+    const bool at_half = line.find(": rank 2 is missing, waiting for 2 s of 4 s") != std::string::npos ||
+                         line.find(": rank 2 is missing, waiting for 3 s of 4 s") != std::string::npos;
+    EXPECT_TRUE(at_half) << line;  // 2 s, and at most half a second in which the others are asked
   }
   EXPECT_EQ(warnings, 1) << outcome.err;
 }
