@@ -95,7 +95,7 @@ class Late : public testing::Test {
  protected:
   static constexpr auto of_ranks = "--input x.{rank}.npy --out o --first-timeout 5 ";
   static constexpr auto for_minutes = "--steps 1000000 --timeout 1 ";
-  static constexpr auto for_a_moment = "--steps 30 --timeout 2 ";  // a thread whose system calls are watched is slow
+  static constexpr auto for_a_moment = "--steps 10 --timeout 2 ";  // a thread whose system calls are watched is slow
 
   Late() {
     for (int rank = 0; rank < 4; ++rank) place.make(file_of(rank), {rank + 1, 4, 5});
@@ -149,7 +149,9 @@ class Late : public testing::Test {
       }
     }
     EXPECT_EQ(errors, 1) << outcome.err;
-    EXPECT_EQ(reports, 1) << outcome.err;
+    EXPECT_GE(reports, 1) << outcome.err;
+    // A group whose ranks wait for this one and another that waits for them may each say so.
+    EXPECT_LE(reports, victim.groups ? 2 : 1) << outcome.err;
     const std::string name = "records/record.r" + std::to_string(other) + ".json";
     ASSERT_TRUE(place.exists(name)) << outcome.err;
     const auto record = nlohmann::json::parse(place.bytes(name));
@@ -230,7 +232,7 @@ TEST_F(LateThread, InTheMiddleOfGivingFilesTheirNamesLosesNothing) {
   const std::string command = layer(false) + of_ranks + for_a_moment + "--ranks 2 ";
   ASSERT_EQ(place.run(command).code, 0);
   const auto names = place.list("o");
-  const auto content = [&] { return place.bytes("o/output.r0.s0.npy") + place.bytes("o/output.r1.s29.npy"); };
+  const auto content = [&] { return place.bytes("o/output.r0.s0.npy") + place.bytes("o/output.r1.s9.npy"); };
   const std::string before = content();
   const auto at_a_rename = [](pid_t thread) { return std::make_unique<HeldThread>(thread, renames); };
   Clock::time_point stopped;
@@ -257,7 +259,7 @@ TEST_F(LateThread, AfterItsLastExchangeIsNamed) {
   expect_late(*outcome, stopped, "allnorm: rank 1 is missing at the end, not done 2 s after the first rank\n",
               to_end + 1);
   EXPECT_TRUE(outcome->one_line()) << outcome->err;
-  EXPECT_TRUE(place.exists("o/output.r1.s29.npy"));  // that it stays was decided
+  EXPECT_TRUE(place.exists("o/output.r1.s9.npy"));  // that it stays was decided
 }
 
 // ---- ranks as processes ---------------------------------------------------------------------------------------------
@@ -318,9 +320,12 @@ TEST_F(LateProcess, IsReportedByAnotherRankWhereTheOneThatSpeaksIsStopped) {
   for (std::string line; std::getline(lines, line);) {
     if (!line.starts_with("allnorm: warning: ")) continue;
     ++warnings;
-    const bool at_half = line.find(": rank 2 is missing, waiting for 2 s of 4 s") != std::string::npos ||
-                         line.find(": rank 2 is missing, waiting for 3 s of 4 s") != std::string::npos;
-    EXPECT_TRUE(at_half) << line;  // 2 s, and at most half a second in which the others are asked
+    const std::string before = ": rank 2 is missing, waiting for ";
+    const auto at = line.find(before);
+    ASSERT_NE(at, std::string::npos) << line;
+    const double waited = std::atof(line.c_str() + at + before.size());
+    EXPECT_GE(waited, 2) << line;  // half of the deadline; the others are asked meanwhile
+    EXPECT_LT(waited, 4) << line;
   }
   EXPECT_EQ(warnings, 1) << outcome.err;
 }
@@ -394,7 +399,7 @@ TEST_F(LateProcess, AfterItsLastExchangeIsNamed) {
   EXPECT_TRUE(held->gone(30));
   expect_late(place.wait(launcher), stopped,
               "allnorm: the end, call 0, agreement: rank 1 is missing, not done after 2 s", to_end_the_job);
-  EXPECT_TRUE(place.exists("o/output.r1.s29.npy"));
+  EXPECT_TRUE(place.exists("o/output.r1.s9.npy"));
 }
 
 }  // namespace
