@@ -39,7 +39,8 @@ using Calls = std::vector<Call>;  // forward before backward
 
 /// Milliseconds per call. One thread: of CPU time, which other jobs on the machine lengthen least. More: of wall time.
 inline double milliseconds(const std::function<void()>& call, int repetitions, int threads) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(3));  // OpenMP's threads spin a while after a call
+  // GNU's OpenMP threads, of a peer called before, spin some 5 ms for more work, on a core that a thread here needs.
+  std::this_thread::sleep_for(std::chrono::milliseconds(threads == 1 ? 3 : 30));
   call();                                                     // the caches as this call leaves them
   const auto start = std::chrono::steady_clock::now();
   const std::clock_t cpu_start = std::clock();
