@@ -47,14 +47,17 @@ def models():
     for name in TORCHVISION:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         make = functools.partial(getattr(torchvision.models, name), num_classes=10, **options)
-        yield f"torchvision {name}", make, (2, 3, 128, 128)
+        size = 299 if name == "inception_v3" else 128
+        yield f"torchvision {name}", make, (2, 3, size, size)
     for name in VIDEO:
-        yield f"torchvision {name}", functools.partial(getattr(torchvision.models.video, name), num_classes=10), (2, 3, 16, 64, 64)
+        make, size = functools.partial(getattr(torchvision.models.video, name), num_classes=10), 224 if name == "s3d" else 64
+        yield f"torchvision {name}", make, (2, 3, 16, size, size)
     for name in SCENES:
         make = functools.partial(getattr(torchvision.models.segmentation, name), weights_backbone=None, num_classes=3)
         yield f"torchvision {name}", make, (2, 3, 64, 64)
     for name in SEGMENTATION:
-        yield f"smp {name}", functools.partial(getattr(smp, name), "resnet18", encoder_weights=None), (2, 3, 64, 64)
+        make, size = functools.partial(getattr(smp, name), "resnet18", encoder_weights=None), 128 if name == "PAN" else 64
+        yield f"smp {name}", make, (2, 3, size, size)
 
 
 class Families(Passes):
