@@ -1,6 +1,7 @@
 #include "src/runtime/parallel.hpp"
 
 #include <hwy/cache_control.h>
+#include <sched.h>
 
 #include <chrono>
 #include <string>
@@ -19,6 +20,17 @@ constexpr std::chrono::microseconds looking{50};  // before a thread sleeps
 
 // The batch's word: number, open, inside.
 constexpr std::uint64_t inside = (1 << 16) - 1, open = 1 << 16, next_number = open << 1, number = ~(inside | open);
+
+// A thread is often woken on the core of the one that woke it, which needs it itself, and the scheduler takes
+// milliseconds to see that. So it goes by itself: for a moment it may not run there.
+void leave_core(int core) noexcept {
+  cpu_set_t all;
+  if (::sched_getaffinity(0, sizeof all, &all) != 0) return;
+  cpu_set_t others = all;
+  CPU_CLR(static_cast<std::size_t>(core), &others);
+  if (CPU_COUNT(&others) > 0 && ::sched_setaffinity(0, sizeof others, &others) == 0)
+    ::sched_setaffinity(0, sizeof all, &all);
+}
 
 }  // namespace
 
@@ -56,10 +68,7 @@ bool CpuQueue::comes_soon(const IsThere& is_there) const {
 
 void CpuQueue::serve(std::size_t own) {
   Word last = 0;
-  const auto is_there = [&] {
-    const Word now = batch_;
-    return stop_ || ((now & open) != 0 && (now & number) != last);
-  };
+  const auto is_there = [&] { return stop_ || (batch_ & number) != last; };  // it may be over again by now
   while (true) {
     if (!comes_soon(is_there)) {
       std::unique_lock lock(mutex_);
@@ -68,6 +77,7 @@ void CpuQueue::serve(std::size_t own) {
       --workers_asleep_;
     }
     if (stop_) return;
+    if (const int core = callers_core_; !crowded_ && core >= 0 && core == ::sched_getcpu()) leave_core(core);
     if (!enters(last)) continue;
     do_tasks(own);
     if ((--batch_ & (inside | open)) == 0 && caller_sleeps_) {
@@ -78,12 +88,11 @@ void CpuQueue::serve(std::size_t own) {
 }
 
 bool CpuQueue::enters(Word& last) noexcept {
-  for (Word now = batch_; (now & open) != 0 && (now & number) != last;)
-    if (batch_.compare_exchange_weak(now, now + 1)) {
-      last = now & number;
-      return true;
-    }
-  return false;
+  for (Word now = batch_;;) {
+    last = now & number;
+    if ((now & open) == 0) return false;
+    if (batch_.compare_exchange_weak(now, now + 1)) return true;
+  }
 }
 
 void CpuQueue::do_tasks(std::size_t own) {
@@ -124,6 +133,7 @@ void CpuQueue::run_in_pool(std::int64_t tasks, const std::function<void(std::int
 void CpuQueue::run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
   if (pool_.run != nullptr) return run_in_pool(tasks, task);
   task_ = &task;
+  callers_core_ = ::sched_getcpu();
   const auto threads = static_cast<std::int64_t>(shares_.size());
   for (std::int64_t i = 0; i < threads; ++i) {
     Share& share = shares_[static_cast<std::size_t>(i)];

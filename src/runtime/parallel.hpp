@@ -69,6 +69,7 @@ class CpuQueue final : public Queue::Impl {
   // The batch: its number, whether workers may still enter, and how many are inside. A worker that comes late finds it
   // closed, and nobody waits for one that sleeps.
   std::atomic<Word> batch_{0};
+  std::atomic<int> callers_core_{-1};
   std::atomic<bool> stop_{false}, caller_sleeps_{false};
   std::atomic<int> workers_asleep_{0};
   std::mutex mutex_;  // of those who sleep, and of the error
