@@ -41,7 +41,7 @@ using Calls = std::vector<Call>;  // forward before backward
 inline double milliseconds(const std::function<void()>& call, int repetitions, int threads) {
   // GNU's OpenMP threads, of a peer called before, spin some 5 ms for more work, on a core that a thread here needs.
   std::this_thread::sleep_for(std::chrono::milliseconds(threads == 1 ? 3 : 30));
-  call();                                                     // the caches as this call leaves them
+  call();  // the caches as this call leaves them
   const auto start = std::chrono::steady_clock::now();
   const std::clock_t cpu_start = std::clock();
   for (int i = 0; i < repetitions; ++i) call();
