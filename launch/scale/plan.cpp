@@ -48,9 +48,8 @@ po::options_description describe(Plan& plan, Words& words) {
   add("strong", po::bool_switch(&words.strong),
       "all ranks together have them: of --shape, or of --batch-per-rank times the most ranks");
   add("transport", po::value(&words.transport)->value_name("NAME"),
-      "threads, mpi: processes that mpirun starts, or tcp: such of torchrun (threads, and mpi where this build and "
-      "machine "
-      "have it)");
+      "threads, mpi (processes of mpirun) or tcp (of torchrun); threads and, where this build and machine have it, mpi "
+      "unless given");
   add("layer", po::value(&plan.layers)->value_name("NAME[:attr=value...]"),
       "once for each layer (sync_batch_norm; simulated: those of --compute)");
   add("shape", po::value(&plan.shapes)->value_name("N,C,H,W"), "the input, once for each (8,64,56,56)");

@@ -26,19 +26,6 @@
 namespace allnorm::test {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Waits until it holds, or a minute.
-bool becomes(const std::function<bool()>& holds) {
-  for (const auto start = Clock::now(); seconds_since(start) < 60;) {
-    if (holds()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
 bool mpirun_works() { return ALLNORM_HAVE_MPI && std::system("mpirun --version > /dev/null 2>&1") == 0; }
 
 std::string file_of(int rank) { return "x." + std::to_string(rank) + ".npy"; }

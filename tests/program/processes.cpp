@@ -44,6 +44,16 @@ std::vector<pid_t> numbers_in(const std::string& folder) {
 
 }  // namespace
 
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool becomes(const std::function<bool()>& holds) {
+  for (const auto start = Clock::now(); seconds_since(start) < 60;) {
+    if (holds()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
 std::vector<pid_t> processes_in(const std::string& directory) {
   std::vector<pid_t> found;
   for (const pid_t process : numbers_in("/proc")) {

@@ -1,14 +1,22 @@
-// What a test does to running processes and their threads: find, stop, hold.
+// What a test does to running processes and their threads: find, stop, hold, and wait for what they do.
 #pragma once
 
 #include <sys/types.h>
 
+#include <chrono>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 namespace allnorm::test {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start);
+/// Waits until it holds, or a minute.
+bool becomes(const std::function<bool()>& holds);
 
 /// Processes that work in this directory.
 std::vector<pid_t> processes_in(const std::string& directory);

@@ -23,18 +23,6 @@
 namespace allnorm::test {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-bool becomes(const std::function<bool()>& holds) {
-  for (const auto start = Clock::now(); seconds_since(start) < 60;) {
-    if (holds()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
 // The program's own lines but for warnings and reports.
 std::vector<std::string> errors_in(const std::string& text) {
   std::vector<std::string> lines;

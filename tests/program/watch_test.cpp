@@ -34,15 +34,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Waits until it holds, or a minute.
-bool becomes(const std::function<bool()>& holds) {
-  for (int look = 0; look < 6000; ++look) {
-    if (holds()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return false;
-}
-
 class Watched : public testing::Test {
  protected:
   Watched() {
