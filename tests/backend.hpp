@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "allnorm/device.hpp"
+#include "allnorm/dtype.hpp"
 #include "allnorm/tensor.hpp"
 #include "kernels/ops.hpp"
 
@@ -14,9 +15,9 @@ namespace backend {
 allnorm::Queue queue(int threads = 1);
 allnorm::Device device();
 
-/// How far statistics of values of a 16 or 32-bit type may be off, relative: the CPU sums in double, a GPU up to eight
-/// differences from a pivot, or their squares, in f32.
-extern const double statistics_unit;
+/// How far statistics of values of a type may be off, relative: up to eight differences from a pivot, or their squares,
+/// are added in f32, on a CPU those of 16 bits, on a GPU all but f64.
+double statistics_unit(allnorm::DType dtype);
 
 /// An emulated GPU is a thousand times slower than either: a test of many cases that are alike on it takes some.
 extern const bool takes_some;

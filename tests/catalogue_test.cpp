@@ -170,7 +170,7 @@ void check(const Layer& layer, const Extents& shape, Order order, const Given& g
                       : std::is_same_v<T, f16>   ? 0x1p-11
                                                  : 0x1p-8;
   const double map = (std::is_same_v<T, double> ? 1000 : 8) * unit;
-  const double statistics = 1e-12 + (std::is_same_v<T, double> ? 0 : backend::statistics_unit);
+  const double statistics = 1e-12 + backend::statistics_unit(dtype_of<T>());
   double largest_rstd = 0;
   for (const double r : expected.rstd) largest_rstd = std::max(largest_rstd, r);
   const auto near = [](const char* what, const Doubles& got, const Doubles& want, double bound, double least) {

@@ -123,7 +123,7 @@ class Ranks {
   // What one mean in a double allows: its rounding is 2^-53 |mean|, so all bounds have 1 + |mean| / std. Beside that,
   // the sums of differences, on the ranks and on the lone one: roundings of terms of some std, which add up like noise.
   void compare(const Call<T>& own, const Call<T>& all, std::size_t first, std::size_t S, double count) const {
-    const double K = world_->size(), statistics = std::is_same_v<T, double> ? 0 : backend::statistics_unit;
+    const double K = world_->size(), statistics = backend::statistics_unit(dtype_of<T>());
     for (std::size_t c = 0; c < C; ++c) {
       const double std = std::sqrt(all.var[c]), mean = std::abs(all.mean[c]), ratio = std > 0 ? mean / std : 0;
       const double far = 0x1p-53 * (1 + ratio);

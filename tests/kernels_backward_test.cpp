@@ -82,8 +82,9 @@ TYPED_TEST(KernelsBackward, BackwardOfEveryPartition) {
           g_sum[group] += g, gx_sum[group] += g * centred;
           g_size[group] += std::abs(g), gx_size[group] += std::abs(g * centred);
         }
-        // One rounding of x - center each (and of slope * dy); sums in double, here and there.
-        const double sums = 2 * eps64 * std::sqrt(static_cast<double>(p.group_size()));
+        // One rounding of x - center each (and of slope * dy); sums in double, here and there, or short ones.
+        const double sums =
+            2 * eps64 * std::sqrt(static_cast<double>(p.group_size())) + backend::statistics_unit(dtype_of<T>());
         for (std::int64_t group = 0; group < p.groups(); ++group) {
           const auto i = static_cast<std::size_t>(group);
           ASSERT_NEAR(sum_g[group], g_sum[i], (u + sums) * g_size[i]) << "group " << group;

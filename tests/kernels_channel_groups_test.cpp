@@ -155,8 +155,7 @@ TYPED_TEST(ChannelGroupKernels, ProductsEqualTheDefinition) {
       }
       sums[c] += left;
     });
-    const double bound =
-        std::is_same_v<TypeParam, double> ? 1e-14 : 1e-14 + backend::statistics_unit;  // of the sum of sizes
+    const double bound = 1e-14 + backend::statistics_unit(dtype_of<TypeParam>());  // of the sum of sizes
     for (std::size_t i = 0; i < products.size(); ++i)
       EXPECT_NEAR(own.products[i], static_cast<double>(products[i]), bound * static_cast<double>(sizes_of_terms[i]))
           << i;

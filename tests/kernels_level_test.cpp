@@ -100,7 +100,7 @@ TYPED_TEST(LevelKernels, EveryPartition) {
         rest[at] += dy[i] - own;
         sizes[at] += std::abs(dy[i]) * (1 + std::abs(centred));
       }
-      const double sums = backend::statistics_unit * (sizeof(T) < 8) + 1e-12;
+      const double sums = backend::statistics_unit(dtype_of<T>()) + 1e-12;
       for (std::int64_t of = 0; of < G; ++of) {
         const auto at = static_cast<std::size_t>(of);
         ASSERT_NEAR(sum_g[of], g[at], sums * sizes[at]);

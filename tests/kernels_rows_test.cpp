@@ -89,7 +89,8 @@ TYPED_TEST(KernelsRows, RowsOfEveryExtent) {
           weight_sum[c] += dy[i] * z, bias_sum[c] += dy[i];
           weight_size[c] += std::abs(dy[i]) * z_size, bias_size[c] += std::abs(dy[i]);
         }
-        const double sums = 2 * eps64 * std::sqrt(static_cast<double>(columns));
+        const double sums =
+            2 * eps64 * std::sqrt(static_cast<double>(columns)) + backend::statistics_unit(dtype_of<T>());
         ASSERT_NEAR(sum_g[r], g_sum, sums * g_size);
         ASSERT_NEAR(sum_gx[r], gx_sum, (u + sums) * gx_size + sums * g_size);
       }

@@ -139,8 +139,7 @@ Trace check_as(const Composition& c, const harness::World& world, Queue& queue) 
   norm->set_running(running, queue);
 
   const bool conv = layer.options.compensates();
-  const double small_tolerance =
-      (unit == 0 || !conv ? 1e-12 : 64 * 0x1p-24) + (unit == 0 ? 0 : backend::statistics_unit) + far;
+  const double small_tolerance = (unit == 0 || !conv ? 1e-12 : 64 * 0x1p-24) + backend::statistics_unit(c.dtype) + far;
   // leaky_relu's slope, and its product with dy, are rounded to the compute type.
   const bool leaky = layer.options.activation.kind == ActivationKind::leaky_relu;
   const double gradient_tolerance = small_tolerance + (unit != 0 && leaky ? 2 * 0x1p-24 : 0);

@@ -125,9 +125,7 @@ constexpr double statistics_in_double = 4 * reference::statistics_in_double;
 double tolerance_of(DType dtype) {
   return reference::value_tolerance(dtype) + (dtype == DType::f64 ? statistics_in_double : 0);
 }
-double statistics_tolerance_of(DType dtype) {
-  return statistics_in_double + (dtype == DType::f64 ? 0 : backend::statistics_unit);
-}
+double statistics_tolerance_of(DType dtype) { return statistics_in_double + backend::statistics_unit(dtype); }
 
 Subject::Subject(const Layer& of, std::int64_t channels, DType type, Order layout, std::shared_ptr<Communicator> group)
     : layer(of),

@@ -158,7 +158,7 @@ TEST_P(Scales, EqualTheOracle) {
             const double compute = dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
             // Statistics: sums of n doubles; a GPU's squares are about a first value, which may be 3 sigma from the
             // mean.
-            const double statistics = std::max(0x1p-46, dtype == DType::f64 ? 0 : 10 * backend::statistics_unit);
+            const double statistics = std::max(0x1p-46, 10 * backend::statistics_unit(dtype));
             double largest_g = 0, rstd = 0, terms = 1;
             for (const double v : g.v) largest_g = std::max(largest_g, std::abs(v));
             for (const double r : expected.rstd) rstd = std::max(rstd, r);

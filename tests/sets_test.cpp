@@ -172,7 +172,7 @@ void check(const Case& c, Order order) {
                       : std::is_same_v<T, f16>   ? 0x1p-11
                                                  : 0x1p-8;
   const double count = static_cast<double>(x.v.size()) / static_cast<double>(std::max<std::int64_t>(1, sets.sets));
-  const double far = 0x1p-53 * (1 + c.ratio), statistics = std::is_same_v<T, double> ? 0 : backend::statistics_unit;
+  const double far = 0x1p-53 * (1 + c.ratio), statistics = backend::statistics_unit(dtype_of<T>());
   const double sums = 2 * 0x1p-53 * std::sqrt(count) + statistics, K = ranks;
   for (int r = 0; r < ranks; ++r) {
     const auto at = static_cast<std::size_t>(r);

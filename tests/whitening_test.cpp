@@ -54,7 +54,7 @@ State2 fresh(std::int64_t channels, const WhiteningOptions& o) {
 // Relative, of a covariance: roundings of as many terms as a group has channels, and of sums.
 double unit_of_covariances(DType dtype, const Whitening& of) {
   const double width = static_cast<double>(of.whitening.size()) / static_cast<double>(of.mean.size());
-  return (2 + width) * 0x1p-52 + (dtype == DType::f64 ? 0 : backend::statistics_unit);
+  return (2 + width) * 0x1p-52 + backend::statistics_unit(dtype);
 }
 
 // What one call of a rank made. `far`: relative to what statistics are right to.

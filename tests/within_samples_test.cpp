@@ -111,7 +111,7 @@ TEST_P(WithinSamples, EqualTheOracle) {
           norm.backward(saved, backend::view(tdy.data(), shape, order), out, queue);
           queue.wait();
 
-          const double statistics = 1e-12 + (dtype == DType::f64 ? 0 : backend::statistics_unit);
+          const double statistics = 1e-12 + backend::statistics_unit(dtype);
           const std::string where = variant.layer + ", " + size.edge;
           // dx of a set with few values cancels: relative to its terms, gamma / sigma * dy.
           double term = 0;

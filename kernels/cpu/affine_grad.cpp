@@ -109,7 +109,7 @@ template <class T, GateKind kind, bool along>
 void affine_grad_of(const AffineGradArgs& args, const Partition& p, Queue& queue) {
   const GradInput<T> in(args, p);
   const AlongValues<compute_t<T>> values(args.along);
-  const ColumnGrid grid(p);
+  const ColumnGrid grid = along_grid(p);
   sum_columns<2>(grid, {args.dweight, args.dbias}, queue, [&](const ColumnGrid::Unit& unit, const SumsOf<2>& sums) {
     affine_grad_tile<T, kind, along>(args, in, values, grid, unit, false, sums[0], sums[1]);
   });

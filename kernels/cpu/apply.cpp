@@ -19,14 +19,14 @@ struct ApplyTensors {
   const T* x;
   const T* residual;
   T* y;
-  Below<WideTag<T>> low;
+  Below<compute_t<T>> low;
   bool streams;
 
   ApplyTensors(const ApplyArgs& args, std::int64_t whole)
       : x(static_cast<const T*>(args.x)),
         residual(static_cast<const T*>(args.residual)),
         y(static_cast<T*>(args.y)),
-        low(below(WideTag<T>(), args.activation)),
+        low(below<compute_t<T>>(args.activation)),
         streams(args.y != args.x && args.y != args.residual &&
                 whole * static_cast<std::int64_t>(sizeof(T)) >= stream_bytes) {}
   const T* streamed(std::int64_t offset) const { return streams ? y + offset : nullptr; }

@@ -43,7 +43,7 @@ struct GradTensors {
   const T* dy;
   T* dx;
   T* dresidual;
-  Below<WideTag<T>> low;
+  Below<compute_t<T>> low;
   MaskBits mask;
   bool streams;  // dx (or dresidual alone): not where it overwrites what was just read
 
@@ -52,7 +52,7 @@ struct GradTensors {
         dy(static_cast<const T*>(args.dy)),
         dx(static_cast<T*>(args.dx)),
         dresidual(static_cast<T*>(args.dresidual)),
-        low(below(WideTag<T>(), args.gate.activation)),
+        low(below<compute_t<T>>(args.gate.activation)),
         mask{args.gate.mask, ceil_div(args.partition.elements(), 8)},
         streams((args.dx == nullptr || args.dresidual == nullptr) && args.dx != args.dy && args.dx != args.x &&
                 args.dresidual != args.dy && args.dresidual != args.x &&

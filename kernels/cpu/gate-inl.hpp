@@ -41,26 +41,26 @@ HWY_INLINE V affine_of(V centred, V scale, V shift) {
 
 /// What an activation does to z <= 0, and its gradient to dy there: times slope for leaky_relu, exactly 0 for relu,
 /// even where the factor is infinite; nothing for identity. NaN counts as above 0, so it passes.
-template <class D>
+template <class C>
 struct Below {
-  hn::TFromD<D> slope;
-  hwy::MakeUnsigned<hn::TFromD<D>> keep;  // all bits set or none: whether the product counts
+  C slope;
+  hwy::MakeUnsigned<C> keep;  // all bits set or none: whether the product counts
 };
-template <class D>
-HWY_INLINE Below<D> below(D, const Activation& activation) {
-  using Bits = hwy::MakeUnsigned<hn::TFromD<D>>;
+template <class C>
+Below<C> below(const Activation& activation) {
+  using Bits = hwy::MakeUnsigned<C>;
   if (activation.kind == ActivationKind::relu) return {0, 0};
   const double slope = activation.kind == ActivationKind::leaky_relu ? activation.slope : 1;
-  return {static_cast<hn::TFromD<D>>(slope), static_cast<Bits>(~Bits{0})};
+  return {static_cast<C>(slope), static_cast<Bits>(~Bits{0})};
 }
 template <class D>
-HWY_INLINE Vec<D> times_slope(D d, Vec<D> value, const Below<D>& low) {
+HWY_INLINE Vec<D> times_slope(D d, Vec<D> value, const Below<hn::TFromD<D>>& low) {
   const hn::RebindToUnsigned<D> du;
   return hn::And(hn::Mul(value, hn::Set(d, low.slope)), hn::BitCast(d, hn::Set(du, low.keep)));
 }
 
 template <class D>
-HWY_INLINE Vec<D> activate(D d, Vec<D> z, const Below<D>& low) {
+HWY_INLINE Vec<D> activate(D d, Vec<D> z, const Below<hn::TFromD<D>>& low) {
   return hn::IfThenElse(hn::Le(z, hn::Zero(d)), times_slope(d, z, low), z);
 }
 
@@ -95,8 +95,8 @@ HWY_INLINE hn::Mask<D> mask_at(D d, const MaskBits& mask, std::int64_t i, std::i
 /// g: dy behind the gate of `n` elements from memory offset i on. z() is asked for only where it is the gate, and the
 /// level read only where z is compared with it: below there is nothing, at it what an activation gives of dy at 0.
 template <GateKind kind, class D, class Z>
-HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<D>& low, const MaskBits& mask, std::int64_t i,
-                        std::int64_t n, Vec<D> level) {
+HWY_INLINE Vec<D> gated(D d, Vec<D> dy, const Z& z, const Below<hn::TFromD<D>>& low, const MaskBits& mask,
+                        std::int64_t i, std::int64_t n, Vec<D> level) {
   if constexpr (kind == GateKind::open) {
     return dy;
   } else if constexpr (kind == GateKind::sign) {

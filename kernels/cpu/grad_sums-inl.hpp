@@ -34,14 +34,14 @@ template <class T>
 struct GradInput {
   const T* x;
   const T* dy;
-  Below<SumTag<T>> low;
+  Below<compute_t<T>> low;
   MaskBits mask;
 
   template <class Args>
   GradInput(const Args& args, const Partition& partition)
       : x(static_cast<const T*>(args.x)),
         dy(static_cast<const T*>(args.dy)),
-        low(below(SumTag<T>(), args.gate.activation)),
+        low(below<compute_t<T>>(args.gate.activation)),
         mask{args.gate.mask, ceil_div(partition.elements(), 8)} {}
 };
 
@@ -58,19 +58,6 @@ HWY_INLINE Vec<D> gradient_of(D d, Vec<D> dy, Vec<D> centred, Vec<D> scale, Vec<
       return folded;
   };
   return gated<kind>(d, dy, z, in.low, in.mask, i, n, level);
-}
-/// What the gate's level takes of dy: what g leaves, exactly.
-template <class D>
-HWY_INLINE Vec<DoubleTag> level_gradient_of(D, Vec<D> dy, Vec<D> g) {
-  return to_double(hn::IfThenElseZero(hn::Ne(dy, g), hn::Sub(dy, g)));
-}
-/// weight * g.
-template <bool along, class D, class Own>
-HWY_INLINE Vec<DoubleTag> weighted(D d, Vec<DoubleTag> g, const Own& own, std::int64_t j, std::int64_t n) {
-  if constexpr (along)
-    return hn::Mul(g, to_double(read_some(d, own.weight + j, n)));
-  else
-    return g;
 }
 
 /// `count` sums for every group: sum_tile(unit, sums) sums the columns of a unit, and those of a group are joined.

@@ -19,6 +19,8 @@ constexpr std::int64_t stream_bytes =
     16 << 20;  // a map's output of this size bypasses the caches, which it would only flush
 constexpr std::int64_t tile_columns = 512;  // accumulators of a column tile: two arrays of 4 KiB
 
+constexpr std::int64_t short_rows = 4;  // of gamma's gradient along groups that are added in f32: read together
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr std::int64_t min_of(std::int64_t a, std::int64_t b) noexcept { return a < b ? a : b; }
 constexpr std::int64_t max_of(std::int64_t a, std::int64_t b) noexcept { return a < b ? b : a; }
@@ -120,11 +122,11 @@ struct RunGrid {
 struct ColumnGrid {
   std::int64_t matrices = 0, rows = 0, width = 0;
   std::int64_t group_width = 1;  // adjacent columns of one group
-  std::int64_t tiles = 0, tile = 0, block_rows = 512, part_rows = 0, parts = 0;
+  std::int64_t tiles = 0, tile = 0, block_rows = 0, part_rows = 0, parts = 0;
 
-  explicit ColumnGrid(const Partition& p) noexcept : ColumnGrid(p.keep0, p.reduce0, p.keep1 * p.reduce1, p.reduce1) {}
-  ColumnGrid(std::int64_t matrices_, std::int64_t rows_, std::int64_t width_, std::int64_t group_width_) noexcept
-      : matrices(matrices_), rows(rows_), width(width_), group_width(group_width_) {
+  /// Parts have whole blocks of that many rows, which moments are summed about one pivot of.
+  explicit ColumnGrid(const Partition& p, std::int64_t block = 512) noexcept
+      : matrices(p.keep0), rows(p.reduce0), width(p.keep1 * p.reduce1), group_width(p.reduce1), block_rows(block) {
     tiles = ceil_div(width, tile_columns);
     tile = ceil_div(ceil_div(width, tiles), 16) * 16;
     tiles = ceil_div(width, tile);
@@ -149,6 +151,16 @@ struct ColumnGrid {
     return (matrix * width + column) / group_width;
   }
 };
+
+/// For the gradients of gamma and beta along groups: small parts, since a thread takes one at a time with all that is
+/// done to its rows.
+inline ColumnGrid along_grid(const Partition& affine) noexcept {
+  constexpr std::int64_t block = 64;
+  ColumnGrid grid(affine, block);
+  grid.part_rows = ceil_div(ceil_div(grid.rows, max_of(1, grid.parts)), block) * block;
+  grid.parts = ceil_div(grid.rows, grid.part_rows);
+  return grid;
+}
 
 /// A map run by run: whole runs in memory order, long ones in pieces.
 struct MapGrid {

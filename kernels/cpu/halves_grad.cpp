@@ -96,7 +96,7 @@ void sum_along(const BackwardArgs& args, const FineView& fine, Queue& queue) {
 /// All of these sums in one read, by one thread; false, and nothing is done, where that adds up in another order.
 bool sum_in_one(const BackwardArgs& args, const FineView& fine, const FineSums& sums, Queue& queue) {
   if (!sums_along(args) || args.norm.elements() == 0 || queue.threads() > 1) return false;
-  if (ColumnGrid(canonical(args.affine)).parts > 1) return false;
+  if (along_grid(canonical(args.affine)).parts > 1) return false;
   Values along(index(2 * args.affine.groups()), queue);
   if (!rows_grad(along_gradient(args, fine), sums.g, sums.gx, along.data())) return false;
   join_along(args, along, 1);

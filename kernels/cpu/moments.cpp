@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/grid.hpp"
 #include "kernels/cpu/kernels.hpp"
+#include "kernels/cpu/short_sums-inl.hpp"
 #include "kernels/cpu/vectors-inl.hpp"
 
 #ifndef ALLNORM_KERNELS_CPU_MOMENTS_ONCE
@@ -48,14 +49,18 @@ inline Shifted shifted(double n, double sum, double squares, double shift) noexc
 HWY_BEFORE_NAMESPACE();
 namespace allnorm::cpu::HWY_NAMESPACE {
 
-/// One block: differences from its first value, and their sums, in double.
+/// The sums of one block about its first value: of differences, and of their squares.
+struct BlockSums {
+  double sum, squares;
+};
+
+/// In double.
 template <class T>
-HWY_INLINE Shifted block_moments(const T* x, const RunGrid::Block& block, std::int64_t stride, double pivot) {
+HWY_INLINE BlockSums sums_in_double(const T* x, const RunGrid::Block& block, std::int64_t stride) {
   const SumTag<T> d;
   const DoubleTag dd;
   const std::int64_t n = lanes(d);
-  const auto first = load(x[block.offset]);
-  const auto k = hn::Set(dd, static_cast<double>(first));
+  const auto k = hn::Set(dd, static_cast<double>(load(x[block.offset])));
   auto s0 = hn::Zero(dd), s1 = s0, s2 = s0, s3 = s0, q0 = s0, q1 = s0, q2 = s0, q3 = s0;
   for (std::int64_t run = 0; run < block.runs; ++run) {
     const T* p = x + block.offset + run * stride;
@@ -80,9 +85,44 @@ HWY_INLINE Shifted block_moments(const T* x, const RunGrid::Block& block, std::i
       s1 = hn::Add(s1, d1), q1 = hn::MulAdd(d1, d1, q1);
     }
   }
-  const double sum = sum_of_lanes(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
-  const double squares = sum_of_lanes(hn::Add(hn::Add(q0, q1), hn::Add(q2, q3)));
-  return shifted(static_cast<double>(block.values()), sum, squares, static_cast<double>(first) - pivot);
+  return {sum_of_lanes(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))),
+          sum_of_lanes(hn::Add(hn::Add(q0, q1), hn::Add(q2, q3)))};
+}
+
+/// In short sums.
+template <class T>
+HWY_INLINE BlockSums sums_in_short(const T* x, const RunGrid::Block& block, std::int64_t stride) {
+  using D = WideTag<T>;
+  const D d;
+  const auto k = hn::Set(d, load(x[block.offset]));
+  ShortSums<D> sums;
+  const auto add = [](auto& terms, Vec<D> difference) HWY_ATTR {
+    terms.first = hn::Add(terms.first, difference);
+    terms.second = hn::MulAdd(difference, difference, terms.second);
+  };
+  for (std::int64_t run = 0; run < block.runs; ++run) {
+    const T* p = x + block.offset + run * stride;
+    for_terms(
+        d, block.length, [&](std::int64_t i, auto& terms) HWY_ATTR { add(terms, hn::Sub(read(d, p + i), k)); },
+        [&](std::int64_t i, std::int64_t rest, auto& terms)
+            HWY_ATTR { add(terms, first_n(d, hn::Sub(read_n(d, p + i, rest), k), rest)); },
+        sums);
+  }
+  const auto totals = sums.totals();
+  return {totals.first, totals.second};
+}
+
+/// One block about the first value of its group.
+template <class T>
+HWY_INLINE Shifted block_moments(const T* x, const RunGrid::Block& block, std::int64_t stride, double pivot) {
+  const auto n = static_cast<double>(block.values()), shift = static_cast<double>(load(x[block.offset])) - pivot;
+  if constexpr (has_short_sums<T>) {
+    const auto sums = sums_in_short(x, block, stride);
+    if (is_enough(sums.squares, sums.squares - sums.sum * (sums.sum / n)))
+      return shifted(n, sums.sum, sums.squares, shift);
+  }
+  const auto sums = sums_in_double(x, block, stride);
+  return shifted(n, sums.sum, sums.squares, shift);
 }
 
 template <class T>
@@ -154,6 +194,50 @@ void add_rows(const T* x, std::int64_t rows, std::int64_t columns, std::int64_t 
   }
 }
 
+/// The same in short sums.
+template <class T>
+void add_short_rows(const T* x, std::int64_t rows, std::int64_t columns, std::int64_t width, const T* pivot,
+                    double* sum, double* squares) {
+  const WideTag<T> d;
+  const std::int64_t n = lanes(d);
+  for (std::int64_t r = 0; r < rows; r += short_sum) {
+    const std::int64_t count = min_of(short_sum, rows - r);
+    for (std::int64_t j = 0; j < columns; j += n) {
+      const std::int64_t some = columns - j;
+      const auto k = read_some(d, pivot + j, some);
+      auto s = hn::Zero(d), q = s;
+      const T* p = x + r * width + j;
+      const auto add = [&](auto value) HWY_ATTR {
+        const auto difference = hn::Sub(value, k);
+        s = hn::Add(s, difference), q = hn::MulAdd(difference, difference, q);
+      };
+      if (some < n)
+        for (std::int64_t i = 0; i < count; ++i) add(read_n(d, p + i * width, some));
+      else if (count == short_sum)
+        for (std::int64_t i = 0; i < short_sum; ++i) add(read(d, p + i * width));
+      else
+        for (std::int64_t i = 0; i < count; ++i) add(read(d, p + i * width));
+      add_wide(d, s, sum + j), add_wide(d, q, squares + j);
+    }
+  }
+}
+
+/// Sums again in double where f32 was not enough, a vector of columns at a time.
+template <class T>
+void settle_columns(const T* block, std::int64_t rows, std::int64_t columns, std::int64_t width, double* sum,
+                    double* squares) {
+  const DoubleTag dd;
+  const auto per_row = hn::Set(dd, 1.0 / static_cast<double>(rows));
+  for (std::int64_t j = 0; j < columns; j += lanes(dd)) {
+    const std::int64_t some = min_of(lanes(dd), columns - j);
+    const auto s = hn::Load(dd, sum + j), q = hn::Load(dd, squares + j);
+    const auto enough = are_enough(q, hn::Sub(q, hn::Mul(s, hn::Mul(s, per_row))));
+    if (hn::AllTrue(dd, hn::Or(enough, hn::Not(hn::FirstN(dd, static_cast<std::size_t>(some)))))) continue;
+    hn::Store(hn::Zero(dd), dd, sum + j), hn::Store(hn::Zero(dd), dd, squares + j);
+    add_rows(block + j, rows, some, width, block + j, sum + j, squares + j);
+  }
+}
+
 /// Chan's formula for every column of a block: `rows` rows with the given sums about the block's first row join the
 /// `above` rows already in sum and m2, which are about `top`. Quotients are products with reciprocals here, as
 /// divisions would cost a good part of what the block did.
@@ -193,7 +277,12 @@ void tile_moments(const T* x, const ColumnGrid& grid, const ColumnGrid::Unit& un
     const std::int64_t rows = min_of(grid.block_rows, unit.rows - row);
     for (std::int64_t j = 0; j < grid.tile; ++j) block_sum[j] = block_squares[j] = 0.0;
     const T* block = top + (unit.row + row) * grid.width;
-    add_rows(block, rows, unit.columns, grid.width, block, block_sum, block_squares);
+    if constexpr (has_short_sums<T>) {
+      add_short_rows(block, rows, unit.columns, grid.width, block, block_sum, block_squares);
+      settle_columns(block, rows, unit.columns, grid.width, block_sum, block_squares);
+    } else {
+      add_rows(block, rows, unit.columns, grid.width, block, block_sum, block_squares);
+    }
     join_block(static_cast<double>(row), static_cast<double>(rows), block_sum, block_squares, block, top, unit.columns,
                sum, m2);
   }

@@ -123,12 +123,13 @@ Slabs slabs_of(const BackwardArgs& args, const Queue& queue) {
   if (!slabs.cuts() || !args.along || !args.wants_weight) return slabs;
   if (!sums_along(args)) return is_map_of_gradients(args) ? slabs : Slabs{};
   const Partition affine = canonical(args.affine);
-  const ColumnGrid grid(affine);
+  const ColumnGrid grid = along_grid(affine);
   const bool is_of_columns =
       affine.keep0 == 1 && affine.reduce1 == 1 && grid.width % Outermost(canonical(args.norm)).values == 0;
   if (!is_of_columns || grid.parts < queue.threads()) return {};
-  // As many rows as a power of two: a part has a multiple of block_rows, and what a cut must be a multiple of is one.
-  const auto rows = static_cast<std::uint64_t>(min_of(grid.block_rows, slabs.slab / grid.width));
+  // As many rows as a power of two that parts are multiples of, and what a cut must be a multiple of is one.
+  const std::int64_t most = grid.part_rows & -grid.part_rows;
+  const auto rows = static_cast<std::uint64_t>(min_of(most, slabs.slab / grid.width));
   slabs.slab = static_cast<std::int64_t>(std::bit_floor(rows)) * grid.width;
   slabs.task = grid.part_rows * grid.width;
   return slabs.slab < slabs.whole ? slabs : Slabs{};

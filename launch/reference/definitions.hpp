@@ -46,10 +46,10 @@ using Answers = std::map<std::string, Answer, std::less<>>;
 double unit_of(allnorm::DType dtype);
 /// What values that are made in that type may be off, of their terms: a few roundings.
 double value_tolerance(allnorm::DType dtype);
-/// How far such sums of types other than f64 are off on a GPU: a rounding of each difference, of its square, and of up
-/// to eight sums in f32.
-inline constexpr double gpu_statistics = 16 * 0x1p-24;
-/// What each of the answer's values may be off. `statistics`: that, or 0 on a CPU, where they are summed in double.
+/// How far sums over values of 16 bits are off, and on a GPU of f32: a rounding of each difference, of its square, and
+/// of up to eight terms that are added in f32.
+inline constexpr double short_sums = 16 * 0x1p-24;
+/// What each of the answer's values may be off. `statistics`: that, or 0 where they are summed in double.
 Doubles tolerances_of(const Answer& answer, allnorm::DType dtype, double statistics);
 /// The size of its largest value, or of what that is the sum of.
 double largest_of(const Answer& answer);

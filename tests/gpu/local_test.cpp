@@ -105,7 +105,7 @@ TYPED_TEST(FirstHalves, ForwardMakesTheRanksRecord) {
       EXPECT_EQ(payload[0], count);
       for (std::int64_t g = 0; g < G; ++g) {
         // The same kernel with one block less, for the head: the values may be cut otherwise.
-        const double unit = std::is_same_v<T, double> ? 0 : backend::statistics_unit;
+        const double unit = backend::statistics_unit(dtype_of<T>());
         const double std =
             count > 0 ? std::sqrt(m2[g] / count) : 0;  // of what the sum of differences has at most, each
         ASSERT_NEAR(payload[layout.mean(g)], mean[g], 4 * eps64 * (std::abs(mean[g]) + 1) + (unit + 8 * eps64) * std);
