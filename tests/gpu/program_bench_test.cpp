@@ -62,7 +62,8 @@ TEST_F(BenchOnGpus, TimesCallsAndReplays) {
 }
 
 TEST_F(BenchOnGpus, ReplaysAFirstCallOfLayersWithAState) {  // whose later calls give other results
-  const Outcome outcome = run("--layer batch_renorm --layer cross_mini_batch_norm --shape 2,4,2,2 --layout channels_last");
+  const Outcome outcome =
+      run("--layer batch_renorm --layer cross_mini_batch_norm --shape 2,4,2,2 --layout channels_last");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   for (const Json& line : events("measurement")) EXPECT_EQ(line.value("wrong", -1), 0) << line.dump();
 }
