@@ -1,7 +1,6 @@
-// Times of work on a GPU, by events on its stream.
+// Times of work on a GPU in torch's memory: medians, in microseconds, on torch's current stream.
 #pragma once
 
-#include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -9,14 +8,16 @@
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "src/gpu_timing.hpp"
+
 namespace allnorm::bench {
 
-/// Work for one of several sets of data: rotating among sets keeps a call from finding its input in the L2 cache.
-using Call = std::function<void(std::size_t set)>;
+using Call = SetCall;
 
 /// Microseconds per call, or why there are none.
 struct Time {
@@ -30,58 +31,38 @@ inline double median(std::vector<double> values) {
   return *middle;
 }
 
-/// The median over `samples` of the time between events around `work`, which is given the number of the sample.
-inline double between_events(const std::function<void(std::size_t)>& work, std::size_t samples) {
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  std::vector<at::cuda::CUDAEvent> start, end;
-  for (std::size_t i = 0; i < samples; ++i) {
-    start.emplace_back(cudaEventDefault);
-    end.emplace_back(cudaEventDefault);
-  }
-  for (std::size_t i = 0; i < samples; ++i) {
-    start[i].record(stream);
-    work(i);
-    end[i].record(stream);
-  }
-  stream.synchronize();
-  std::vector<double> times(samples);
-  for (std::size_t i = 0; i < samples; ++i) times[i] = 1e3 * double{start[i].elapsed_time(end[i])};
-  return median(std::move(times));
-}
-
-/// A call as a program makes it: where the host takes longer to launch its kernels than the GPU to run them, the time
-/// is the host's.
+/// See eager_times().
 inline Time eager(const Call& call, std::size_t sets, std::size_t samples) {
   try {
-    for (std::size_t i = 0; i < sets + 10; ++i) call(i % sets);
-    return {between_events([&](std::size_t i) { call(i % sets); }, samples), {}};
+    return {median(eager_times(c10::cuda::getCurrentCUDAStream().stream(), call, sets, 10, samples)), {}};
   } catch (const std::exception& error) {
     return {0, error.what()};
   }
 }
 
-/// The same calls replayed from a CUDA graph of one call per set, at least ten: the host's part is gone, but for a
-/// share of the launch of the whole.
-inline Time replayed(const Call& call, std::size_t sets, std::size_t samples) {
-  const std::size_t calls = (sets + 9) / sets * sets;
-  at::cuda::CUDAGraph graph;
+/// A graph of torch's, which keeps the memory that its allocator gives meanwhile.
+inline Replay captured_by_torch(const std::function<void()>& work) {
+  const auto graph = std::make_shared<at::cuda::CUDAGraph>();
+  c10::cuda::getCurrentCUDAStream().synchronize();
+  graph->capture_begin();
   try {
-    for (std::size_t i = 0; i < sets; ++i) call(i);
-    c10::cuda::getCurrentCUDAStream().synchronize();
-    graph.capture_begin();
-    try {
-      for (std::size_t i = 0; i < calls; ++i) call(i % sets);
-    } catch (...) {
-      try {  // the stream must leave its capture, which has failed already
-        graph.capture_end();
-      } catch (const std::exception&) {
-      }
-      throw;
+    work();
+  } catch (...) {
+    try {  // the stream must leave its capture, which has failed already
+      graph->capture_end();
+    } catch (const std::exception&) {
     }
-    graph.capture_end();
-    for (int i = 0; i < 3; ++i) graph.replay();
-    const double us = between_events([&](std::size_t) { graph.replay(); }, samples);
-    return {us / static_cast<double>(calls), {}};
+    throw;
+  }
+  graph->capture_end();
+  return [graph] { graph->replay(); };
+}
+
+/// See replayed_times().
+inline Time replayed(const Call& call, std::size_t sets, std::size_t samples) {
+  try {
+    void* const stream = c10::cuda::getCurrentCUDAStream().stream();
+    return {median(replayed_times(stream, call, sets, 3, samples, captured_by_torch)), {}};
   } catch (const std::exception& error) {
     return {0, error.what()};
   }

@@ -120,11 +120,11 @@ at::Tensor laid_out(const at::Tensor& tensor, const Case& c) {
   return tensor.to(c.dtype).contiguous(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
-/// As many sets as it takes for input and output of a round to fill the L2 cache four times.
+/// As many sets as sets_beyond() says.
 Data draw(const Case& c, double l2_bytes) {
   const auto f32 = at::TensorOptions(at::kCUDA).dtype(at::kFloat);
   Data data{c.kind, c.order, {}, {}, {}, {}};
-  const auto sets = static_cast<std::size_t>(2 * l2_bytes / c.bytes()) + 1;
+  const std::size_t sets = sets_beyond(l2_bytes, c.bytes());
   for (std::size_t i = 0; i < sets; ++i) {
     data.x.push_back(laid_out(at::randn(c.shape, f32) * 2 + 0.5, c));
     data.dy.push_back(laid_out(at::randn(c.shape, f32), c));

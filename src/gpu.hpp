@@ -28,6 +28,15 @@ std::shared_ptr<void> current_gpu(const Queue& queue);
 /// device, unsupported.
 std::string gpu_identity(int index);
 
+/// What times on a GPU depend on, beside its clocks.
+struct GpuFacts {
+  std::string name{};               ///< "NVIDIA H200"
+  std::string driver{}, runtime{};  ///< versions of CUDA: the newest that the driver can, the one in this build
+  std::size_t l2_bytes = 0;         ///< of its L2 cache
+};
+/// Throws device, unsupported.
+GpuFacts gpu_facts(int index);
+
 /// Where the kernels of a rank without peers report, and what the host reads there. Nothing has a deadline.
 class LoneReports {
  public:

@@ -3,9 +3,12 @@
 #include <cstdint>
 #include <iomanip>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "launch/bench/models.hpp"
 #include "launch/bench/results.hpp"
@@ -33,21 +36,29 @@ class Output {
     std::cout << header_text(events_.front()) << titles_text(plan_, rank_.size) << std::flush;
   }
   void add(const Measurement& of) { add(measurement_event(plan_, of, rank_)); }
-  void add_sum(const std::string& layer) { add(sum_event(plan_, layer, events_)); }
+  void add_sum(const std::string& layer, const std::string& mode) { add(sum_event(plan_, layer, mode, events_)); }
 
   /// True where nothing is wrong, and nothing slower than in the base.
   bool end(const std::vector<Json>& base) {
-    double forward = 0, backward = 0, count = 0, wrong = 0;
+    double wrong = 0;
+    struct Rates {
+      double forward = 0, backward = 0, count = 0;
+    };
+    std::map<std::string, Rates> modes;
     for (const Json& event : events_) {
-      if (!is_event(event, "measurement")) continue;
-      forward += event["forward_gb_s"].get<double>();
-      backward += event["backward_gb_s"].get<double>();
+      if (!is_event(event, "measurement") || event.contains("failure")) continue;
+      Rates& of = modes[event.value("mode", std::string())];
+      of.forward += event["forward_gb_s"].get<double>();
+      of.backward += event["backward_gb_s"].get<double>();
+      ++of.count;
       wrong += event.value("wrong", 0.0);
-      ++count;
     }
     std::ostringstream average;  // with the digits of the table
-    average << std::fixed << std::setprecision(1) << forward / count << " GB/s, backward " << backward / count;
-    std::cout << "# average: forward " << average.str() << " GB/s; wrong: " << static_cast<std::int64_t>(wrong) << "\n";
+    average << std::fixed << std::setprecision(1);
+    for (const auto& [mode, of] : modes)
+      average << (mode.empty() ? "" : mode + " ") << "forward " << of.forward / of.count << " GB/s, backward "
+              << of.backward / of.count << " GB/s; ";
+    std::cout << "# average: " << average.str() << "wrong: " << static_cast<std::int64_t>(wrong) << "\n";
     std::string lines;
     for (const Json& event : events_) lines += event.dump() + "\n";
     if (json_) json_->write(lines);
@@ -97,11 +108,12 @@ bool bench_on(const Plan& plan, const std::vector<Json>& base, Rank& rank) {
   if (output) output->begin(seats);
   for (std::size_t i = 0; i < plan.cases.size(); ++i) {
     const Case& of = plan.cases[i];
-    const Measurement made = measure(plan, of, rank);
+    const std::vector<Measurement> made = measure(plan, of, rank);
     if (!output) continue;
-    output->add(made);
     const bool last = i + 1 == plan.cases.size() || plan.cases[i + 1].text != of.text;
-    if (last && !plan.model.empty()) output->add_sum(of.text);
+    for (const Measurement& each : made) output->add(each);
+    for (const Measurement& each : made)
+      if (last && !plan.model.empty()) output->add_sum(of.text, each.mode);
   }
   return agreed(!output || output->end(base), rank);
 }
@@ -115,10 +127,22 @@ void help_bench(std::ostream& out) {
   print_options(out, describe_bench());
   out << "\nModels: " << known << "\n\nRanks:\n";
   print_options(out, describe(ranks));
+  out << "\nOn a GPU (--device cuda) each shape has two lines, and other columns mean:\n";
+  print_lines(
+      out,
+      {{"mode", "eager: single calls; graph: calls replayed from a CUDA graph of at least 10, or why they cannot be"},
+       {"forward, backward", "time between events on the stream, the host's part in it where that takes longer"},
+       {"p99", "in mode graph of a replay's time over its calls"},
+       {"fwd, bwd %triad", "of a copy of the input on the GPU, replayed from a graph, which is 2 transfers"},
+       {"exchange",
+        "records as long as the layer's, in the GPU's memory; the host's part in it where a transport has one"},
+       {"exposed, to local", "of calls of the same mode"},
+       {"error, wrong", "in mode graph of a first call that was replayed"}});
   out << "\nExamples:\n"
          "  allnorm bench --layer all --shape 8,64,56,56 --json base.jsonl\n"
          "  allnorm bench --layer all --shape 8,64,56,56 --compare base.jsonl\n"
-         "  mpirun -n 2 allnorm bench --layer sync_batch_norm --model resnet50\n\n";
+         "  mpirun -n 2 allnorm bench --layer sync_batch_norm --model resnet50\n"
+         "  allnorm bench --device cuda --layer all --dtype bf16 --json gpu.jsonl\n\n";
   print_exit_codes(out);
 }
 

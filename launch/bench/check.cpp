@@ -2,13 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <deque>
 #include <span>
 #include <string>
-
-#include "launch/bench/subject.hpp"
-#include "launch/reference/definitions.hpp"
+#include <vector>
 
 namespace allnorm::launch::bench {
 
@@ -56,9 +53,17 @@ Tensors whole_of(const std::deque<Subject>& ranks) {
   return whole;
 }
 
-void compare(const TensorView& made, const reference::Answer& answer, std::size_t first, DType dtype, Check& found) {
-  const Array got = array_of(made);
-  const reference::Doubles tolerances = reference::tolerances_of(answer, dtype, 0);
+// A tensor of the device's memory.
+Array array_of(const TensorView& made, Queue& queue) {
+  const std::size_t bytes = static_cast<std::size_t>(made.shape.elements()) * size_of(made.dtype);
+  const std::vector<std::byte> values = to_host(std::span(static_cast<const std::byte*>(made.data), bytes), queue);
+  ConstTensorView here = made;
+  here.data = values.data();
+  return array_of(here);
+}
+
+void compare(const Array& got, const reference::Answer& answer, std::size_t first, const reference::Doubles& tolerances,
+             Check& found) {
   const double largest = reference::largest_of(answer);
   for (std::size_t i = 0; i < got.v.size(); ++i) {
     const double off = std::abs(got.v[i] - answer.values.at(first + i));
@@ -70,37 +75,44 @@ void compare(const TensorView& made, const reference::Answer& answer, std::size_
 
 }  // namespace
 
-std::optional<Check> check(const Plan& plan, const Case& of, Rank& rank) {
+std::optional<Truth> Truth::of(const Plan& plan, const Case& of, const Rank& rank, const Communicator& group) {
   const Row& row = *of.layer.row;
-  const auto group = sync_group(rank.world, of.layer.options.sync, rank.queue);
   const auto defined = std::find_if(reference::definitions().begin(), reference::definitions().end(),
                                     [&](const reference::Defined& one) { return one.row == row.name; });
   // Ranks that share sets within samples hold parts of the same ones, and the reference would take them for more.
-  const bool shares = rank.size > 1 && of.layer.options.sync.ranks != Sync::none;
+  Truth truth;
+  truth.shares_ = rank.size > 1 && of.layer.options.sync.ranks != Sync::none;
   const Axes statistics = of.layer.statistics();
   const bool within = statistics.has(Axis::sample) || statistics.has(Axis::leading);
-  if (defined == reference::definitions().end() || (shares && within)) return std::nullopt;
-  Subject subject(of.layer, of.shape, plan.dtype, plan.order, group, rank.rank, rank.queue);
-  subject.forward();
-  subject.backward();
+  if (defined == reference::definitions().end() || (truth.shares_ && within)) return std::nullopt;
+  truth.dtype_ = plan.dtype;
+  truth.place_ = static_cast<std::size_t>(group.rank());
+  Queue host = Queue::cpu();
   std::deque<Subject> ranks;  // for their values: they are never called
-  for (int r = 0; r < group->size(); ++r)
-    ranks.emplace_back(of.layer, of.shape, plan.dtype, plan.order, self(), rank.rank - group->rank() + r, rank.queue);
+  for (int r = 0; r < group.size(); ++r)
+    ranks.emplace_back(of.layer, of.shape, plan.dtype, plan.order, self(), rank.rank - group.rank() + r, host);
   const Tensors given = whole_of(ranks);
   const std::int64_t channels = of.shape.rank() > 1 ? of.shape[1] : 1;
   const auto definition = defined->make(of.layer.options, channels);
-  const reference::Answers forward = definition->forward(given, of.layer.options.training);
-  const reference::Answers backward = definition->backward(given);
+  truth.forward_ = definition->forward(given, of.layer.options.training);
+  truth.backward_ = definition->backward(given);
+  return truth;
+}
+
+Check Truth::compare(const Subject& subject) const {
   Check found;
+  Queue& queue = subject.queue();
+  const double statistics_unit = queue.device().kind == DeviceKind::cpu ? 0 : reference::gpu_statistics;
   const auto compare_own = [&](std::string_view name, const TensorView& made, const reference::Answers& answers) {
     const auto at = answers.find(name);
     if (at == answers.end()) return;
     const auto own = static_cast<std::size_t>(made.shape.elements());
-    compare(made, at->second, own * static_cast<std::size_t>(group->rank()), plan.dtype, found);
+    bench::compare(array_of(made, queue), at->second, own * place_,
+                   reference::tolerances_of(at->second, dtype_, statistics_unit), found);
   };
-  compare_own("output", subject.output(), forward);
+  compare_own("output", subject.output(), forward_);
   for (const auto& [name, made] : subject.gradients())
-    if (name == "grad_input" || !shares) compare_own(name, made, backward);
+    if (name == "grad_input" || !shares_) compare_own(name, made, backward_);
   return found;
 }
 

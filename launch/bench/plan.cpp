@@ -24,7 +24,7 @@ constexpr std::int64_t most = 1'000'000;
 struct Words {
   std::vector<std::string> layers{}, shapes{};
   std::string dtype = "f32", layout = "channels_first";
-  std::int64_t batch = 1;
+  std::int64_t batch = 1, rotate = 1;
   int check = 1;
 };
 
@@ -42,6 +42,8 @@ po::options_description describe(Plan& plan, Words& words) {
   add("layout", po::value(&words.layout)->value_name("ORDER"), "channels_first or channels_last (channels_first)");
   add("iterations,n", po::value(&plan.iterations)->value_name("I"), "-n: calls that are timed (20)");
   add("warm-up,w", po::value(&plan.warm_up)->value_name("I"), "-w: calls before them (5)");
+  add("rotate", po::value(&words.rotate)->value_name("S"),
+      "sets of data that calls take in turn (1; on a GPU as many as fill its L2 cache four times, at most 1024)");
   add("check,c", po::value(&words.check)->value_name("0|1"),
       "-c: compare a first call's results with the float64 reference (1 up to 2^20 values a rank, else 0)");
   add("json", po::value(&plan.json)->value_name("F.jsonl"), "write what is printed, one JSON object a line");
@@ -143,9 +145,11 @@ Plan read_plan(const Arguments& arguments) {
   in_range(plan.iterations, 1, "--iterations");
   in_range(plan.warm_up, 0, "--warm-up");
   in_range(words.batch, 1, "--batch-per-rank");
+  in_range(words.rotate, 1, "--rotate");
   expect(words.check == 0 || words.check == 1, Code::invalid_argument,
          [&] { return "--check is " + std::to_string(words.check) + ", must be 0 or 1"; });
   if (given.count("check") > 0) plan.check = words.check == 1;
+  if (given.count("rotate") > 0) plan.rotate = words.rotate;
   expect(plan.tolerance >= 0 && plan.tolerance <= 1e6, Code::invalid_argument,
          [&] { return "--tolerance is " + attributes::text_of(plan.tolerance) + ", must be 0 to 1e6"; });
   expect(given.count("tolerance") == 0 || !plan.compare.empty(), Code::invalid_argument,
@@ -158,8 +162,6 @@ Plan read_plan(const Arguments& arguments) {
   expect(words.layout == "channels_first" || words.layout == "channels_last", Code::invalid_argument,
          [&] { return "--layout is '" + words.layout + "', must be channels_first or channels_last"; });
   plan.order = words.layout == "channels_last" ? Order::channels_last : Order::channels_first;
-  expect(plan.ranks.device == "cpu", Code::unsupported,
-         "--device is cuda, must be cpu: bench has no clock of a GPU's work yet (bench/gpu_vs_torch.cpp has one)");
   check(plan.ranks);
   add_cases(plan, words);
   return plan;

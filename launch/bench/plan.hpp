@@ -28,8 +28,9 @@ struct Plan {
   DType dtype = DType::f32;
   Order order = Order::channels_first;
   std::int64_t iterations = 20, warm_up = 5;
-  std::optional<bool> check{};  ///< not given: where a rank has at most `small` values
-  std::string model{};          ///< its name; empty: the shapes were given
+  std::optional<std::int64_t> rotate{};  ///< sets of data in turn; not given: 1, on a GPU what is beyond its L2 cache
+  std::optional<bool> check{};           ///< not given: where a rank has at most `small` values
+  std::string model{};                   ///< its name; empty: the shapes were given
   std::string json{}, csv{}, compare{};
   double tolerance = 0.25;
   std::vector<Case> cases{};

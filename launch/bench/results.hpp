@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 
 /// Where a rank is.
 struct Seat {
-  std::string host{}, device{};
+  std::string host{}, device{}, gpu{};  ///< gpu: its name
   std::int64_t pid = 0;
 };
 /// [rank] Collective.
@@ -25,8 +25,8 @@ Json machine_event(const char* command);
 /// ... and ranks: the first event.
 Json config_event(const Plan& plan, const std::vector<Seat>& seats, const Rank& rank);
 Json measurement_event(const Plan& plan, const Measurement& of, const Rank& rank);
-/// A model's layers of one kind together; `events`: all of them.
-Json sum_event(const Plan& plan, const std::string& layer, const std::vector<Json>& events);
+/// A model's layers of one kind and mode together; `events`: all of them.
+Json sum_event(const Plan& plan, const std::string& layer, const std::string& mode, const std::vector<Json>& events);
 
 /// "# ..." lines, as nccl-tests has them.
 std::string header_text(const Json& config);

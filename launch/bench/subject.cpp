@@ -1,6 +1,6 @@
 #include "launch/bench/subject.hpp"
 
-#include <algorithm>
+#include <cstring>
 #include <random>
 #include <utility>
 
@@ -31,14 +31,15 @@ bool is_of_samples(const TensorSpec& tensor) noexcept {
 }
 
 Subject::Subject(const Layer& layer, const Shape& shape, DType dtype, Order order, std::shared_ptr<Communicator> group,
-                 int rank, Queue& queue)
+                 int rank, Queue& queue, std::size_t sets)
     : layer_(layer),
       shape_(shape),
       dtype_(dtype),
       order_(layer.row->by_trailing() ? Order::channels_first : order),
       rank_(rank),
       queue_(&queue),
-      operation_(make_operation(layer, shape.rank() > 1 ? shape[1] : 1, std::move(group), queue)) {
+      operation_(make_operation(layer, shape.rank() > 1 ? shape[1] : 1, std::move(group), queue)),
+      sets_(sets) {
   const Row& row = *layer_.row;
   const DType parameters = dtype_ == DType::f64 ? DType::f64 : DType::f32;
   const auto type_of = [&](const TensorSpec& tensor) {
@@ -47,23 +48,39 @@ Subject::Subject(const Layer& layer, const Shape& shape, DType dtype, Order orde
   const auto order_of = [&](const TensorSpec& tensor) {
     return is_activation(tensor.role) ? order_ : Order::channels_first;
   };
-  inputs_.add("input", fill("input", rank_, shape_, dtype_, order_));
-  gradients_.add("grad_input", room(shape_, dtype_, order_));
+  const auto add = [&](auto Set::*slots, std::string_view name, const Views& views) {
+    for (std::size_t set = 0; set < views.size(); ++set) (sets_[set].*slots).add(name, views[set]);
+  };
+  add(&Set::inputs, "input", fill("input", shape_, dtype_, order_));
+  add(&Set::gradients, "grad_input", room(shape_, dtype_, order_));
   for (const TensorSpec& tensor : row.tensors) {
     if (!is_given(layer_, tensor)) continue;
     if (tensor.role == TensorRole::labels || tensor.role == TensorRole::mixture) {
-      inputs_.add(tensor.name, labels());
+      add(&Set::inputs, tensor.name, labels());
       continue;
     }
-    inputs_.add(tensor.name, fill(tensor.name, is_of_samples(tensor) ? rank_ : 0, shape_of(tensor), type_of(tensor),
-                                  order_of(tensor)));
+    add(&Set::inputs, tensor.name,
+        fill(tensor.name, shape_of(tensor), type_of(tensor), order_of(tensor), !is_of_samples(tensor)));
     for (const OutputSpec& output : row.outputs)
       if (row.gradient(output.name) == &tensor && layer_.has(output))
-        gradients_.add(output.name, room(shape_of(tensor), type_of(tensor), order_of(tensor)));
+        add(&Set::gradients, output.name, room(shape_of(tensor), type_of(tensor), order_of(tensor)));
   }
-  const Shape made = output_shape(row, inputs_);
-  output_ = room(made, dtype_, order_);
-  grad_output_ = fill("grad_output", rank_, made, dtype_, order_);
+  const Shape made = output_shape(row, inputs());
+  const Views outputs = room(made, dtype_, order_), grad_outputs = fill("grad_output", made, dtype_, order_);
+  for (std::size_t set = 0; set < sets; ++set) {
+    sets_[set].output = outputs[set];
+    sets_[set].grad_output = grad_outputs[set];
+  }
+}
+
+void Subject::forward(std::size_t set) {
+  Set& of = sets_[set];
+  of.saved = operation_->forward(of.inputs, {{"output", of.output}}, *queue_);
+}
+
+void Subject::backward(std::size_t set) {
+  const Set& of = sets_[set];
+  operation_->backward(*of.saved, {{"grad_output", of.grad_output}}, of.gradients, *queue_);
 }
 
 // A convolution has as many input channels as outputs, and a kernel that its padding is half of.
@@ -96,29 +113,46 @@ Shape Subject::shape_of(const TensorSpec& tensor) const {
   return Shape(extents);
 }
 
-TensorView Subject::room(const Shape& shape, DType dtype, Order order) {
-  auto& bytes = memory_.emplace_back(static_cast<std::size_t>(shape.elements()) * size_of(dtype));
-  return {bytes.data(), dtype, queue_->device(), shape, order};
+Subject::Views Subject::room(const Shape& shape, DType dtype, Order order, bool shared) {
+  constexpr std::size_t line = 256;  // that CUDA aligns memory to
+  const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * size_of(dtype);
+  const std::size_t apart = shared ? 0 : (bytes + line - 1) / line * line;
+  auto& memory = memory_.emplace_back((sets_.size() - 1) * apart + bytes, *queue_);
+  Views views;
+  for (std::size_t set = 0; set < sets_.size(); ++set)
+    views.push_back({memory.data() + set * apart, dtype, queue_->device(), shape, order});
+  return views;
 }
 
-ConstTensorView Subject::fill(std::string_view name, int rank, const Shape& shape, DType dtype, Order order) {
-  const TensorView made = room(shape, dtype, order);
-  const std::string seed_text = std::string(name) + std::to_string(rank);
+Subject::Views Subject::copies(const std::vector<std::byte>& values, Views room) {
+  copy_to_device(room[0].data, values.data(), values.size(), *queue_);
+  for (const TensorView& view : room)
+    if (view.data != room[0].data) copy_on_device(view.data, room[0].data, values.size(), *queue_);
+  return room;
+}
+
+Subject::Views Subject::fill(std::string_view name, const Shape& shape, DType dtype, Order order, bool shared) {
+  const std::string seed_text = std::string(name) + std::to_string(shared ? 0 : rank_);
   std::seed_seq seed(seed_text.begin(), seed_text.end());
   std::mt19937 engine(seed);
   std::normal_distribution<float> normal(0.5f, name == "input" ? 2.0f : 1.0f);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(shape.elements()) * size_of(dtype));
   visit(dtype, [&]<class T>(std::type_identity<T>) {
-    auto* const values = static_cast<T*>(made.data);
-    std::generate_n(values, shape.elements(), [&] { return store<T>(static_cast<compute_t<T>>(normal(engine))); });
+    for (std::size_t at = 0; at < bytes.size(); at += sizeof(T)) {
+      const T value = store<T>(static_cast<compute_t<T>>(normal(engine)));
+      std::memcpy(bytes.data() + at, &value, sizeof value);
+    }
   });
-  return made;
+  return copies(bytes, room(shape, dtype, order, shared));
 }
 
-ConstTensorView Subject::labels() {
-  const TensorView made = room({shape_[0]}, DType::i64, Order::channels_first);
-  auto* const values = static_cast<std::int64_t*>(made.data);
-  for (std::int64_t i = 0; i < shape_[0]; ++i) values[i] = (i + rank_) % classes;
-  return made;
+Subject::Views Subject::labels() {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(shape_[0]) * sizeof(std::int64_t));
+  for (std::int64_t i = 0; i < shape_[0]; ++i) {
+    const std::int64_t label = (i + rank_) % classes;
+    std::memcpy(bytes.data() + static_cast<std::size_t>(i) * sizeof label, &label, sizeof label);
+  }
+  return copies(bytes, room({shape_[0]}, DType::i64, Order::channels_first));
 }
 
 }  // namespace allnorm::launch::bench

@@ -57,8 +57,12 @@ std::vector<const Json*> lines_of(const Log& log) {
   return lines;
 }
 
+// Calls that cannot be captured in a graph have none.
+bool has_times(const Json& line) { return !line.contains("failure"); }
+
 // What a line is of.
-constexpr const char* parts[] = {"layer", "shape", "dtype", "layout", "device", "transport", "ranks", "threads"};
+constexpr const char* parts[] = {"layer",     "shape", "dtype",   "layout", "device",
+                                 "transport", "ranks", "threads", "mode",   "rotate"};
 
 // What tells the lines of a log apart: words that are the same on all are left out.
 std::vector<std::string> names_of(const std::vector<const Json*>& lines) {
@@ -93,7 +97,7 @@ std::string times_of(const std::vector<const Json*>& lines) {
   std::vector<std::string> names;
   const auto all = names_of(lines);
   for (std::size_t i = 0; i < lines.size(); ++i) {
-    if (is_event(*lines[i], "sum")) continue;  // its bar would hide the others
+    if (is_event(*lines[i], "sum") || !has_times(*lines[i])) continue;  // a sum's bar would hide the others
     names.push_back(all[i]);
     series[0].points.push_back({0, lines[i]->value("forward_us", 0.0)});
     series[1].points.push_back({0, lines[i]->value("backward_us", 0.0)});
@@ -129,10 +133,11 @@ std::string comparison_of(const Log& base, const Log& log) {
     return text;
   };
   std::map<std::string, const Json*> earlier;
-  for (const Json* line : lines_of(base)) earlier[key(*line)] = line;
+  for (const Json* line : lines_of(base))
+    if (has_times(*line)) earlier[key(*line)] = line;
   std::vector<const Json*> common;
   for (const Json* line : lines_of(log))
-    if (earlier.count(key(*line)) > 0) common.push_back(line);
+    if (has_times(*line) && earlier.count(key(*line)) > 0) common.push_back(line);
   const auto names = names_of(common);
   std::vector<Cells> rows;
   for (std::size_t i = 0; i < common.size(); ++i) {

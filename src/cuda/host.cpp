@@ -1,4 +1,4 @@
-// Page-locked memory, the identity of a GPU, and reports of kernels, for host code without CUDA headers.
+// Page-locked memory, what GPUs are, and reports of kernels, for host code without CUDA headers.
 #include <algorithm>
 #include <cstdio>
 #include <mutex>
@@ -10,6 +10,7 @@
 #include "src/runtime/cuda/errors.hpp"
 #include "src/runtime/cuda/memory.hpp"
 #include "src/runtime/cuda/queue.hpp"
+#include "src/runtime/cuda/version.hpp"
 
 namespace allnorm {
 
@@ -59,6 +60,16 @@ std::string gpu_identity(int index) {
     text += digits;
   }
   return text;
+}
+
+GpuFacts gpu_facts(int index) {
+  cudaDeviceProp properties{};
+  int driver = 0, runtime = 0;
+  cuda::check(cudaGetDeviceProperties(&properties, index), "asking for a GPU's properties");
+  cuda::check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  cuda::check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version");
+  return {properties.name, cuda::version_text(driver), cuda::version_text(runtime),
+          static_cast<std::size_t>(properties.l2CacheSize)};
 }
 
 namespace {

@@ -48,7 +48,7 @@ TEST(Bench, PrintsAndWritesALineForEachShape) {
 TEST(Bench, TimesEveryLayerOfActivations) {
   const Workplace place;
   const Outcome run =
-      place.run("bench --layer all --shape 2,32,3,3 --layout channels_last --dtype bf16 -n 1 -w 1 --json " +
+      place.run("bench --layer all --shape 2,32,3,3 --layout channels_last --dtype bf16 -n 1 -w 1 --rotate 2 --json " +
                 place.path("b.jsonl"));
   ASSERT_EQ(run.code, 0) << run.err;
   const auto rows = catalogue();
@@ -142,12 +142,14 @@ TEST(Bench, RefusesWhatItCannotTime) {
   for (const auto& [words, code, told] :
        {Refusal{"--model resnet5", 2, "did you mean resnet50?"},
         Refusal{"-n 0", 2, "--iterations is 0, must be 1 to 1000000"},
+        Refusal{"--rotate 0", 2, "--rotate is 0, must be 1 to 1000000"},
         Refusal{"--shape 2,x", 2, "--shape is '2,x', must be whole numbers"},
         Refusal{"--layer batch_nrom", 2, "batch_norm"}, Refusal{"--layer group_norm:groups=3 --shape 2,8", 2, "groups"},
         Refusal{"--tolerance 0.1", 2, "--tolerance is given, must be with --compare"},
         Refusal{odd.c_str(), 3, "channels is 0, must be a whole number"},
         Refusal{"--device cuda", 6, "--device is cuda, must be cpu"}}) {
-    const Outcome run = place.run("bench " + std::string(words));
+    const Outcome run =  // where no GPU is to be seen, if there is one
+        place.run_with({"CUDA_VISIBLE_DEVICES=", "ALLNORM_EMULATION_DEVICES=0"}, "bench " + std::string(words));
     EXPECT_EQ(run.code, code) << words << ": " << run.err;
     EXPECT_NE(run.err.find(told), run.err.npos) << run.err;
     EXPECT_TRUE(run.one_line()) << run.err;

@@ -5,14 +5,11 @@
 
 #include "allnorm/device.hpp"
 #include "src/runtime/cuda/errors.hpp"
+#include "src/runtime/cuda/version.hpp"
 
 namespace allnorm {
 
 namespace {
-
-std::string version_text(int version) {  // 13020 is 13.2
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
 
 std::string describe(int index) {
   cudaDeviceProp properties{};
@@ -42,12 +39,12 @@ std::string cuda_summary() {
   cuda::ignore(status);
   if (status != cudaSuccess || count == 0) {
     const std::string reason = cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status);
-    return driver == 0 ? "no CUDA driver: " + reason : "no GPU: " + reason + "; driver " + version_text(driver);
+    return driver == 0 ? "no CUDA driver: " + reason : "no GPU: " + reason + "; driver " + cuda::version_text(driver);
   }
   std::string text;
   for (int index = 0; index < count; ++index)
     text += (count > 1 ? to_string({DeviceKind::cuda, index}) + " " : "") + describe(index) + "; ";
-  return text + "driver " + version_text(driver);
+  return text + "driver " + cuda::version_text(driver);
 }
 
 }  // namespace allnorm
