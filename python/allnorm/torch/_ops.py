@@ -37,6 +37,11 @@ replay = _ops.replay.default
 backward = _ops.backward.default
 backward_local = _ops.backward_local.default
 backward_finish = _ops.backward_finish.default
+# They run within an autograd.Function, which has their gradients: torch's own fallback for operators that have none would
+# only look through all arguments.
+_autograd = torch.library.Library("allnorm", "IMPL")
+for _operator in ("forward", "forward_local", "forward_finish", "replay", "backward", "backward_local", "backward_finish"):
+    _autograd.impl(_operator, torch.library.fallthrough_kernel, "Autograd")
 forward_now, backward_now = forward._op, backward._op  # without what torch.compile needs around them
 check_heads = _ops.check_heads.default
 decline = _ops.decline.default
