@@ -34,6 +34,7 @@ class Pause {
  private:
   using Clock = std::chrono::steady_clock;
 
+  int looks_ = 0;  // without the clock
   Clock::time_point began_{};
 };
 
