@@ -119,13 +119,14 @@ class GatherExchange final : public GroupExchange {
     }
     Arrival one = receive(source);
     if (!one) return false;
-    for (std::uint64_t rank = static_cast<std::uint64_t>(source); one; rank = one.prefix().rank) {
+    for (auto rank = static_cast<std::uint64_t>(source); one;) {
       expect(rank < arrivals_.size(), Code::transport, [&] {
         return "a message from " + group_->name_of(source) + " is of rank " + std::to_string(rank) + " of " +
                std::to_string(arrivals_.size());
       });
       Arrival after = next(one, source);
       arrivals_[rank] = std::exchange(one, std::move(after));
+      if (one) rank = one.prefix().rank;
     }
     return true;
   }
@@ -310,7 +311,7 @@ Group::Group(std::shared_ptr<Links> through, std::vector<int> ranks, std::uint64
     steps = steps_of(*links, members, rank);
 }
 
-std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
+std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel&& own,
                                               std::vector<double> memory, std::uint64_t sequence) {
   const double timeout = sequence == 0 ? group->patience.first_timeout : group->patience.timeout;
   if (group->size() <= group->patience.gather_limit)

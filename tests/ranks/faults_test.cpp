@@ -156,6 +156,6 @@ TEST_P(Faults, EndInARightResultOrANamedError) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, Faults, testing::Values(0, ranks),
-                         [](const auto& info) { return std::string(info.param == 0 ? "InMemory" : "ByMessage"); });
+                         [](const auto& way) { return std::string(way.param == 0 ? "InMemory" : "ByMessage"); });
 
 }  // namespace
