@@ -4,10 +4,13 @@
 #include <cmath>
 #include <utility>
 
+#include <hwy/cache_control.h>
+
 namespace allnorm {
 
 namespace {
 
+constexpr int most_quick = 16;       // looks without one at the clock, which takes as long
 constexpr double time_to_ask = 0.5;  // seconds that another round of questions may take
 constexpr double time_to_speak = 2;  // after the deadline: others keep their reports longer
 
@@ -50,6 +53,8 @@ bool GroupExchange::poll() {
 void GroupExchange::relax() {
   if (group_->patience.relax)
     group_->patience.relax();
+  else if (looks_ < most_quick && !group_->links->crowded())
+    hwy::Pause();
   else if (const Pause::Step step = pause_.next(group_->links->crowded()); step > Pause::Step{0})
     group_->links->sleep(step);
 }

@@ -12,7 +12,6 @@ namespace {
 
 using std::chrono::microseconds;
 
-constexpr int first_looks = 16;                      // some 40 ns each
 constexpr microseconds spinning{40}, awake{1000};    // of a wait
 constexpr microseconds crowded_awake{20'000};        // ... where it is the other ranks that have the cores
 constexpr microseconds shortest{10}, longest{1000};  // sleep
@@ -66,11 +65,6 @@ bool are_crowded(int ranks, const cpu_set_t& cores, std::optional<double> quota)
 }
 
 Pause::Step Pause::next(bool crowded) noexcept {
-  if (!crowded && looks_ < first_looks) {  // a clock takes as long as a look
-    ++looks_;
-    hwy::Pause();
-    return Step{0};
-  }
   thread_local Clock::time_point sleeps_until{};
   const Clock::time_point time = Clock::now();
   if (began_ == Clock::time_point{}) began_ = time;

@@ -34,7 +34,6 @@ class Pause {
  private:
   using Clock = std::chrono::steady_clock;
 
-  int looks_ = 0;  // without the clock
   Clock::time_point began_{};
 };
 

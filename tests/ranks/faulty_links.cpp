@@ -31,11 +31,19 @@ class FaultyLinks final : public Links {
   bool shares_memory(std::span<const int> ranks) const override {
     return ranks_per_node_ == 0 && links_->shares_memory(ranks);
   }
-  std::span<const std::byte> find(int from, std::uint64_t tag) override { return links_->find(from, tag); }
-  void let_go(int from, const std::byte* message) noexcept override { links_->let_go(from, message); }
+  // What is dropped is there for this rank alone.
   bool put(std::span<const int> to, std::uint64_t tag, Parts parts) override {
     if (tag == fault_.call && fault_.kind == Kind::wrong_size) return false;  // then it is posted
-    return meet(tag) == Kind::drop ? links_->put({}, tag, parts) : links_->put(to, tag, parts);
+    if (meet(tag) != Kind::drop) return links_->put(to, tag, parts);
+    for (const auto& part : parts) dropped_.insert(dropped_.end(), part.begin(), part.end());
+    return true;
+  }
+  std::span<const std::byte> find(int from, std::uint64_t tag) override {
+    if (from == rank() && tag == fault_.call && !dropped_.empty()) return dropped_;
+    return links_->find(from, tag);
+  }
+  void let_go(int from, const std::byte* message) noexcept override {
+    if (message != dropped_.data()) links_->let_go(from, message);
   }
 
   void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
@@ -62,6 +70,7 @@ class FaultyLinks final : public Links {
   std::shared_ptr<Links> links_;
   Fault fault_;
   int ranks_per_node_;
+  Bytes dropped_;
 };
 
 }  // namespace
