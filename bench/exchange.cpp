@@ -1,8 +1,8 @@
 // What one exchange costs: 2 C + 1 doubles that are added, and forward and backward of sync_batch_norm on one value per
 // channel and rank, so that a call is hardly more than its exchange; over threads, and under mpirun over MPI, where
-// MPI_Allreduce of as many doubles stands beside it. So does the same call of a lone rank. Uses nothing but the public
-// headers: built from two trees, two versions can be run in turn. Prints a line per number of ranks and channels; µs.
-// usage: [mpirun -n K] bench_exchange [CALLS]
+// MPI_Allreduce of as many doubles stands beside it, and MPI_Allgather with a sum in rank order. So does the same call
+// of a lone rank. Uses nothing but the public headers: built from two trees, two versions can be run in turn. Prints a
+// line per number of ranks and channels; µs. usage: [mpirun -n K] bench_exchange [CALLS]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -24,7 +24,7 @@ using namespace allnorm;
 using Clock = std::chrono::steady_clock;
 
 struct Microseconds {
-  std::vector<double> forward{}, backward{}, exchange{}, allreduce{};  // (calls)
+  std::vector<double> forward{}, backward{}, exchange{}, allreduce{}, allgather{};  // (calls)
 };
 
 template <class F>
@@ -69,10 +69,18 @@ Microseconds measure(const std::shared_ptr<Communicator>& group, std::int64_t ch
 #if ALLNORM_HAVE_MPI
   for (int call = -calls / 10; call < calls && group->transport() == "mpi"; ++call) {
     const auto all = static_cast<int>(message.payload.size());
-    std::vector<double> sum(message.payload.size());
+    std::vector<double> sum(message.payload.size()), parts(sum.size() * static_cast<std::size_t>(group->size()));
     const double allreduce = microseconds(
         [&] { MPI_Allreduce(message.payload.data(), sum.data(), all, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD); });
-    if (call >= 0) times.allreduce.push_back(allreduce);
+    const double allgather = microseconds([&] {
+      MPI_Allgather(message.payload.data(), all, MPI_DOUBLE, parts.data(), all, MPI_DOUBLE, MPI_COMM_WORLD);
+      std::copy_n(parts.begin(), sum.size(), sum.begin());
+      for (std::size_t part = sum.size(); part < parts.size(); part += sum.size())
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += parts[part + i];
+    });
+    if (call < 0) continue;
+    times.allreduce.push_back(allreduce);
+    times.allgather.push_back(allgather);
   }
 #endif
   return times;
@@ -85,7 +93,8 @@ void print(const Communicator& world, std::int64_t channels, const Microseconds&
     std::printf(" %12.2f %12.2f", quantile(*all, 0.5), quantile(*all, 0.99));
   for (const auto* all : {&alone.forward, &alone.backward}) std::printf(" %12.2f", quantile(*all, 0.5));
   if (!times.allreduce.empty())
-    std::printf(" %12.2f %12.2f", quantile(times.allreduce, 0.5), quantile(times.allreduce, 0.99));
+    for (const auto* all : {&times.allreduce, &times.allgather})
+      std::printf(" %12.2f %12.2f", quantile(*all, 0.5), quantile(*all, 0.99));
   std::printf("\n");
 }
 
@@ -107,7 +116,7 @@ int main(int argc, char** argv) {
   if (prints)
     std::printf("%-9s %5s %8s %12s %12s %12s %12s %12s %12s %12s %12s%s\n", "transport", "ranks", "channels",
                 "exchange", "p99", "forward", "p99", "backward", "p99", "alone: fwd", "bwd",
-                processes ? " MPI_Allreduce          p99" : "");
+                processes ? " MPI_Allreduce          p99 MPI_Allgather          p99" : "");
   for (const std::int64_t channels : {64, 256, 2048}) {
     const Microseconds alone = measure(self(), channels, calls);
     if (processes) {

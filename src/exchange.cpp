@@ -294,7 +294,7 @@ class LinkedCommunicator final : public Communicator {
     });
   }
   // One that does not begin has not taken its number: the rank can still decline under it.
-  std::unique_ptr<Pending::Impl> begin(Parcel own, std::vector<double> memory) {
+  std::unique_ptr<Pending::Impl> begin(Parcel&& own, std::vector<double> memory) {
     auto exchange = begin_exchange(group_, std::move(own), std::move(memory), sequence_);
     ++sequence_;
     return exchange;
@@ -322,10 +322,8 @@ std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, std::vec
                                           const Patience& patience) {
   expect(patience.timeout > 0 && patience.first_timeout > 0, Code::invalid_argument,
          "the timeout of an exchange must be positive");
-  const auto own = std::find(members.begin(), members.end(), links->rank());
-  const int rank = static_cast<int>(own - members.begin());
   return std::make_shared<LinkedCommunicator>(
-      std::make_shared<const Group>(Group{std::move(links), std::move(members), rank, context, patience}));
+      std::make_shared<const Group>(std::move(links), std::move(members), context, patience));
 }
 
 std::shared_ptr<Communicator> communicate(std::shared_ptr<Links> links, const Patience& patience) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,13 +12,19 @@
 #include <vector>
 
 #include "allnorm/communicator.hpp"
+#include "src/transport/board.hpp"
 #include "src/transport/device_threads.hpp"
 #include "src/transport/pause.hpp"
 #include "src/whereabouts.hpp"
 
 namespace allnorm {
 
-using Bytes = std::vector<std::byte>;
+/// An allocator that leaves what a vector makes as it is: messages are written whole.
+template <class T>
+struct Unwritten : std::allocator<T> {
+  void construct(T* at) noexcept { ::new (static_cast<void*>(at)) T; }
+};
+using Bytes = std::vector<std::byte, Unwritten<std::byte>>;
 
 /// What a transport provides: messages of any length between `size` ranks. `tag` tells exchanges apart; between two
 /// ranks, messages of one tag arrive in order. No function blocks.
@@ -31,6 +38,17 @@ class Links {
   virtual void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) = 0;
   /// The next message of that rank and tag, or null while there is none. Throws aborted when the job was aborted.
   virtual std::shared_ptr<const Bytes> poll(int from, std::uint64_t tag) = 0;
+  /// The number of a rank's node, the same for ranks between which messages are cheap.
+  virtual int node_of(int) const { return 0; }
+  /// Whether all of these share memory with this rank: short messages can be put there. The same on all of them.
+  virtual bool shares_memory(std::span<const int>) const { return false; }
+  /// Puts a message there, where every rank of `to`, and this one too, finds it in place until it lets go of it; false,
+  /// and nothing is done, where there is no room for it.
+  virtual bool put(std::span<const int>, std::uint64_t, Parts) { return false; }
+  /// What that rank, or this one, has put under this tag; empty while there is nothing.
+  virtual std::span<const std::byte> find(int, std::uint64_t) { return {}; }
+  /// This rank does not look at that message any more.
+  virtual void let_go(int, const std::byte*) noexcept {}
   /// Those who have not taken everything yet that was posted to them under this tag; makes progress.
   virtual std::vector<int> unsent(std::uint64_t tag) = 0;
   /// Whether the ranks here are more than their cores; see Pause.

@@ -4,10 +4,13 @@
 #include <cmath>
 #include <utility>
 
+#include <hwy/cache_control.h>
+
 namespace allnorm {
 
 namespace {
 
+constexpr int most_quick = 16;       // looks without one at the clock, which takes as long
 constexpr double time_to_ask = 0.5;  // seconds that another round of questions may take
 constexpr double time_to_speak = 2;  // after the deadline: others keep their reports longer
 
@@ -15,14 +18,14 @@ std::string about(double seconds) { return seconds_text(std::round(seconds * 10)
 
 }  // namespace
 
-GroupExchange::GroupExchange(std::shared_ptr<const Group> group, Parcel own, std::vector<double> memory,
+GroupExchange::GroupExchange(std::shared_ptr<const Group> group, Parcel&& own, std::vector<double> memory,
                              std::uint64_t sequence, double timeout)
     : group_(std::move(group)),
       tag_(group_->tag(sequence)),
       own_(std::move(own)),
       memory_(std::move(memory)),
       deadline_(group_->patience, timeout),
-      began_(now(group_->patience)),
+      began_(deadline_.end() - timeout),
       warn_when_left_(timeout - std::min(timeout / 2, 30.0)),
       ask_when_left_(std::min(timeout / 2, 1.0)) {
   if ((own_.flags & flag_nonfinite) != 0) own_.nonfinite = rank_bit(group_->rank);
@@ -50,13 +53,15 @@ bool GroupExchange::poll() {
 void GroupExchange::relax() {
   if (group_->patience.relax)
     group_->patience.relax();
+  else if (looks_ < most_quick && !group_->links->crowded())
+    hwy::Pause();
   else if (const Pause::Step step = pause_.next(group_->links->crowded()); step > Pause::Step{0})
     group_->links->sleep(step);
 }
 
 Message GroupExchange::take() {
   expect(result_.verdict.empty(), result_.declined ? Code::aborted : Code::mismatch, result_.verdict);
-  return {result_.header, std::move(memory_), result_.flags, std::move(rank_flags_), result_.nonfinite};
+  return {own_.header, std::move(memory_), result_.flags, std::move(rank_flags_), result_.nonfinite};
 }
 
 std::vector<int> GroupExchange::others() const {
@@ -80,17 +85,31 @@ void GroupExchange::post(std::vector<int> to, std::shared_ptr<const Bytes> bytes
   if (!to.empty()) group_->links->post(in_links(std::move(to)), tag_, std::move(bytes));
 }
 
-std::vector<Arrival> GroupExchange::receive(int from) {
-  const int in_links = group_->members[static_cast<std::size_t>(from)];
-  const auto bytes = group_->links->poll(in_links, tag_);
-  std::vector<Arrival> arrivals;
-  if (!bytes) return arrivals;
-  const auto name = [&] { return group_->name_of(from); };
-  arrivals.push_back(unpack(bytes, 0, name));
-  group_->links->whereabouts.heard_of(in_links, arrivals.front().prefix.header);
-  while (!arrivals.back().ends_message())
-    arrivals.push_back(unpack(bytes, arrivals.back().at - sizeof(Prefix) + arrivals.back().whole().size(), name));
-  return arrivals;
+Arrival GroupExchange::unpacked(std::span<const std::byte> rest, std::shared_ptr<const Bytes> bytes, int from) const {
+  return unpack(rest, std::move(bytes), [&] { return group_->name_of(from); });
+}
+
+Arrival GroupExchange::receive(int from) {
+  auto bytes = group_->links->poll(in_links(from), tag_);
+  if (!bytes) return {};
+  const std::span<const std::byte> message = *bytes;
+  Arrival first = unpacked(message, std::move(bytes), from);
+  group_->links->whereabouts.heard_of(in_links(from), first.prefix().header);
+  return first;
+}
+
+Arrival GroupExchange::find(int from) {
+  const std::span<const std::byte> message = group_->links->find(in_links(from), tag_);
+  if (message.empty()) return {};
+  Arrival arrival = unpacked(message, nullptr, from);
+  expect(arrival.behind().empty(), Code::transport,
+         [&] { return not_a_message(group_->name_of(from), message.size()); });
+  group_->links->whereabouts.heard_of(in_links(from), arrival.prefix().header);
+  return arrival;
+}
+
+Arrival GroupExchange::next(const Arrival& before, int from) const {
+  return before.behind().empty() ? Arrival{} : unpacked(before.behind(), before.bytes, from);
 }
 
 // As the links number them: whose messages are not there, and who has not taken this rank's.

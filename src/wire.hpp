@@ -24,13 +24,24 @@ class Declined {
   std::vector<std::unique_ptr<Pending::Impl>> exchanges_;
 };
 
+/// One of the steps by which a rank comes to have what all have made, where not everyone sends to everyone.
+struct Step {
+  int to = 0, from = 0;   // of the group
+  std::vector<int> of{};  // whose it passes on: what it has, itself first
+};
+
 /// A group's view of its links. Shared by the communicator and the exchanges that it started.
 struct Group {
+  Group(std::shared_ptr<Links> through, std::vector<int> ranks, std::uint64_t number, const Patience& how);
+
   std::shared_ptr<Links> links;
   std::vector<int> members;  // [rank in the group] -> rank in links
   int rank = 0;
   std::uint64_t context = 0;
   Patience patience;
+  std::vector<int> others;     // as the links number them
+  bool shares_memory = false;  // with all of them
+  std::vector<Step> steps;     // none where all are sent to directly
   std::unique_ptr<Declined> declined = std::make_unique<Declined>();
 
   int size() const noexcept { return static_cast<int>(members.size()); }
@@ -40,7 +51,7 @@ struct Group {
 
 /// Sends `own` to the group as its exchange number `sequence`; the result is the same on every rank, to the bit.
 /// `memory`: whose own.payload is, where that is nobody else's; the result's payload is the same vector.
-std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel own,
+std::unique_ptr<Pending::Impl> begin_exchange(const std::shared_ptr<const Group>& group, Parcel&& own,
                                               std::vector<double> memory, std::uint64_t sequence);
 
 /// Sends this rank's `size` bytes to the group and receives those of the others, rank r's at records + r * stride, in

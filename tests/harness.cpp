@@ -20,7 +20,10 @@ using allnorm::Code;
 using allnorm::Error;
 
 void run(int ranks, const Body& body, const allnorm::Patience& patience) {
-  const auto worlds = allnorm::threads(ranks, patience);
+  run(allnorm::threads(ranks, patience), body);
+}
+
+void run(const std::vector<World>& worlds, const Body& body) {
   std::vector<std::exception_ptr> errors(worlds.size());
   std::vector<std::thread> workers;
   for (std::size_t rank = 0; rank < worlds.size(); ++rank)

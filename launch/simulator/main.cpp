@@ -96,12 +96,13 @@ std::vector<sg4::Host*> build(const Cluster& of, std::size_t ranks) {
 class SimulatedLinks final : public Links {
  public:
   /// `room`: bytes of the longest message.
-  SimulatedLinks(int rank, int size, double overhead_us, std::size_t room)
-      : rank_(rank), size_(size), half_(overhead_us * micro / 2), room_(room) {}
+  SimulatedLinks(int rank, int size, int ranks_per_node, double overhead_us, std::size_t room)
+      : rank_(rank), size_(size), ranks_per_node_(ranks_per_node), half_(overhead_us * micro / 2), room_(room) {}
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return size_; }
   std::string_view transport() const noexcept override { return "simulated"; }
+  int node_of(int rank) const override { return rank / ranks_per_node_; }
   void post(std::span<const int> to, std::uint64_t, std::shared_ptr<const Bytes> bytes) override {
     for (const int rank : to) {
       sg4::this_actor::sleep_for(half_);
@@ -132,7 +133,7 @@ class SimulatedLinks final : public Links {
     MPI_Request request;
     std::shared_ptr<const Bytes> bytes;
   };
-  int rank_, size_;
+  int rank_, size_, ranks_per_node_;
   double half_;       // seconds
   std::size_t room_;  // bytes
   std::list<Sending> sendings_{};
@@ -145,6 +146,7 @@ struct Experiment {
 };
 struct Job {
   std::size_t ranks = 1;
+  int ranks_per_node = 1;
   double overhead_us = 0, between_us = 0;
   int exchanges = 1;  // of each kind
   std::vector<Experiment> experiments{};
@@ -166,7 +168,7 @@ void run_rank(Job& job) {
     const int parts = experiment.group <= patience.gather_limit ? experiment.group / 2 : 1;
     room = std::max(room, static_cast<std::size_t>(std::max(1, parts)) * (experiment.doubles * sizeof(double) + head));
   }
-  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.overhead_us, room);
+  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.ranks_per_node, job.overhead_us, room);
   Queue queue = Queue::cpu();
   for (Experiment& experiment : job.experiments) {
     const int first = rank / experiment.group * experiment.group;
@@ -195,7 +197,14 @@ void run_rank(Job& job) {
 int simulate(sg4::Engine& engine, const char* path) {
   std::ifstream file(path);
   const Json json = Json::parse(file);
-  Job job{json.at("ranks"), json.at("overhead_us"), json.at("between_us"), json.at("exchanges"), {}, {}};
+  const Cluster cluster = cluster_of(json.at("cluster"));
+  Job job{json.at("ranks"),
+          static_cast<int>(cluster.ranks_per_node),
+          json.at("overhead_us"),
+          json.at("between_us"),
+          json.at("exchanges"),
+          {},
+          {}};
   for (const Json& one : json.at("experiments")) job.experiments.push_back({one.at("group"), one.at("doubles")});
   xbt_log_control_set("root.thres:warning");
   // Latencies and bandwidths are what the cluster's file says, and no compute but the model's takes time.
@@ -206,7 +215,7 @@ int simulate(sg4::Engine& engine, const char* path) {
         "surf/precision:1e-9", "maxmin/precision:1e-9"})
     sg4::Engine::set_config(setting);
   SMPI_init();
-  const auto hosts = build(cluster_of(json.at("cluster")), job.ranks);
+  const auto hosts = build(cluster, job.ranks);
   job.barrier = sg4::Barrier::create(static_cast<unsigned int>(hosts.size()));
   SMPI_app_instance_register("exchange", nullptr, static_cast<int>(hosts.size()));
   for (std::size_t rank = 0; rank < hosts.size(); ++rank) {

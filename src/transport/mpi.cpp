@@ -1,6 +1,8 @@
-// Ranks as MPI processes: point-to-point messages, probed for, so that lengths may differ and no call blocks.
+// Ranks as MPI processes: point-to-point messages, probed for, so that lengths may differ and no call blocks; short
+// ones in memory that the ranks of a host share.
 #include "allnorm/mpi.hpp"
 
+#include <algorithm>
 #include <climits>
 #include <list>
 #include <memory>
@@ -13,6 +15,7 @@
 #include "src/transport/deadline.hpp"
 #include "src/transport/mpi_comm.hpp"
 #include "src/transport/seats.hpp"
+#include "src/transport/shared_memory.hpp"
 
 #if defined(OPEN_MPI) && __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>
@@ -41,13 +44,23 @@ HostName processor_name() {
   return host_name({text, static_cast<std::size_t>(length)});
 }
 
+// What every rank shows to all.
+template <class T>
+struct Shown {
+  T own{};
+  std::vector<T> all{};  // [rank]
+};
+
 // A communicator of ours, so that our tags meet nobody else's, and where its ranks run. Where a rank does not come
 // MPI may still write here later.
 struct Meeting {
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_Request request = MPI_REQUEST_NULL;
-  Seat own_seat{processor_name(), own_cores()};
-  std::vector<Seat> seats{};  // [rank]
+  Shown<Seat> seats{{processor_name(), own_cores()}};
+  Shown<MemoryName> memories;           // of the hosts, by the first rank of each
+  Shown<char> attached;                 // to that of its host
+  std::vector<int> nodes{};             // [rank]
+  std::shared_ptr<std::byte> memory{};  // where all ranks of this host are attached to it
 };
 
 // Collective over `comm`, with the first exchange's deadline. No rank can be named: nothing joins them yet.
@@ -68,14 +81,32 @@ std::unique_ptr<Meeting> meet(MPI_Comm comm, const Patience& patience) {
   check_mpi(MPI_Comm_idup(comm, &meeting->comm, &meeting->request), "MPI_Comm_idup");
   wait("MPI_Comm_idup");
   MPI_Comm_set_errhandler(meeting->comm, MPI_ERRORS_RETURN);
-  int size = 0;
+  int size = 0, rank = 0;
   check_mpi(MPI_Comm_size(meeting->comm, &size), "MPI_Comm_size");
-  meeting->seats.resize(static_cast<std::size_t>(size));
-  constexpr int bytes = sizeof(Seat);
-  check_mpi(MPI_Iallgather(&meeting->own_seat, bytes, MPI_BYTE, meeting->seats.data(), bytes, MPI_BYTE, meeting->comm,
-                           &meeting->request),
-            "MPI_Iallgather");
-  wait("MPI_Iallgather");
+  check_mpi(MPI_Comm_rank(meeting->comm, &rank), "MPI_Comm_rank");
+  const auto show = [&](auto& what) {
+    constexpr int bytes = sizeof what.own;
+    what.all.resize(static_cast<std::size_t>(size));
+    check_mpi(
+        MPI_Iallgather(&what.own, bytes, MPI_BYTE, what.all.data(), bytes, MPI_BYTE, meeting->comm, &meeting->request),
+        "MPI_Iallgather");
+    wait("MPI_Iallgather");
+  };
+  show(meeting->seats);
+  meeting->nodes = nodes_of(meeting->seats.all);
+  std::vector<int> ranks_of(meeting->nodes.size());  // [first rank of a host]
+  for (const int node : meeting->nodes) ++ranks_of[static_cast<std::size_t>(node)];
+  if (std::ranges::max(ranks_of) == 1) return meeting;  // nobody shares anything
+  const auto node = static_cast<std::size_t>(meeting->nodes[static_cast<std::size_t>(rank)]);
+  const std::size_t bytes = Board::bytes_for(static_cast<std::size_t>(ranks_of[node]));
+  std::optional<NamedMemory> made;  // has its name until all have come
+  if (node == static_cast<std::size_t>(rank) && ranks_of[node] > 1) meeting->memories.own = made.emplace(bytes).name();
+  show(meeting->memories);
+  meeting->memory = attach(meeting->memories.all[node], bytes);
+  meeting->attached.own = meeting->memory != nullptr;
+  show(meeting->attached);
+  for (std::size_t r = 0; r < meeting->nodes.size(); ++r)
+    if (meeting->nodes[r] == static_cast<int>(node) && !meeting->attached.all[r]) meeting->memory.reset();
   return meeting;
 }
 
@@ -100,12 +131,20 @@ class MpiLinks final : public Links {
       : takes_gpu_memory_(gpu_memory == GpuMemory::taken || (gpu_memory == GpuMemory::ask && mpi_takes_gpu_memory())) {
     const auto meeting = meet(comm, patience);
     own_.push_back({meeting->comm});
-    left_.resize(meeting->seats.size());
+    left_.resize(meeting->nodes.size());
     check_mpi(MPI_Comm_rank(meeting->comm, &rank_), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(meeting->comm, &size_), "MPI_Comm_size");
-    const auto& seats = meeting->seats;
+    const auto& seats = meeting->seats.all;
     crowded_ = is_crowded(seats, static_cast<std::size_t>(rank_));
     names_ = names_of(seats, world_ranks(meeting->comm, size_));
+    nodes_ = std::move(meeting->nodes);
+    std::size_t here = 0, own_place = 0;
+    for (int rank = 0; rank < size_; ++rank) {
+      if (rank == rank_) own_place = here;
+      places_.push_back(here);
+      here += node_of(rank) == node_of(rank_);
+    }
+    board_ = Board(std::move(meeting->memory), here, own_place);
   }
   MpiLinks(const MpiLinks&) = delete;
   MpiLinks& operator=(const MpiLinks&) = delete;
@@ -121,6 +160,15 @@ class MpiLinks final : public Links {
     const std::size_t size = bytes->size();
     post_from(to, tag, {std::move(bytes), data}, size);
   }
+  int node_of(int rank) const override { return nodes_[static_cast<std::size_t>(rank)]; }
+  bool shares_memory(std::span<const int> ranks) const override {
+    return board_ && std::ranges::all_of(ranks, [this](int rank) { return node_of(rank) == node_of(rank_); });
+  }
+  bool put(std::span<const int> to, std::uint64_t tag, Parts parts) override {
+    return board_.put(tag, parts, to.size() + 1);
+  }
+  std::span<const std::byte> find(int from, std::uint64_t tag) override { return board_.find(place_of(from), tag); }
+  void let_go(int from, const std::byte* message) noexcept override { board_.let_go(place_of(from), message); }
   bool takes_gpu_memory() const noexcept override { return takes_gpu_memory_; }
   void post_from(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const std::byte> data,
                  std::size_t size) override {
@@ -178,6 +226,7 @@ class MpiLinks final : public Links {
   using Receiving = MpiComm::Receiving;
 
   MPI_Comm comm() const noexcept { return own_.front().comm; }
+  std::size_t place_of(int rank) const noexcept { return places_[static_cast<std::size_t>(rank)]; }
 
   static Receiving in_own_memory(std::size_t size) {
     auto bytes = std::make_shared<Bytes>(size);
@@ -213,7 +262,10 @@ class MpiLinks final : public Links {
   std::vector<char> left_;  // [rank] whether it has said goodbye
   int rank_ = 0, size_ = 1;
   bool crowded_ = false;
-  std::vector<std::string> names_;  // [rank]
+  std::vector<std::string> names_;   // [rank]
+  std::vector<int> nodes_;           // [rank] the first rank of its host
+  std::vector<std::size_t> places_;  // [rank] on the board, of those of this host
+  Board board_;                      // of nobody where they share no memory
 };
 
 }  // namespace

@@ -38,6 +38,15 @@ inline bool is_crowded(const std::vector<Seat>& seats, std::size_t rank) {
   return are_crowded(ranks, cores, cpu_quota());
 }
 
+/// [rank] -> the first rank of its host.
+inline std::vector<int> nodes_of(const std::vector<Seat>& seats) {
+  std::vector<int> nodes;
+  for (const Seat& seat : seats)
+    nodes.push_back(static_cast<int>(
+        std::find_if(seats.begin(), seats.end(), [&](const Seat& s) { return s.host == seat.host; }) - seats.begin()));
+  return nodes;
+}
+
 /// How errors call the ranks, [rank], which have these numbers: by their host too where these are several.
 inline std::vector<std::string> names_of(const std::vector<Seat>& seats, const std::vector<int>& numbers) {
   const bool several = std::any_of(seats.begin(), seats.end(), [&](const Seat& s) { return s.host != seats[0].host; });

@@ -28,6 +28,7 @@ class ConnectedLinks final : public TcpLinks {
     std::vector<int> numbers(connections_.size());
     std::iota(numbers.begin(), numbers.end(), 0);
     names_ = names_of(ranks.seats, numbers);
+    nodes_ = nodes_of(ranks.seats);
     looks_.reserve(connections_.size());
   }
   ConnectedLinks(const ConnectedLinks&) = delete;
@@ -41,6 +42,7 @@ class ConnectedLinks final : public TcpLinks {
   int size() const noexcept override { return static_cast<int>(connections_.size()); }
   std::string_view transport() const noexcept override { return "tcp"; }
   std::string name_of(int rank) const override { return names_[static_cast<std::size_t>(rank)]; }
+  int node_of(int rank) const override { return nodes_[static_cast<std::size_t>(rank)]; }
   bool crowded() const noexcept override { return crowded_; }
 
   void post(std::span<const int> to, std::uint64_t tag, std::shared_ptr<const Bytes> bytes) override {
@@ -165,6 +167,7 @@ class ConnectedLinks final : public TcpLinks {
   std::vector<TcpConnection> connections_;  // [rank], this one's is over
   bool crowded_;
   std::vector<std::string> names_;  // [rank]
+  std::vector<int> nodes_;          // [rank]
   std::vector<pollfd> looks_;
   std::chrono::steady_clock::time_point next_look_{};
 };

@@ -80,7 +80,7 @@ class TcpConnection {
 
   Socket socket_;
   Parcels parcels_;
-  std::vector<std::byte> buffer_;  // of what has come, [begin_, end_) is not read yet
+  Bytes buffer_;  // of what has come, [begin_, end_) is not read yet
   std::size_t begin_ = 0, end_ = 0;
   std::list<Message> inbox_, coming_;  // coming_: at most one, whose bytes are not all there
   bool over_ = true, sending_ended_ = false, takes_nothing_ = false;

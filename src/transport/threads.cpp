@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "src/transport/pause.hpp"
+#include "src/transport/shared_memory.hpp"
 #include "src/transport/threads.hpp"
 
 namespace allnorm {
@@ -86,10 +87,12 @@ struct Hub {
   explicit Hub(int ranks)
       : boxes(static_cast<std::size_t>(ranks)),
         left(boxes.size()),
+        memory(ranks > 1 ? zeros(Board::bytes_for(boxes.size())) : nullptr),
         crowded(are_crowded(ranks, own_cores(), cpu_quota())) {}
 
   std::vector<Mailbox> boxes;           // [rank]
   std::vector<std::atomic<bool>> left;  // [rank] it has said goodbye
+  std::shared_ptr<std::byte> memory;    // of the ranks' board
   const bool crowded;
   std::atomic<bool> aborted{false};
   std::mutex mutex;  // of what follows
@@ -100,7 +103,8 @@ struct Hub {
 
 class ThreadLinks final : public Links {
  public:
-  ThreadLinks(std::shared_ptr<Hub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
+  ThreadLinks(std::shared_ptr<Hub> hub, int rank)
+      : hub_(std::move(hub)), rank_(rank), board_(hub_->memory, hub_->boxes.size(), static_cast<std::size_t>(rank)) {}
   ThreadLinks(const ThreadLinks&) = delete;
   ThreadLinks& operator=(const ThreadLinks&) = delete;
   ~ThreadLinks() override { hub_->left[static_cast<std::size_t>(rank_)].store(true, std::memory_order_release); }
@@ -126,6 +130,19 @@ class ThreadLinks final : public Links {
       fail(Code::aborted, hub_->abort_reason);
     }
     return bytes;
+  }
+
+  bool shares_memory(std::span<const int>) const override { return static_cast<bool>(board_); }
+  bool put(std::span<const int> to, std::uint64_t tag, Parts parts) override {
+    if (!board_.put(tag, parts, to.size() + 1)) return false;
+    for (const int rank : to) box(rank).wake();
+    return true;
+  }
+  std::span<const std::byte> find(int from, std::uint64_t tag) override {
+    return board_.find(static_cast<std::size_t>(from), tag);
+  }
+  void let_go(int from, const std::byte* message) noexcept override {
+    board_.let_go(static_cast<std::size_t>(from), message);
   }
 
   std::vector<int> unsent(std::uint64_t) override { return {}; }
@@ -172,6 +189,7 @@ class ThreadLinks final : public Links {
 
   std::shared_ptr<Hub> hub_;
   int rank_;
+  Board board_;
 };
 
 }  // namespace

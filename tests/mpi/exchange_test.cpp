@@ -1,9 +1,13 @@
 // The exchange among processes.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <chrono>
+#include <csignal>
+#include <fstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "allnorm/mpi.hpp"
 #include "exchange_cases.hpp"
@@ -38,6 +42,67 @@ TEST(MpiGatheredExchange, SumsAreInRankOrder) {
 TEST(MpiGatheredExchange, MismatchesAreNamed) {
   Queue queue = Queue::cpu();
   exchange_cases::mismatches_are_named(mpi(MPI_COMM_WORLD), queue);
+}
+
+// What this process has of memory that ranks share, as the system lists it.
+std::vector<std::string> shared_memory() {
+  std::vector<std::string> all;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);)
+    if (line.find("/allnorm-") != line.npos) all.push_back(line);
+  return all;
+}
+
+TEST(MpiSharedMemory, HasNoNameOnceAllHaveCome) {
+  EXPECT_TRUE(shared_memory().empty());
+  auto world = mpi(MPI_COMM_WORLD);
+  MPI_Barrier(MPI_COMM_WORLD);
+  const auto all = shared_memory();
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_TRUE(all[0].ends_with(" (deleted)")) << all[0];
+  world.reset();
+  EXPECT_TRUE(shared_memory().empty());
+}
+
+// Where the system has no more memory to share: here none for the rank that makes it.
+class WithoutSharedMemory : public testing::Test {
+ protected:
+  void run(void (*body)(const harness::World&, Queue&)) const {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    const auto signal_before = std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit less{1 << 12, before.rlim_max};
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    if (rank == 0) {
+      ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &less), 0);
+    }
+    Queue queue = Queue::cpu();
+    const auto world = mpi(MPI_COMM_WORLD);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    std::signal(SIGXFSZ, signal_before);
+    EXPECT_TRUE(shared_memory().empty());
+    body(world, queue);
+  }
+};
+
+TEST_F(WithoutSharedMemory, SumsAreExact) { run(exchange_cases::sums_are_exact); }
+TEST_F(WithoutSharedMemory, SumsAreInRankOrder) { run(exchange_cases::sums_are_in_rank_order); }
+TEST_F(WithoutSharedMemory, MomentsAreMerged) { run(exchange_cases::moments_are_merged); }
+TEST_F(WithoutSharedMemory, ExchangesOverlap) { run(exchange_cases::exchanges_overlap); }
+TEST_F(WithoutSharedMemory, ARankMayDecline) { run(exchange_cases::a_rank_may_decline); }
+TEST_F(WithoutSharedMemory, MismatchesAreNamed) { run(exchange_cases::mismatches_are_named); }
+
+// Ranks whose messages have other lengths, one of them too long for the memory that they share.
+TEST(MpiSharedMemory, IsNotAllThatIsLookedAt) {
+  Queue queue = Queue::cpu();
+  const auto world = mpi(MPI_COMM_WORLD);
+  const std::size_t doubles = world->rank() == 0 ? 100'000 : 10;
+  EXPECT_NE(harness::error_of([&] {
+              world->exchange({Header("bn", Direction::forward, 0), std::vector<double>(doubles, 1.0), 0, {}}, queue);
+            }).find("payload length is 10, must be 100000 as on rank 0"),
+            std::string::npos);
+  EXPECT_EQ(world->exchange({Header("bn", Direction::forward, 1), {1.0}, 0, {}}, queue).payload[0], world->size());
 }
 
 // A communicator whose ranks have met: the next exchange has this deadline, in seconds.

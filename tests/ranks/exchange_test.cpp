@@ -1,4 +1,5 @@
-// The exchange among threads, gathered and along a tree, and what happens when a rank fails.
+// The exchange among threads, in memory that they share, by messages and along a tree, and what happens when a rank
+// fails.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 
 #include "allnorm/catalogue.hpp"
 #include "exchange_cases.hpp"
+#include "faulty_links.hpp"
 #include "src/exchange.hpp"
 
 namespace {
@@ -23,19 +25,23 @@ using harness::World;
 struct Group {
   int ranks;
   int gather_limit;
+  int ranks_per_node = 0;  // 0: they share memory
 };
 std::string name_of(const testing::TestParamInfo<Group>& info) {
-  return std::to_string(info.param.ranks) +
-         (info.param.ranks <= info.param.gather_limit ? "RanksGathered" : "RanksInATree");
+  const Group& group = info.param;
+  if (group.ranks > group.gather_limit) return std::to_string(group.ranks) + "RanksInATree";
+  return std::to_string(group.ranks) + "RanksGathered" +
+         (group.ranks_per_node > 0 ? "OnNodesOf" + std::to_string(group.ranks_per_node) : "");
+}
+void run(const Group& group, const harness::Body& body) {
+  Patience patience;
+  patience.gather_limit = group.gather_limit;
+  harness::run(faults::threads(group.ranks, {}, group.ranks_per_node, patience), body);
 }
 
 class Exchange : public testing::TestWithParam<Group> {
  protected:
-  void run(const harness::Body& body) const {
-    Patience patience;
-    patience.gather_limit = GetParam().gather_limit;
-    harness::run(GetParam().ranks, body, patience);
-  }
+  void run(const harness::Body& body) const { ::run(GetParam(), body); }
 };
 
 TEST_P(Exchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
@@ -46,15 +52,21 @@ TEST_P(Exchange, SplitsAreIndependent) { run(exchange_cases::splits_are_independ
 
 INSTANTIATE_TEST_SUITE_P(Groups, Exchange,
                          testing::Values(Group{1, 32}, Group{2, 32}, Group{3, 32}, Group{4, 32}, Group{5, 32},
-                                         Group{6, 32}, Group{11, 32}, Group{16, 32}, Group{2, 1}, Group{3, 1},
-                                         Group{5, 1}, Group{8, 2}),
+                                         Group{16, 32}, Group{2, 32, 2}, Group{3, 32, 3}, Group{4, 32, 2},
+                                         Group{5, 32, 5}, Group{6, 32, 6}, Group{11, 32, 11}, Group{16, 32, 16},
+                                         Group{5, 32, 1}, Group{6, 32, 2}, Group{6, 32, 3}, Group{9, 32, 3},
+                                         Group{7, 32, 4}, Group{2, 1}, Group{3, 1}, Group{5, 1}, Group{8, 2}),
                          name_of);
 
 TEST(GatheredExchange, SumsAreInRankOrder) {
-  for (const int ranks : {1, 2, 3, 4, 5, 7, 8, 13}) harness::run(ranks, exchange_cases::sums_are_in_rank_order);
+  for (const int ranks : {1, 2, 3, 4, 5, 7, 8, 12, 13})
+    for (const int ranks_per_node : {0, ranks, 4, 3, 2})
+      run({ranks, 32, ranks_per_node}, exchange_cases::sums_are_in_rank_order);
 }
 TEST(GatheredExchange, MismatchesAreNamed) {
-  for (const int ranks : {2, 3, 4, 5, 9}) harness::run(ranks, exchange_cases::mismatches_are_named);
+  for (const int ranks : {2, 3, 4, 5, 9})
+    for (const int ranks_per_node : {0, ranks, 3})
+      run({ranks, 32, ranks_per_node}, exchange_cases::mismatches_are_named);
 }
 
 TEST(TreeExchange, EveryRankGetsTheSameBits) {
@@ -96,29 +108,23 @@ TEST(TreeExchange, MismatchesReachEveryRank) {
 
 // A record that says so is a rank's decline.
 TEST(DeclinedRecord, IsToldWithItsReasonAndTheGroupGoesOn) {
-  for (const auto& [ranks, limit] : {Group{3, 32}, Group{3, 1}, Group{5, 32}, Group{7, 32}}) {
-    Patience patience;
-    patience.gather_limit = limit;
-    harness::run(
-        ranks,
-        [](const World& world, Queue& queue) {
-          struct {
-            RecordHead head;
-            double payload;
-          } record{{Header("bn", Direction::forward, 0), 0, 1}, 1.0};
-          const auto gather = [&] {
-            return world->gather({reinterpret_cast<std::byte*>(&record), 1, nullptr, 0}, queue).sums[0];
-          };
-          const std::string why = "x is wrong: " + std::string(300, 'x'), cut = why.substr(0, 191);
-          const RecordHead good = record.head;
-          if (world->rank() == 1) record.head = RecordHead(good.header, why);
-          EXPECT_EQ(error_of([&] { gather(); }),
-                    world->rank() == 1 ? "aborted: " + cut : "aborted: rank 1 failed: " + cut);
-          record.head = good;
-          EXPECT_EQ(gather(), world->size());
-        },
-        patience);
-  }
+  for (const Group& group :
+       {Group{3, 32}, Group{3, 32, 3}, Group{3, 1}, Group{5, 32, 5}, Group{7, 32, 7}, Group{8, 32, 4}})
+    run(group, [](const World& world, Queue& queue) {
+      struct {
+        RecordHead head;
+        double payload;
+      } record{{Header("bn", Direction::forward, 0), 0, 1}, 1.0};
+      const auto gather = [&] {
+        return world->gather({reinterpret_cast<std::byte*>(&record), 1, nullptr, 0}, queue).sums[0];
+      };
+      const std::string why = "x is wrong: " + std::string(300, 'x'), cut = why.substr(0, 191);
+      const RecordHead good = record.head;
+      if (world->rank() == 1) record.head = RecordHead(good.header, why);
+      EXPECT_EQ(error_of([&] { gather(); }), world->rank() == 1 ? "aborted: " + cut : "aborted: rank 1 failed: " + cut);
+      record.head = good;
+      EXPECT_EQ(gather(), world->size());
+    });
 }
 
 TEST(Split, RefusesAColorThatADoubleCannotHold) {
@@ -150,10 +156,14 @@ TEST(FailedRank, ItsPeersSayWhichAndWhy) {
             "aborted: rank 1 failed: file x is broken");
 }
 
-// Rank 0 of 2, whose peer sends `bytes`.
+// Rank 0 of 2, whose peer sends `bytes`, or puts them into memory that both share.
 class OnePeer final : public Links {
  public:
-  explicit OnePeer(Bytes bytes) : bytes_(std::make_shared<const Bytes>(std::move(bytes))) {}
+  OnePeer(Bytes bytes, bool shares) : bytes_(std::make_shared<const Bytes>(std::move(bytes))), shares_(shares) {}
+  bool shares_memory(std::span<const int>) const override { return shares_; }
+  std::span<const std::byte> find(int from, std::uint64_t) override {
+    return from == 1 ? std::span<const std::byte>(*bytes_) : std::span<const std::byte>();
+  }
   int rank() const noexcept override { return 0; }
   int size() const noexcept override { return 2; }
   std::string_view transport() const noexcept override { return "a test"; }
@@ -164,24 +174,57 @@ class OnePeer final : public Links {
 
  private:
   std::shared_ptr<const Bytes> bytes_;
+  bool shares_;
 };
 
 TEST(ForeignMessages, AreTold) {
   Queue queue = Queue::cpu();
-  const auto told = [&](const Header& header, std::size_t size) {
-    Bytes bytes(size);
-    if (size > 0) std::memcpy(bytes.data(), &header, std::min(size, sizeof header));
-    const auto world = communicate(std::make_shared<OnePeer>(std::move(bytes)), Patience{});
-    return error_of([&] { world->exchange({Header("x", Direction::agreement, 0), {}, 0, {}}, queue); });
-  };
   Header older("x", Direction::agreement, 0);
   older.set(Field::wire_version, std::uint64_t{1});
-  for (const std::size_t size : {100, 392, 1000})  // of that version they may be shorter than ours, and longer
-    EXPECT_EQ(told(older, size),
-              "mismatch: rank 1: another version of allnorm, whose messages are of wire version 1, must be of 5");
-  EXPECT_EQ(told(Header("x", Direction::agreement, 0), 100),
-            "transport: a message from rank 1 has 100 bytes and is not one of allnorm's");
-  EXPECT_EQ(told(Header(), 0), "transport: a message from rank 1 has 0 bytes and is not one of allnorm's");
+  for (const bool shares : {false, true}) {
+    const auto told = [&](const Header& header, std::size_t size) {
+      Bytes bytes(size);
+      if (size > 0) std::memcpy(bytes.data(), &header, std::min(size, sizeof header));
+      const auto world = communicate(std::make_shared<OnePeer>(std::move(bytes), shares), Patience{});
+      return error_of([&] { world->exchange({Header("x", Direction::agreement, 0), {}, 0, {}}, queue); });
+    };
+    for (const std::size_t size : {100, 392, 1000})  // of that version they may be shorter than ours, and longer
+      EXPECT_EQ(told(older, size),
+                "mismatch: rank 1: another version of allnorm, whose messages are of wire version 1, must be of 5");
+    EXPECT_EQ(told(Header("x", Direction::agreement, 0), 100),
+              "transport: a message from rank 1 has 100 bytes and is not one of allnorm's");
+    EXPECT_EQ(told(Header(), 0), "transport: a message from rank 1 has 0 bytes and is not one of allnorm's");
+  }
+}
+
+// A message of the right kind, and something behind it.
+TEST(ForeignMessages, HaveNothingBehindThem) {
+  struct Padded final : public Links {
+    int rank() const noexcept override { return 0; }
+    int size() const noexcept override { return 2; }
+    std::string_view transport() const noexcept override { return "a test"; }
+    void post(std::span<const int>, std::uint64_t, std::shared_ptr<const Bytes>) override {}
+    std::shared_ptr<const Bytes> poll(int, std::uint64_t) override { return nullptr; }
+    std::vector<int> unsent(std::uint64_t) override { return {}; }
+    void abort(const Error&) noexcept override {}
+    bool shares_memory(std::span<const int>) const override { return true; }
+    bool put(std::span<const int>, std::uint64_t, Parts parts) override {
+      for (const auto& part : parts) own.insert(own.end(), part.begin(), part.end());
+      longer = own;
+      longer.resize(own.size() + 8, std::byte{1});
+      return true;
+    }
+    std::span<const std::byte> find(int from, std::uint64_t) override {
+      return from == 0 ? std::span<const std::byte>(own) : std::span<const std::byte>(longer);
+    }
+    Bytes own, longer;
+  };
+  Queue queue = Queue::cpu();
+  const auto world = communicate(std::make_shared<Padded>(), Patience{});
+  EXPECT_EQ(error_of([&] {
+              world->exchange({Header("x", Direction::agreement, 0), {}, 0, {}}, queue);
+            }),
+            "transport: a message from rank 1 has 464 bytes and is not one of allnorm's");
 }
 
 TEST(Threads, NeedAtLeastOneRank) {

@@ -77,11 +77,11 @@ struct Outcome {
   std::vector<End> ends{ranks};
   std::vector<Trace> traces{ranks};
 };
-Outcome run(const Fault& fault) {
+Outcome run(const Fault& fault, int ranks_per_node) {
   const bool waits = fault.kind == Kind::drop || fault.kind == Kind::die;  // for what does not come
   Patience patience;
   patience.timeout = patience.first_timeout = waits ? 1 : 60;
-  const auto worlds = faults::threads(ranks, fault, patience);
+  const auto worlds = faults::threads(ranks, fault, ranks_per_node, patience);
   Outcome outcome;
   std::vector<std::thread> threads;
   for (std::size_t r = 0; r < ranks; ++r)
@@ -133,8 +133,10 @@ void check(const Fault& fault, const Outcome& outcome, const std::vector<Trace>&
   }
 }
 
-TEST(Faults, EndInARightResultOrANamedError) {
-  const Outcome clean = run(Fault{});
+class Faults : public testing::TestWithParam<int> {};  // ranks of a node, 0 where they share memory
+
+TEST_P(Faults, EndInARightResultOrANamedError) {
+  const Outcome clean = run(Fault{}, GetParam());
   for (const End& end : clean.ends) ASSERT_EQ(end.calls, calls_made) << end.error;
   std::vector<Fault> all;
   for (const Kind kind : faults::kinds)
@@ -147,10 +149,13 @@ TEST(Faults, EndInARightResultOrANamedError) {
   std::vector<std::thread> workers;  // most of the time they wait for a deadline
   for (int i = 0; i < 16; ++i)
     workers.emplace_back([&] {
-      for (std::size_t at = next++; at < all.size(); at = next++) outcomes[at] = run(all[at]);
+      for (std::size_t at = next++; at < all.size(); at = next++) outcomes[at] = run(all[at], GetParam());
     });
   for (auto& worker : workers) worker.join();
   for (std::size_t at = 0; at < all.size(); ++at) check(all[at], outcomes[at], clean.traces);
 }
+
+INSTANTIATE_TEST_SUITE_P(Ways, Faults, testing::Values(0, ranks),
+                         [](const auto& way) { return std::string(way.param == 0 ? "InMemory" : "ByMessage"); });
 
 }  // namespace

@@ -30,8 +30,9 @@ struct Fault {
 /// No Error: nothing of the library may take it for one of its own.
 struct Died {};
 
-/// Communicators of ranks as threads, with the fault where it belongs.
-std::vector<std::shared_ptr<allnorm::Communicator>> threads(int ranks, const Fault& fault,
+/// Communicators of ranks as threads, with the fault where it belongs. `ranks_per_node`: 0 for ranks that share memory;
+/// otherwise they only send messages, on nodes of so many.
+std::vector<std::shared_ptr<allnorm::Communicator>> threads(int ranks, const Fault& fault, int ranks_per_node,
                                                             const allnorm::Patience& patience);
 
 }  // namespace faults

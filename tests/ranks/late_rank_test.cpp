@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "allnorm/catalogue.hpp"
+#include "faulty_links.hpp"
 #include "harness.hpp"
 #include "src/exchange.hpp"
 
@@ -35,17 +36,14 @@ Message message(std::string_view name, std::uint64_t call = 0) {
 }
 
 // What each rank is told in `body`, and that the longest took no less than `least` and at most a second more, in
-// seconds.
+// seconds. `ranks_per_node`: as of faults::threads().
 std::vector<std::string> told(int ranks, const Patience& patience, double least,
-                              const std::function<void(const World&, Queue&)>& body) {
+                              const std::function<void(const World&, Queue&)>& body, int ranks_per_node = 0) {
   std::vector<std::string> errors(static_cast<std::size_t>(ranks));
   const auto start = std::chrono::steady_clock::now();
-  harness::run(
-      ranks,
-      [&](const World& world, Queue& queue) {
-        errors[static_cast<std::size_t>(world->rank())] = error_of([&] { body(world, queue); });
-      },
-      patience);
+  harness::run(faults::threads(ranks, {}, ranks_per_node, patience), [&](const World& world, Queue& queue) {
+    errors[static_cast<std::size_t>(world->rank())] = error_of([&] { body(world, queue); });
+  });
   const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   EXPECT_GE(took, least);
   EXPECT_LE(took, least + 1);
@@ -53,12 +51,15 @@ std::vector<std::string> told(int ranks, const Patience& patience, double least,
 }
 
 TEST(LateRank, IsNamedAfterTheDeadline) {
-  const auto errors = told(3, patience_of(1.2), 1.2, [](const World& world, Queue& queue) {
+  const auto call = [](const World& world, Queue& queue) {
     if (world->rank() != 2) world->exchange(message("bn", 5), queue);
-  });
-  for (const int rank : {0, 1})
-    EXPECT_EQ(errors[static_cast<std::size_t>(rank)],
-              "timeout: bn, call 5, forward: rank 2 is missing, not done after 1.2 s");
+  };
+  for (const int ranks_per_node : {0, 3}) {
+    const auto errors = told(3, patience_of(1.2), 1.2, call, ranks_per_node);
+    for (const int rank : {0, 1})
+      EXPECT_EQ(errors[static_cast<std::size_t>(rank)],
+                "timeout: bn, call 5, forward: rank 2 is missing, not done after 1.2 s");
+  }
 }
 
 TEST(LateRank, IsToldWithTheCallThatItWasLastHeardOfAt) {
@@ -91,20 +92,26 @@ TEST(LateRank, WhoWaitsForItIsNotBlamed) {
 }
 
 // Of the others, how many name it and it alone.
-int named_by(int ranks, int absent, const Patience& patience) {
+int named_by(int ranks, int absent, const Patience& patience, int ranks_per_node = 0) {
   const std::string expected = "timeout: bn, call 0, forward: rank " + std::to_string(absent) +
                                " is missing, not done after " + (patience.timeout < 1 ? "0.4 s" : "1 s");
   int named = 0;
-  for (const std::string& error : told(ranks, patience, patience.timeout, [&](const World&world, Queue&queue) {
-         if (world->rank() != absent) world->exchange(message("bn"), queue);
-       }))
+  const auto call = [&](const World& world, Queue& queue) {
+    if (world->rank() != absent) world->exchange(message("bn"), queue);
+  };
+  for (const std::string& error : told(ranks, patience, patience.timeout, call, ranks_per_node))
     named += error.starts_with(expected);
   return named;
 }
 
 // Ranks that pass on what they have wait for others than the one that is late.
 TEST(LateRank, OfRanksThatPassOnIsNamedByAll) {
-  for (const int absent : {0, 2, 8}) EXPECT_EQ(named_by(9, absent, patience_of(0.4)), 8) << absent;
+  for (const int ranks_per_node : {9, 3})
+    for (const int absent : {0, 2, 8})
+      EXPECT_EQ(named_by(9, absent, patience_of(0.4), ranks_per_node), 8) << absent << ", " << ranks_per_node;
+}
+TEST(LateRank, OfManyThatShareMemoryIsNamedByAll) {
+  for (const int absent : {0, 8}) EXPECT_EQ(named_by(9, absent, patience_of(0.4)), 8) << absent;
 }
 TEST(LateRank, InATreeIsNamedByAll) {
   for (const int absent : {0, 4, 5, 6})  // the root, an inner node, leaves
