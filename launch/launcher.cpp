@@ -23,7 +23,7 @@ struct LauncherVariables {
   const char *rank, *size, *local;
   bool speaks_mpi;
   bool even_alone;  // a lone process is its rank too; otherwise it is a process that nothing was launched with
-  const char* sign = nullptr;  // counts only where this is set too
+  const char* sign = nullptr;  // counts only where this is set too, and not empty
 };
 // The innermost first: ranks of Open MPI inherit the variables of its daemons, which srun may have started, and those
 // of torchrun inherit srun's, or those of the mpirun that started it on each host: nobody starts mpirun by torchrun.
@@ -37,7 +37,10 @@ constexpr LauncherVariables launchers[] = {
     {srun, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", true, false},
 };
 
-bool may_count(const LauncherVariables& known) { return known.sign == nullptr || std::getenv(known.sign) != nullptr; }
+bool may_count(const LauncherVariables& known) {
+  const char* const sign = known.sign == nullptr ? "there" : std::getenv(known.sign);
+  return sign != nullptr && *sign != '\0';
+}
 
 }  // namespace
 
