@@ -85,7 +85,8 @@ void check_launchers(const Job&, Findings& found) {
   const std::string srun = on_path("srun");
   bool any = !srun.empty();
   if (any)
-    found.push_back({State::ok, srun + ": start jobs with srun --mpi=pmix (srun --mpi=list shows what there is)"});
+    found.push_back({State::ok, srun + ": start jobs with srun --mpi=" + (own_family == "MPICH" ? "pmi2" : "pmix") +
+                                    " (srun --mpi=list shows what there is)"});
   for (const char* name : {"mpirun", "mpiexec"}) {
     const std::string file = on_path(name);
     if (file.empty()) continue;

@@ -20,19 +20,27 @@ std::optional<int> number_in(const char* variable) {
 
 struct LauncherVariables {
   std::string_view name;
-  const char *rank, *size;
+  const char *rank, *size, *local;
   bool speaks_mpi;
   bool even_alone;  // a lone process is its rank too; otherwise it is a process that nothing was launched with
+  const char* sign = nullptr;  // counts only where this is set too, and not empty
 };
 // The innermost first: ranks of Open MPI inherit the variables of its daemons, which srun may have started, and those
-// of torchrun inherit srun's. Slurm's size is that of a step: SLURM_NTASKS is there in sbatch's script too.
+// of torchrun inherit srun's, or those of the mpirun that started it on each host: nobody starts mpirun by torchrun.
+// Slurm's size is that of a step: SLURM_NTASKS is there in sbatch's script too.
 constexpr LauncherVariables launchers[] = {
-    {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", true, true},
-    {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", true, true},
-    {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", true, true},
-    {torchrun, "RANK", "WORLD_SIZE", false, false},
-    {srun, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", true, false},
+    {torchrun, "RANK", "WORLD_SIZE", "LOCAL_RANK", false, false, "TORCHELASTIC_RUN_ID"},
+    {"mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", true, true},
+    {"mpirun (PMI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", true, true},
+    {"mpirun (MVAPICH)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", true, true},
+    {torchrun, "RANK", "WORLD_SIZE", "LOCAL_RANK", false, false},
+    {srun, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", true, false},
 };
+
+bool may_count(const LauncherVariables& known) {
+  const char* const sign = known.sign == nullptr ? "there" : std::getenv(known.sign);
+  return sign != nullptr && *sign != '\0';
+}
 
 }  // namespace
 
@@ -40,7 +48,8 @@ std::optional<Launcher> launcher() {
   for (const auto& known : launchers) {
     const int size = number_in(known.size).value_or(0);
     const auto rank = number_in(known.rank);
-    if (size == 0 || (!rank && known.name == torchrun)) continue;  // WORLD_SIZE alone has other uses
+    if (size == 0 || !may_count(known)) continue;
+    if (!rank && known.name == torchrun) continue;  // WORLD_SIZE alone has other uses
     const bool mpi_may_tell = number_in("PMIX_RANK").has_value();
     if (size == 1 && !known.even_alone && !mpi_may_tell) return std::nullopt;  // alone, whatever is around it
     return Launcher{known.name, rank.value_or(0), size, known.speaks_mpi || size == 1};
@@ -52,7 +61,7 @@ std::optional<Launcher> launcher() {
 std::vector<std::string> launcher_leftovers() {
   std::vector<std::string> left;
   for (const auto& known : launchers)
-    if (number_in(known.size) && !number_in(known.rank))
+    if (known.sign == nullptr && number_in(known.size) && !number_in(known.rank))
       left.push_back(std::string(known.size) + " is set without " + known.rank);
   return left;
 }
@@ -62,9 +71,18 @@ std::string text_of(const Launcher& from) {
 }
 
 int local_rank(int rank) {
-  for (const char* variable : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "LOCAL_RANK"})
-    if (const auto number = number_in(variable)) return *number;
+  const auto from = launcher();
+  bool counts = false;  // the launcher, and what is around it: srun --mpi=pmi2 sets PMI_RANK, and SLURM_LOCALID
+  for (const auto& known : launchers) {
+    counts = counts || (from && known.name == from->name && may_count(known));
+    if (const auto number = number_in(known.local); number && counts) return *number;
+  }
   return rank;
+}
+
+bool on_several_hosts() {
+  const int here = number_in("OMPI_COMM_WORLD_LOCAL_SIZE").value_or(0);
+  return here > 0 && here < number_in("OMPI_COMM_WORLD_SIZE").value_or(0);
 }
 
 }  // namespace allnorm::launch

@@ -24,5 +24,7 @@ std::vector<std::string> launcher_leftovers();
 std::string text_of(const Launcher& from);
 /// The number of this process among those of its machine, where the launcher tells it; otherwise its rank.
 int local_rank(int rank);
+/// True where mpirun of Open MPI has started the ranks on several hosts.
+bool on_several_hosts();
 
 }  // namespace allnorm::launch

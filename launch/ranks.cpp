@@ -205,8 +205,10 @@ int report(const std::exception& error) {
   const Failure failure = failure_of(error);
   const auto from = launcher();
   const bool several = from && from->size != 1;
-  // Open MPI takes a second to end the other processes when one of them leaves before MPI_Init.
-  if (several) give_way(from->rank, std::chrono::milliseconds(1500));
+  // Open MPI takes a second to end the other processes when one of them leaves before MPI_Init, and another one for
+  // those of other hosts.
+  const bool elsewhere = several && on_several_hosts() && local_rank(from->rank) != from->rank;
+  if (several) give_way(from->rank, std::chrono::milliseconds(elsewhere ? 2700 : 1500));
   print_line((several && from->rank > 0 ? "rank " + std::to_string(from->rank) + ": " : "") + failure.message);
   return failure.code;
 }

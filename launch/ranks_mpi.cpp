@@ -12,6 +12,8 @@
 #if ALLNORM_HAVE_MPI
 
 #include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "allnorm/mpi.hpp"
@@ -30,17 +32,28 @@ GpuMemory gpu_memory_from_environment() {
   return text == "taken" ? GpuMemory::taken : GpuMemory::refused;
 }
 
+bool is_open_mpi() { return mpi_library().starts_with("Open MPI"); }
+
 // Processes that one launcher started and that MPI does not know as its ranks: each would compute alone, and all would
 // write the same files. Empty where the two agree.
 std::string never_met(int size) {
   const auto from = launcher();
   if (!from || from->size == 0 || from->size == size) return {};
-  const std::string starter = from->name == srun       ? "srun --mpi=pmix or mpirun"
-                              : from->name == torchrun ? "mpirun or srun, or let them meet over TCP (--transport tcp)"
-                                                       : "the mpirun of this build's MPI, " + mpi_library();
+  const std::string own_mpirun = "the mpirun of this build's MPI, " + mpi_library();
+  const std::string starter = from->name == torchrun ? "mpirun or srun, or let them meet over TCP (--transport tcp)"
+                              : from->name != srun   ? own_mpirun
+                              : is_open_mpi()        ? "srun --mpi=pmix or mpirun"
+                                                     : "srun --mpi=pmi2 or " + own_mpirun;
   return "ranks of MPI: " + std::to_string(size) + ", must be the " + std::to_string(from->size) + " of " +
          std::string(from->name) + ": start them with " + starter +
          " (a process that is meant to be alone: --transport self or threads)";
+}
+
+// A task of a plain srun, of which Open MPI knows that it is not alone and not who the others are: it would end the
+// process in MPI_Init, in many words and with a code of its own.
+bool srun_tells_mpi_nothing() {
+  const auto from = launcher();
+  return from && from->name == srun && from->size > 1 && std::getenv("PMIX_RANK") == nullptr && is_open_mpi();
 }
 
 // Between two processes MPI itself waits for ever, at its start and at its end. No rank can be named then.
@@ -56,12 +69,23 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
   return [watch, line] { watch->late({.line = line}); };
 }
 
+// On other hosts than its own mpirun ends ranks a second after those at home. Until then they must not speak, nor those
+// at home whose failure counts less before the ones there.
+std::chrono::milliseconds time_for_other_hosts(const Failure& failure, int rank, bool keeps_report) {
+  constexpr std::chrono::milliseconds to_end_elsewhere{1200};
+  if (!on_several_hosts()) return {};
+  const int later = failure.kind == Code::aborted || keeps_report ? 2 : severity(failure) > 0 && rank > 0 ? 1 : 0;
+  return (later + (local_rank(rank) != rank ? 1 : 0)) * to_end_elsewhere;
+}
+
 // The end of a rank that failed, and of the job. Those who may have found the same wait a moment for each other, and
 // longer for the one that is to say what is known of all: on a busy machine it may take a while. Where it does not come
 // to that this one does, the first rank too where it was held up until another one had its turn.
 int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching& watching) {
   if (watch != nullptr) watch->failed(failure);
-  std::this_thread::sleep_for(time_to_give_way(failure, rank, watching.keeps_report()));
+  const bool keeps_report = watching.keeps_report();
+  std::this_thread::sleep_for(time_to_give_way(failure, rank, keeps_report) +
+                              time_for_other_hosts(failure, rank, keeps_report));
   watching.tell_report();
   tell_own(failure, rank, size);
   const Watchdog watchdog(5, failure.code, {});
@@ -83,6 +107,9 @@ std::string mpi_library() {
 
 int run_mpi(const RankOptions& options, const RankBody& body, Watching& watching) {
   const auto from = launcher();
+  // Where it is asked for by name, MPI may try: an old Open MPI may have been built with Slurm's own PMI.
+  if (options.transport.empty() && srun_tells_mpi_nothing()) fail(Code::unsupported, never_met(1));
+  std::signal(SIGPIPE, SIG_IGN);  // of a connection of MPI's to a rank that is gone: who it was is told at the deadline
   RankWatch* watch = from && from->size > 0 ? watching.rank(from->rank, from->size) : nullptr;
   {
     const std::string line = waits_in("MPI_Init", options.first_timeout);

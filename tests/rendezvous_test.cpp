@@ -256,8 +256,9 @@ class Environment : public testing::Test {
   void SetUp() override { clear(); }
   void TearDown() override { clear(); }
   static void clear() {
-    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ALLNORM_PORT", "ALLNORM_RUN",
-                             "ALLNORM_JOB_TOKEN", "ALLNORM_JOB_TOKEN_FILE"})
+    for (const char* name :
+         {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ALLNORM_PORT", "ALLNORM_RUN", "ALLNORM_JOB_TOKEN",
+          "ALLNORM_JOB_TOKEN_FILE", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID"})
       ::unsetenv(name);
   }
   static void set(const char* name, const char* value) { ::setenv(name, value, 1); }
@@ -281,6 +282,20 @@ TEST_F(RendezvousEnvironment, ItsOwnPortAndNeverTheLaunchers) {
   EXPECT_EQ(meeting.size, 3);
   EXPECT_EQ(meeting.run, "a run");
   EXPECT_EQ(meeting.token, a_token);
+}
+
+TEST_F(RendezvousEnvironment, ARunIsAStepOfSlurmOrTheTorchrunsOfAJob) {
+  set("MASTER_ADDR", "127.0.0.1");
+  const auto run_of = [](const char* job, const char* step) {
+    set("SLURM_JOB_ID", job);
+    set("SLURM_STEP_ID", step);
+    return meeting_from_environment(0, 1).run;
+  };
+  EXPECT_NE(run_of("7", "0"), run_of("7", "1"));
+  EXPECT_NE(run_of("7", "0"), run_of("8", "0"));
+  set("TORCHELASTIC_RUN_ID", "none");  // one torchrun a host, each started by a step of its own
+  EXPECT_EQ(run_of("7", "0"), run_of("7", "1"));
+  EXPECT_NE(run_of("7", "0"), run_of("8", "0"));
 }
 
 TEST_F(RendezvousEnvironment, WithoutATokenRanksMeetOnTheLoopbackOnly) {

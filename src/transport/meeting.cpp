@@ -93,9 +93,12 @@ Meeting meeting_from_environment(int rank, int size) {
   meeting.rank = rank;
   meeting.port = meeting_port();
   meeting.run = variable("ALLNORM_RUN");
-  if (meeting.run.empty())
-    for (const char* name : {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID"})
+  if (meeting.run.empty()) {
+    for (const char* name : {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID"})
       meeting.run += variable(name) + "/";
+    // A torchrun on each host may be in a step of its own.
+    if (variable("TORCHELASTIC_RUN_ID").empty()) meeting.run += variable("SLURM_STEP_ID");
+  }
   meeting.token = token_from_environment();
   if (meeting.size > 1) check_token(meeting);
   return meeting;

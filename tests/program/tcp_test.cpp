@@ -349,7 +349,8 @@ TEST_F(TcpRanks, MustSayWhereTheyMeet) {
 TEST_F(TcpRanks, MayBeOfAnotherLauncher) {
   for (int rank = 0; rank < 2; ++rank)
     start(rank, 2, "apply sync_batch_norm --transport tcp --input x.{rank}.npy --out o",
-          {"OMPI_COMM_WORLD_RANK=" + std::to_string(1 - rank), "OMPI_COMM_WORLD_SIZE=2", "RANK=7", "WORLD_SIZE=9"});
+          {"OMPI_COMM_WORLD_RANK=" + std::to_string(1 - rank), "OMPI_COMM_WORLD_SIZE=2", "RANK=7", "WORLD_SIZE=9",
+           "TORCHELASTIC_RUN_ID="});
   const Ended ended = wait();
   EXPECT_EQ(ended.codes, (std::vector<int>{0, 0})) << ended.err;
   EXPECT_TRUE(place.exists("o/output.r1.npy"));
