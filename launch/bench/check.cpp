@@ -102,7 +102,7 @@ std::optional<Truth> Truth::of(const Plan& plan, const Case& of, const Rank& ran
 Check Truth::compare(const Subject& subject) const {
   Check found;
   Queue& queue = subject.queue();
-  const double statistics_unit = queue.device().kind == DeviceKind::cpu ? 0 : reference::gpu_statistics;
+  const double statistics_unit = reference::statistics_unit(dtype_, queue.device().kind != DeviceKind::cpu);
   const auto compare_own = [&](std::string_view name, const TensorView& made, const reference::Answers& answers) {
     const auto at = answers.find(name);
     if (at == answers.end()) return;

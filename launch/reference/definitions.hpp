@@ -49,7 +49,11 @@ double value_tolerance(allnorm::DType dtype);
 /// How far sums over values of 16 bits are off, and on a GPU of f32: a rounding of each difference, of its square, and
 /// of up to eight terms that are added in f32.
 inline constexpr double short_sums = 16 * 0x1p-24;
-/// What each of the answer's values may be off. `statistics`: that, or 0 where they are summed in double.
+/// That where sums over values of a type are short, and 0 where they are in double.
+inline double statistics_unit(allnorm::DType dtype, bool gpu) {
+  return dtype == allnorm::DType::f64 || (dtype == allnorm::DType::f32 && !gpu) ? 0 : short_sums;
+}
+/// What each of the answer's values may be off. `statistics`: that unit.
 Doubles tolerances_of(const Answer& answer, allnorm::DType dtype, double statistics);
 /// The size of its largest value, or of what that is the sum of.
 double largest_of(const Answer& answer);

@@ -103,8 +103,8 @@ class Run {
     const auto want = step.answers.find(name);
     if (got == made.end() && want == step.answers.end()) return {};
     if (got == made.end() || want == step.answers.end()) return {no_number};
-    const bool in_double = rank_.queue.device().kind == DeviceKind::cpu && dtype_ == DType::f32;
-    const auto tolerances = tolerances_of(want->second, dtype_, in_double ? 0 : reference::short_sums);
+    const bool gpu = rank_.queue.device().kind != DeviceKind::cpu;
+    const auto tolerances = tolerances_of(want->second, dtype_, reference::statistics_unit(dtype_, gpu));
     const TensorSpec* of = row().gradient(name);
     if (of == nullptr && name != "output" && name != "grad_input")
       return worst_of(got->second.v, want->second.values, tolerances);

@@ -10,9 +10,7 @@ namespace backend {
 
 allnorm::Queue queue(int threads) { return allnorm::Queue::cpu(threads); }
 allnorm::Device device() { return {}; }
-double statistics_unit(allnorm::DType dtype) {
-  return dtype == allnorm::DType::f16 || dtype == allnorm::DType::bf16 ? reference::short_sums : 0;
-}
+double statistics_unit(allnorm::DType dtype) { return reference::statistics_unit(dtype, false); }
 const bool takes_some = false;
 void* allocate(std::size_t bytes) { return ::operator new(bytes); }
 void release(void* data) noexcept { ::operator delete(data); }

@@ -16,7 +16,7 @@ namespace backend {
 
 allnorm::Queue queue(int) { return allnorm::Queue::cuda(0); }
 allnorm::Device device() { return {allnorm::DeviceKind::cuda, 0}; }
-double statistics_unit(allnorm::DType dtype) { return dtype == allnorm::DType::f64 ? 0 : reference::short_sums; }
+double statistics_unit(allnorm::DType dtype) { return reference::statistics_unit(dtype, true); }
 const bool takes_some = true;
 
 namespace {
