@@ -286,7 +286,7 @@ TEST_F(TcpRanks, OneThatDoesNotEndIsNamed) {
   };
   Openings openings(directory());
   start_all(2, std::string("apply sync_batch_norm ") + of_ranks +
-                   "--steps 30 --timeout 2 ");  // a thread whose system calls are watched is slow
+                   "--steps 30 --timeout 6 ");  // a thread whose system calls are watched is slow
   await_begin(openings, 2);
   std::optional<HeldThread> held(std::in_place, process(1), removals);
   const bool holds = static_cast<bool>(*held);
@@ -302,7 +302,7 @@ TEST_F(TcpRanks, OneThatDoesNotEndIsNamed) {
   EXPECT_EQ(ended.codes[0], 5) << ended.err;
   EXPECT_EQ(
       ended.errors(),
-      std::vector<std::string>{"allnorm: the end, call 0, agreement: rank 1 is missing, not done after 2 s; rank 1 was "
+      std::vector<std::string>{"allnorm: the end, call 0, agreement: rank 1 is missing, not done after 6 s; rank 1 was "
                                "last heard of at apply, call 3, agreement"})
       << ended.err;
 }
