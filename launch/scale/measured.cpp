@@ -64,7 +64,7 @@ Key key_of(const Json& row) {
 
 }  // namespace
 
-std::vector<Json> run_bench(Arguments words, const std::string& transport, std::int64_t ranks) {
+std::vector<Json> run_bench(Arguments words, const std::string& transport, std::int64_t ranks, Exchanges exchanges) {
   const Folder folder;
   const std::string json = folder.file("bench.jsonl");
   Arguments all;
@@ -83,6 +83,7 @@ std::vector<Json> run_bench(Arguments words, const std::string& transport, std::
     all.insert(all.end(), {"--transport", "tcp"});
   else if (transport != "mpi")
     all.insert(all.end(), {"--transport", ranks > 1 ? "threads" : "self", "--ranks", std::to_string(ranks)});
+  if (exchanges == Exchanges::by_messages) all.insert(all.begin(), {"env", "ALLNORM_SHARED_MEMORY=0"});
   constexpr double no_limit = 1e7;  // bench itself has deadlines for its ranks
   const Ended ended = run_program(all, no_limit);
   expect(ended.code == 0, code_of(ended.code), [&] {

@@ -106,7 +106,7 @@ void measure_for(const char* use, SweepFile& file, const Arguments& words, const
                  std::int64_t ranks) {
   const std::vector<Json> kept = results_for(file, use);
   std::vector<Json> rows;
-  for (Json& event : run_bench(words, transport, ranks)) {
+  for (Json& event : run_bench(words, transport, ranks, Exchanges::by_messages)) {
     const auto same = [&event](const Json& row) {
       return row["layer"] == event["layer"] && row["shape"] == event["shape"] && row["ranks"] == event["ranks"];
     };

@@ -8,11 +8,18 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
+#include <string_view>
 
 namespace allnorm {
 
 namespace {
+
+bool is_wanted() noexcept {
+  const char* const set = std::getenv("ALLNORM_SHARED_MEMORY");
+  return set == nullptr || std::string_view(set) != "0";
+}
 
 // `handle`: -1 for memory of this process alone.
 std::shared_ptr<std::byte> mapped(int handle, std::size_t bytes) noexcept {
@@ -30,7 +37,7 @@ std::shared_ptr<std::byte> mapped(int handle, std::size_t bytes) noexcept {
 
 NamedMemory::NamedMemory(std::size_t bytes) noexcept {
   std::uint64_t number = 0;
-  if (::getrandom(&number, sizeof number, 0) != sizeof number) return;
+  if (!is_wanted() || ::getrandom(&number, sizeof number, 0) != sizeof number) return;
   MemoryName name{};
   std::snprintf(name.data(), name.size(), "/allnorm-%016llx", static_cast<unsigned long long>(number));
   const int handle = ::shm_open(name.data(), O_CREAT | O_EXCL | O_RDWR, S_IRUSR | S_IWUSR);
@@ -59,6 +66,6 @@ std::shared_ptr<std::byte> attach(const MemoryName& name, std::size_t bytes) noe
   return memory;
 }
 
-std::shared_ptr<std::byte> zeros(std::size_t bytes) noexcept { return mapped(-1, bytes); }
+std::shared_ptr<std::byte> zeros(std::size_t bytes) noexcept { return is_wanted() ? mapped(-1, bytes) : nullptr; }
 
 }  // namespace allnorm

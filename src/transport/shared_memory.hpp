@@ -7,6 +7,8 @@
 
 namespace allnorm {
 
+// There is none where ALLNORM_SHARED_MEMORY is 0: ranks then send messages, as they do between hosts.
+
 /// How the others find it; empty where there is none.
 using MemoryName = std::array<char, 48>;
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -109,6 +110,18 @@ TEST(SharedMemory, IsThereForOthersWithoutItsName) {
   EXPECT_EQ(std::count(memory.get(), memory.get() + bytes, std::byte{0}), static_cast<std::ptrdiff_t>(bytes));
   memory.get()[bytes - 1] = std::byte{7};
   EXPECT_EQ(again.get()[bytes - 1], std::byte{7});
+}
+
+TEST(SharedMemory, IsNotThereWhereItIsNotWanted) {
+  const NamedMemory before(4096);
+  ::setenv("ALLNORM_SHARED_MEMORY", "0", 1);
+  const NamedMemory made(4096);
+  EXPECT_EQ(made.name().front(), '\0');
+  EXPECT_EQ(zeros(4096), nullptr);
+  ::setenv("ALLNORM_SHARED_MEMORY", "1", 1);
+  EXPECT_NE(zeros(4096), nullptr);
+  EXPECT_EQ(NamedMemory(4096).name().front(), before.name().front());
+  ::unsetenv("ALLNORM_SHARED_MEMORY");
 }
 
 TEST(SharedMemory, HasNoNameWhereItCannotBeMade) {
