@@ -88,6 +88,8 @@ int leave(const Failure& failure, int rank, int size, RankWatch* watch, Watching
                               time_for_other_hosts(failure, rank, keeps_report));
   watching.tell_report();
   tell_own(failure, rank, size);
+  // Hydra drops what it has not passed on yet as it ends the job.
+  if (!is_open_mpi()) std::this_thread::sleep_for(std::chrono::milliseconds(200));
   const Watchdog watchdog(5, failure.code, {});
   MPI_Abort(MPI_COMM_WORLD, failure.code);
   return failure.code;
