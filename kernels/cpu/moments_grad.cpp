@@ -217,7 +217,8 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
       const std::int64_t some = unit.columns - j;
       const auto c = hn::Load(d, center + j), k = hn::Load(d, power + j);
       const auto a = hn::Load(d, scale + j), b = hn::Load(d, shift + j);
-      const auto at_level = hn::Load(d, level + (has_level ? j : 0));
+      auto at_level = hn::Zero(d);
+      if constexpr (has_level) at_level = hn::Load(d, level + j);
       const auto origin = [&]() HWY_ATTR {
         if constexpr (is_short)
           return c;
