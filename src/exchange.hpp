@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,12 +18,7 @@
 
 namespace allnorm {
 
-/// An allocator that leaves what a vector makes as it is: messages are written whole.
-template <class T>
-struct Unwritten : std::allocator<T> {
-  void construct(T* at) noexcept { ::new (static_cast<void*>(at)) T; }
-};
-using Bytes = std::vector<std::byte, Unwritten<std::byte>>;
+using Bytes = std::vector<std::byte>;
 
 /// What a transport provides: messages of any length between `size` ranks. `tag` tells exchanges apart; between two
 /// ranks, messages of one tag arrive in order. No function blocks.
