@@ -507,7 +507,8 @@ TEST(Metrics, WaitForAFileToSpare) {
   EXPECT_TRUE(answer.starts_with("HTTP/1.1 200 OK\r\n")) << answer;
 }
 
-// The port of a process is that of the option and its number on the machine, which is its rank where no launcher says more.
+// The port of a process is that of the option and its number on the machine, which is its rank where no launcher says
+// more.
 TEST(Metrics, HaveAPortThatThereIs) {
   testing::internal::CaptureStderr();
   const launch::MetricsServer server("65535", 1, true, [] { return std::vector<launch::RankMetrics>(1); });
