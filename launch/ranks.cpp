@@ -208,7 +208,7 @@ int report(const std::exception& error) {
   // Open MPI takes a second to end the other processes when one of them leaves before MPI_Init, and another one for
   // those of other hosts.
   const bool elsewhere = several && on_several_hosts() && local_rank(from->rank) != from->rank;
-  if (several) give_way(from->rank, std::chrono::milliseconds(elsewhere ? 2700 : 1500));
+  if (several) give_way(from->rank, std::chrono::milliseconds(elsewhere ? 3500 : 1500));
   print_line((several && from->rank > 0 ? "rank " + std::to_string(from->rank) + ": " : "") + failure.message);
   return failure.code;
 }

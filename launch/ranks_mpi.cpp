@@ -72,7 +72,7 @@ std::function<void()> record_late(RankWatch* watch, const std::string& line) {
 // On other hosts than its own mpirun ends ranks a second after those at home. Until then they must not speak, nor those
 // at home whose failure counts less before the ones there.
 std::chrono::milliseconds time_for_other_hosts(const Failure& failure, int rank, bool keeps_report) {
-  constexpr std::chrono::milliseconds to_end_elsewhere{1200};
+  constexpr std::chrono::milliseconds to_end_elsewhere{2000};
   if (!on_several_hosts()) return {};
   const int later = failure.kind == Code::aborted || keeps_report ? 2 : severity(failure) > 0 && rank > 0 ? 1 : 0;
   return (later + (local_rank(rank) != rank ? 1 : 0)) * to_end_elsewhere;

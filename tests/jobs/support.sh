@@ -46,6 +46,7 @@ events() { python3 -c 'import json, sys
 for line in open(sys.argv[1]): print({k: v for k, v in json.loads(line).items() if k not in ("seconds", "transport")})' "$1"; }
 same_events() { diff <(events "$1") <(events "$2") && grep -q '"done"\|"test_error"\|"epoch"' "$1"; }
 has_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }  # has_lines FILE NUMBER: at least so many
+is_at_work() { [ "$(stat -c %s "trace.$1")" -gt 4000 ]; }  # is_at_work RANK: it exchanges, and writes that into its trace
 array() {  # array NAME.npy LENGTH...: an array of doubles
   python3 -c 'import math, struct, sys
 shape = tuple(map(int, sys.argv[2:]))
