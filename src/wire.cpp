@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <iterator>
 #include <map>
 #include <numeric>
@@ -140,7 +141,10 @@ class GatherExchange final : public GroupExchange {
     for_each([&](std::span<const std::byte> whole) { size += whole.size(); });
     const auto bytes = std::make_shared<Bytes>(size);
     std::byte* to = bytes->data();
-    for_each([&](std::span<const std::byte> whole) { to = std::ranges::copy(whole, to).out; });
+    for_each([&](std::span<const std::byte> whole) {
+      std::memcpy(to, whole.data(), whole.size());
+      to += whole.size();
+    });
     return bytes;
   }
 
