@@ -19,8 +19,6 @@ constexpr std::int64_t stream_bytes =
     16 << 20;  // a map's output of this size bypasses the caches, which it would only flush
 constexpr std::int64_t tile_columns = 512;  // accumulators of a column tile: two arrays of 4 KiB
 
-constexpr std::int64_t short_rows = 4;  // of gamma's gradient along groups that are added in f32: read together
-
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept { return (a + b - 1) / b; }
 constexpr std::int64_t min_of(std::int64_t a, std::int64_t b) noexcept { return a < b ? a : b; }
 constexpr std::int64_t max_of(std::int64_t a, std::int64_t b) noexcept { return a < b ? b : a; }

@@ -65,22 +65,13 @@ HWY_INLINE Vec<DoubleTag> upper_doubles(D, Vec<D> value) {
   return hn::PromoteTo(DoubleTag(), hn::UpperHalf(hn::Half<D>(), value));
 #endif
 }
-/// Adds the lanes to sums of their own; or the first `some` of them.
+/// Adds the lanes to sums of their own.
 template <class D>
 HWY_INLINE void add_wide(D d, Vec<D> value, double* sums) {
   const DoubleTag dd;
   const std::int64_t n = lanes(dd);
   write(dd, hn::Add(read(dd, sums), lower_doubles(d, value)), sums);
   write(dd, hn::Add(read(dd, sums + n), upper_doubles(d, value)), sums + n);
-}
-template <class D>
-HWY_INLINE void add_wide(D d, Vec<D> value, double* sums, std::int64_t some) {
-  const DoubleTag dd;
-  const std::int64_t n = lanes(dd);
-  const auto add = [&](Vec<DoubleTag> doubles, double* to, std::int64_t count)
-                       HWY_ATTR { write_n(dd, hn::Add(read_n(dd, to, count), doubles), to, count); };
-  add(lower_doubles(d, value), sums, min_of(n, some));
-  if (some > n) add(upper_doubles(d, value), sums + n, some - n);
 }
 
 /// Two sums of a group, or three.

@@ -11,7 +11,7 @@ needs() {  # needs PROGRAM PACKAGE
 }
 # The program's full name; every host here has the same files.
 program=$(realpath "${1:-$root/build/cpu/launch/allnorm}") && [ -x "$program" ] || { echo "$name: $program is no program" >&2; exit 2; }
-place=$(mktemp -d /tmp/allnorm-jobs-XXXXXX) && chmod 755 "$place" && cd "$place" || exit 1
+place=$(mktemp -d "${TMPDIR:-/tmp}/allnorm-jobs-XXXXXX") && chmod 755 "$place" && cd "$place" || exit 1
 said=$place/said
 trap 'clean_up; rm -rf "$place"' EXIT
 trap 'exit 130' INT TERM
