@@ -1,11 +1,15 @@
 // Arrays of coefficients, as steps write them and the maps of ops.hpp read them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/formulas.hpp"
 
 namespace allnorm {
+
+/// A number of the arrays' own kind as the standard's containers take it.
+constexpr std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
 /// Of y = (x - center) * scale + shift.
 struct ApplyArrays {

@@ -163,7 +163,7 @@ int run_apply(const Arguments& words) {
     print_layer_help(std::cout, *Layer(words.front()).row);
     return exit_success;
   }
-  const ApplyPlan plan = read_plan(words);
+  const ApplyPlan plan = read_apply_plan(words);
   return run_ranks(plan.ranks, [&plan](Rank& rank) { apply_on(plan, rank); });
 }
 

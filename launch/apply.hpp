@@ -45,7 +45,7 @@ std::vector<TensorSpec> tensors_of(const Row& row);
 /// The options of `allnorm apply`, for its help.
 boost::program_options::options_description describe_apply();
 /// Reads "LAYER [options]" and checks all that needs no file. Throws invalid_argument and unsupported.
-ApplyPlan read_plan(const Arguments& words);
+ApplyPlan read_apply_plan(const Arguments& words);
 /// Checks what depends on the number of ranks. Throws invalid_argument.
 void check_plan(const ApplyPlan& plan, int ranks);
 

@@ -186,7 +186,7 @@ po::options_description describe_apply() {
   return describe(words);  // for its text; nothing is parsed into `words`
 }
 
-ApplyPlan read_plan(const Arguments& words) {
+ApplyPlan read_apply_plan(const Arguments& words) {
   expect(!words.empty() && !words[0].starts_with("-"), Code::invalid_argument, [] {
     std::string known;
     for (const Row& row : catalogue()) known += (known.empty() ? "" : ", ") + std::string(row.name);

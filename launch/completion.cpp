@@ -39,7 +39,7 @@ std::string escaped(std::string_view text, std::string_view special) {
 }
 
 // In the quotes of bash and zsh, in which nothing is special but their end.
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string made = "'";
   for (const char c : text) made += c == '\'' ? std::string("'\\''") : std::string(1, c);
   return made + "'";
@@ -192,7 +192,7 @@ _allnorm() {
   local -a commands=(
 )sh";
   for (const Command& command : commands())
-    out << "    " << quoted(std::string(command.name) + ":" + escaped(command.summary, ":\\")) << "\n";
+    out << "    " << in_quotes(std::string(command.name) + ":" + escaped(command.summary, ":\\")) << "\n";
   out << R"sh(  )
   if [[ $words[2] == help ]] && ((CURRENT > 2)); then shift words; ((CURRENT--)); fi
   if ((CURRENT == 2)); then _describe command commands; compadd -- help --help --version; return; fi
@@ -203,12 +203,13 @@ _allnorm() {
   for (const Command& command : commands()) {
     out << "    " << command.name << ") _arguments";
     const Words first = words_of(command);
-    if (!first.empty()) out << " \\\n      " << quoted("1:word:(" + joined(first) + ")");
+    if (!first.empty()) out << " \\\n      " << in_quotes("1:word:(" + joined(first) + ")");
     for (const OptionWords& option : options_of(command)) {
       const bool takes = option.takes != Takes::nothing;
       out << " \\\n      "
-          << quoted((option.many ? "*" : "") + option.name + (takes ? "=" : "") + "[" + escaped(option.help, "[]:\\") +
-                    "]" + (takes ? ":" + option.argument + ":" + in_zsh(option) : ""));
+          << in_quotes((option.many ? "*" : "") + option.name + (takes ? "=" : "") + "[" +
+                       escaped(option.help, "[]:\\") + "]" +
+                       (takes ? ":" + option.argument + ":" + in_zsh(option) : ""));
     }
     out << " ;;\n";
   }

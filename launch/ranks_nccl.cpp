@@ -44,7 +44,7 @@ void expect_own_gpus(Communicator& ranks, Queue& queue) {
       expect(all[words * first] != all[words * second] || all[words * first + 1] != all[words * second + 1],
              Code::unsupported, [&] {
                return "ranks " + std::to_string(first) + " and " + std::to_string(second) + " are both on " +
-                      to_string({DeviceKind::cuda, static_cast<int>(all[words * first + 2])}) +
+                      to_string(Device{DeviceKind::cuda, static_cast<int>(all[words * first + 2])}) +
                       ", must each have a GPU of their own or an NCCL_HOSTID of their own";
              });
 }

@@ -146,9 +146,8 @@ constexpr Attribute group_norm_attributes[] = {
 // ---- tensors and outputs -------------------------------------------------------------------------------------------
 
 constexpr Axes none{}, each_position{Axis::sample, Axis::space}, each_place{Axis::space}, each_sample{Axis::sample},
-    each_channel{Axis::channel}, each_group{Axis::sample, Axis::group}, each_instance{Axis::sample, Axis::channel},
-    each_value{Axis::sample, Axis::channel, Axis::space}, each_row{Axis::leading}, each_column{Axis::trailing},
-    each_weight_row{Axis::row};
+    each_group{Axis::sample, Axis::group}, each_value{Axis::sample, Axis::channel, Axis::space},
+    each_row{Axis::leading}, each_column{Axis::trailing}, each_weight_row{Axis::row};
 
 constexpr TensorSpec weight(Axes axes) { return {"weight", TensorRole::parameter, axes, "gamma; 1 when not given", 1}; }
 constexpr TensorSpec bias(Axes axes) { return {"bias", TensorRole::parameter, axes, "beta; 0 when not given"}; }

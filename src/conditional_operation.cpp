@@ -16,8 +16,6 @@ namespace allnorm {
 
 namespace {
 
-constexpr Axes each_instance{Axis::sample, Axis::channel};
-
 /// The slots behind gamma, or beta.
 struct Sources {
   const char *table, *grad_table, *delta, *grad_delta;

@@ -7,14 +7,13 @@
 #include <utility>
 
 #include "allnorm/sizes.hpp"
+#include "kernels/arrays.hpp"
 #include "kernels/steps.hpp"
 #include "src/gpu.hpp"
 
 namespace allnorm {
 
 namespace {
-
-std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
 template <class T>
 T value_of(const Buffer<T>& buffer, std::size_t i, Queue& queue) {

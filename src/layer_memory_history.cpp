@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/arrays.hpp"
 #include "src/layer_memory.hpp"
 #include "src/state_reader.hpp"
 
@@ -12,8 +13,6 @@ namespace allnorm {
 namespace {
 
 using Values = std::vector<double>;
-
-std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
 std::string entry_name(std::int64_t j, const char* part) { return "allnorm.window." + std::to_string(j) + "." + part; }
 

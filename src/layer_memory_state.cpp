@@ -3,14 +3,13 @@
 #include <string>
 #include <utility>
 
+#include "kernels/arrays.hpp"
 #include "src/layer_memory.hpp"
 #include "src/state_reader.hpp"
 
 namespace allnorm {
 
 namespace {
-
-std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
 const char* spread_name(const Rules& rules) { return rules.keeps_std() ? "running_std" : "running_var"; }
 

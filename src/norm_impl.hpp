@@ -10,14 +10,13 @@
 #include <utility>
 
 #include "allnorm/norm.hpp"
+#include "kernels/arrays.hpp"
 #include "kernels/ops.hpp"
 #include "src/cross_iteration.hpp"
 #include "src/layer_memory.hpp"
 #include "src/plan.hpp"
 
 namespace allnorm {
-
-inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
 
 /// The names under which the tensors of a typed call stand in the catalogue and in messages; `tensor` is the one of the
 /// row that lets it be given.

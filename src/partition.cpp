@@ -11,19 +11,19 @@ namespace allnorm {
 namespace {
 
 /// Adjacent axes in memory order that are kept, or not, together.
-struct Part {
+struct AxisPart {
   std::int64_t extent;
   Axes axes;  // any of them keeps it
 };
-struct Parts {
-  std::array<Part, 4> all{};
+struct AxisParts {
+  std::array<AxisPart, 4> all{};
   std::size_t count = 0;
   void add(std::int64_t extent, Axes axes) { all[count++] = {extent, axes}; }
-  std::span<const Part> span() const { return {all.data(), count}; }
+  std::span<const AxisPart> span() const { return {all.data(), count}; }
 };
 
-Parts parts_of(Axes axes, const Shape& shape, Order order, const Cut& cut) {
-  Parts parts;
+AxisParts parts_of(Axes axes, const Shape& shape, Order order, const Cut& cut) {
+  AxisParts parts;
   if (axes.has(Axis::row)) {
     parts.add(shape.product(0, cut.row), {});
     parts.add(shape[cut.row], {Axis::row});
@@ -45,16 +45,16 @@ Parts parts_of(Axes axes, const Shape& shape, Order order, const Cut& cut) {
   return parts;
 }
 
-bool keeps(Axes axes, const Part& part) { return (axes.bits & part.axes.bits) != 0; }
+bool keeps(Axes axes, const AxisPart& part) { return (axes.bits & part.axes.bits) != 0; }
 
 }  // namespace
 
 Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut) {
-  const Parts parts = parts_of(kept, shape, order, cut);
+  const AxisParts parts = parts_of(kept, shape, order, cut);
   std::array<std::int64_t, 4> extents{1, 1, 1, 1};  // keep0, reduce0, keep1, reduce1: filled from the end
   std::size_t at = 3;
   for (std::size_t i = parts.count; i-- > 0;) {
-    const Part& part = parts.all[i];
+    const AxisPart& part = parts.all[i];
     if (keeps(kept, part) == (at % 2 == 1)) {
       expect(at > 0 || part.extent == 1, Code::unsupported,
              "a partition interleaves kept and reduced axes more than twice, must not in this order of axes");
@@ -66,11 +66,11 @@ Partition partition(Axes kept, const Shape& shape, Order order, const Cut& cut) 
 }
 
 Coarsening coarsening(Axes fine, Axes coarse, const Shape& shape, Order order, const Cut& cut) {
-  const Parts parts = parts_of(fine, shape, order, cut);
+  const AxisParts parts = parts_of(fine, shape, order, cut);
   Coarsening map;
   bool inside = false, after = false;
   for (std::size_t i = parts.count; i-- > 0;) {
-    const Part& part = parts.all[i];
+    const AxisPart& part = parts.all[i];
     if (!keeps(fine, part)) continue;
     const bool kept = keeps(coarse, part);
     expect(!(kept && after), Code::unsupported, "a parameter lies on two axes apart, must lie on adjacent ones");

@@ -10,7 +10,6 @@ namespace allnorm {
 
 namespace {
 
-constexpr Axes each_instance{Axis::sample, Axis::channel};
 constexpr std::int64_t scalars_size = sizeof(steps::SwitchedScalars) / sizeof(double);
 static_assert(sizeof(steps::SwitchedScalars) % sizeof(double) == 0);
 

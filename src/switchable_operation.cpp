@@ -7,12 +7,6 @@
 
 namespace allnorm {
 
-namespace {
-
-constexpr Axes each_channel{Axis::channel}, each_instance{Axis::sample, Axis::channel};
-
-}  // namespace
-
 std::span<const double> SwitchableOperation::Call::statistic(std::string_view name) const noexcept {
   const auto channels = index(frames.channels);
   if (name == "mean") return {frames.batch_mean, channels};

@@ -10,6 +10,7 @@
 #include "launch/reference/operations.hpp"
 #include "modulated_support.hpp"
 
+namespace adaptive_test {
 namespace {
 
 using namespace modulated;
@@ -132,3 +133,4 @@ TEST(AdaptiveInstanceNorm, SaysWhatIsWrong) {
 }
 
 }  // namespace
+}  // namespace adaptive_test

@@ -9,6 +9,7 @@
 #include "allnorm/message.hpp"
 #include "harness.hpp"
 
+namespace attributes_test {
 namespace {
 
 using namespace allnorm;
@@ -111,3 +112,4 @@ TEST(Catalogue, RowsWithAStateHaveTheRulesForInputThatIsNotFinite) {
 }
 
 }  // namespace
+}  // namespace attributes_test

@@ -13,6 +13,7 @@
 #include "harness.hpp"
 #include "norm_cases.hpp"
 
+namespace catalogue_test {
 namespace {
 
 using namespace allnorm;
@@ -283,3 +284,4 @@ TYPED_TEST(Catalogue, SoDoRowsThatItLacks) {
 }
 
 }  // namespace
+}  // namespace catalogue_test

@@ -11,6 +11,7 @@
 #include "harness.hpp"
 #include "modulated_support.hpp"
 
+namespace conditional_test {
 namespace {
 
 using namespace modulated;
@@ -345,3 +346,4 @@ TEST(ConditionalBatchNorm, TellsTheOtherRanks) {
 }
 
 }  // namespace
+}  // namespace conditional_test

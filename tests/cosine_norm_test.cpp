@@ -11,6 +11,7 @@
 #include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
+namespace cosine_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -182,3 +183,4 @@ TEST(CosineNorm, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace cosine_norm_test

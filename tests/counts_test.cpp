@@ -12,6 +12,7 @@
 #include "kernels/steps.hpp"
 #include "launch/reference/reference.hpp"
 
+namespace counts_test {
 namespace {
 
 using namespace allnorm;
@@ -135,3 +136,4 @@ TEST(Counts, AreMergedExactlyBetweenRanks) {
 }
 
 }  // namespace
+}  // namespace counts_test

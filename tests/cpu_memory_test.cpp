@@ -16,6 +16,8 @@
 #include "allnorm/device.hpp"
 #include "harness.hpp"
 
+namespace cpu_memory_test {
+
 // There in a process of these sanitizers, whether or not this file is compiled with one.
 extern "C" {
 __attribute__((weak)) void __asan_init();
@@ -105,3 +107,4 @@ TEST(CpuMemory, IsThereInTheChildOfAForkBesideAThreadThatUsesIt) {
 }
 
 }  // namespace
+}  // namespace cpu_memory_test

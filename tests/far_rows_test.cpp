@@ -11,6 +11,7 @@
 #include "norm_cases.hpp"
 #include "operation_cases.hpp"
 
+namespace far_rows_test {
 namespace {
 
 using namespace operation_cases;
@@ -191,3 +192,4 @@ TEST(FarRows, ThatAreAboutZeroAreAboutZeroThereToo) {
 }
 
 }  // namespace
+}  // namespace far_rows_test

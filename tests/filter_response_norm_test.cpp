@@ -13,6 +13,7 @@
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
+namespace filter_response_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -303,3 +304,4 @@ TEST(FilterResponseNorm, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace filter_response_norm_test

@@ -12,6 +12,7 @@
 #include "differences.hpp"
 #include "launch/reference/reference.hpp"
 
+namespace gradient_test {
 namespace {
 
 using namespace allnorm;
@@ -110,3 +111,4 @@ INSTANTIATE_TEST_SUITE_P(Layers, Gradient,
                                          Case{"group_norm:groups=2:activation=relu"}));
 
 }  // namespace
+}  // namespace gradient_test

@@ -12,6 +12,7 @@
 #include "harness.hpp"
 #include "norm_cases.hpp"
 
+namespace history_test {
 namespace {
 
 using namespace allnorm;
@@ -379,3 +380,4 @@ TEST(State, RunningStatisticsThatAreSetAreChecked) {
 }
 
 }  // namespace
+}  // namespace history_test

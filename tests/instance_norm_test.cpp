@@ -10,6 +10,7 @@
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
+namespace instance_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -193,3 +194,4 @@ TEST(InstanceNorm, RefusesWhatRunsWithoutRunningStatistics) {
 }
 
 }  // namespace
+}  // namespace instance_norm_test

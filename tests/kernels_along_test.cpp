@@ -40,7 +40,7 @@ const Cuts cuts[] = {
 };
 enum class Given { both, gamma, beta };
 
-std::string text(const Cuts& c, const Activation& a, bool masked, Given given) {
+std::string text_of(const Cuts& c, const Activation& a, bool masked, Given given) {
   return std::string(c.edge) + ", activation " + std::to_string(static_cast<int>(a.kind)) +
          (masked ? ", with a residual" : "") + ", given " + std::to_string(static_cast<int>(given));
 }
@@ -190,7 +190,7 @@ TYPED_TEST(AlongKernels, EveryCutBehindEveryActivation) {
     for (const Activation& activation : activations)
       for (const bool masked : {false, true}) {
         if (backend::takes_some && masked != ((&cut - cuts + (&activation - activations)) % 2 == 0)) continue;
-        SCOPED_TRACE(text(cut, activation, masked, Given::both));
+        SCOPED_TRACE(text_of(cut, activation, masked, Given::both));
         this->template expect_calls<float>(cut, activation, masked, Given::both, 0);
       }
 }
@@ -198,7 +198,7 @@ TYPED_TEST(AlongKernels, EveryCutBehindEveryActivation) {
 TYPED_TEST(AlongKernels, OneOfTheTwo) {
   for (const Cuts& cut : cuts)
     for (const Given given : {Given::gamma, Given::beta}) {
-      SCOPED_TRACE(text(cut, activations[1], false, given));
+      SCOPED_TRACE(text_of(cut, activations[1], false, given));
       this->template expect_calls<float>(cut, activations[1], false, given, 0);
     }
 }
@@ -206,7 +206,7 @@ TYPED_TEST(AlongKernels, OneOfTheTwo) {
 /// Gamma and beta of f64 are rounded to what the kernel computes in.
 TYPED_TEST(AlongKernels, ParametersOfOtherTypes) {
   for (const Cuts& cut : cuts) {
-    SCOPED_TRACE(text(cut, activations[2], true, Given::both));
+    SCOPED_TRACE(text_of(cut, activations[2], true, Given::both));
     this->template expect_calls<double>(cut, activations[2], true, Given::both, 0);
     this->template expect_calls<f16>(cut, activations[2], true, Given::both, 0);
     this->template expect_calls<bf16>(cut, activations[2], true, Given::both, 1);
@@ -216,7 +216,7 @@ TYPED_TEST(AlongKernels, ParametersOfOtherTypes) {
 TYPED_TEST(AlongKernels, OffTheAlignmentOfVectors) {
   for (const Cuts& cut : cuts)
     for (const std::int64_t shift : {1, 3}) {
-      SCOPED_TRACE(text(cut, activations[2], false, Given::both) + ", shifted by " + std::to_string(shift));
+      SCOPED_TRACE(text_of(cut, activations[2], false, Given::both) + ", shifted by " + std::to_string(shift));
       this->template expect_calls<float>(cut, activations[2], false, Given::both, shift);
     }
 }

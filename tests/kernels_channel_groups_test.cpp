@@ -14,6 +14,7 @@
 #include "norm_cases.hpp"
 #include "operation_cases.hpp"
 
+namespace kernels_channel_groups_test {
 namespace {
 
 using namespace allnorm;
@@ -198,3 +199,4 @@ TYPED_TEST(ChannelGroupKernels, DoNotDependOnTheNumberOfThreads) {
 }
 
 }  // namespace
+}  // namespace kernels_channel_groups_test

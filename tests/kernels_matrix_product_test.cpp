@@ -9,6 +9,7 @@
 #include "cases.hpp"
 #include "kernels/ops.hpp"
 
+namespace kernels_matrix_product_test {
 namespace {
 
 using namespace allnorm;
@@ -86,3 +87,4 @@ TEST(LongMatrixProduct, LosesNothing) {
 }
 
 }  // namespace
+}  // namespace kernels_matrix_product_test

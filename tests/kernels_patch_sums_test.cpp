@@ -13,6 +13,7 @@
 #include "launch/reference/reference.hpp"
 #include "norm_cases.hpp"
 
+namespace kernels_patch_sums_test {
 namespace {
 
 using namespace allnorm;
@@ -125,3 +126,4 @@ INSTANTIATE_TEST_SUITE_P(Types, PatchSums, testing::Values(DType::f64, DType::f3
                          [](const auto& dtype) { return std::string(to_string(dtype.param)); });
 
 }  // namespace
+}  // namespace kernels_patch_sums_test

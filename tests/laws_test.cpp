@@ -12,6 +12,7 @@
 #include "kernels/formulas.hpp"
 #include "src/plan.hpp"
 
+namespace laws_test {
 namespace {
 
 using namespace allnorm;
@@ -164,3 +165,4 @@ RC_GTEST_PROP(TheWindow, OfEqualEntriesIsTheEntry, (std::int16_t mean, std::uint
 }
 
 }  // namespace
+}  // namespace laws_test

@@ -13,6 +13,7 @@
 #include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
+namespace local_response_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -228,3 +229,4 @@ TEST(LocalResponseNorm, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace local_response_norm_test

@@ -8,6 +8,7 @@
 #include "harness.hpp"
 #include "modulated_support.hpp"
 
+namespace maps_test {
 namespace {
 
 using namespace modulated;
@@ -149,3 +150,4 @@ TEST(Spade, SaysWhatIsWrong) {
 }
 
 }  // namespace
+}  // namespace maps_test

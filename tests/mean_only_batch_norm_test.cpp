@@ -9,6 +9,7 @@
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
+namespace mean_only_batch_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -149,3 +150,4 @@ TEST(MeanOnlyBatchNorm, OfRanksIsThatOfTheWholeBatch) {
 }
 
 }  // namespace
+}  // namespace mean_only_batch_norm_test

@@ -8,6 +8,7 @@
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
+namespace moment_shortcut_test {
 namespace {
 
 using namespace operation_cases;
@@ -101,3 +102,4 @@ TEST(MomentShortcut, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace moment_shortcut_test

@@ -12,6 +12,7 @@
 #include "cases.hpp"
 #include "harness.hpp"
 
+namespace nonfinite_test {
 namespace {
 
 using namespace allnorm;
@@ -307,3 +308,4 @@ TEST(NonfiniteWindow, SkipsWhatItCannotMove) {
 }
 
 }  // namespace
+}  // namespace nonfinite_test

@@ -15,6 +15,7 @@
 #include "launch/reference/reference.hpp"
 #include "norm_cases.hpp"
 
+namespace norm_test {
 namespace {
 
 using namespace allnorm;
@@ -377,3 +378,4 @@ TEST(BadInput, WeightsOfAnotherShapeThanBefore) {
 }
 
 }  // namespace
+}  // namespace norm_test

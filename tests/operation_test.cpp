@@ -12,6 +12,7 @@
 #include "cases.hpp"
 #include "harness.hpp"
 
+namespace operation_test {
 namespace {
 
 using namespace allnorm;
@@ -260,3 +261,4 @@ TEST(Operations, StateIsByName) {
 }
 
 }  // namespace
+}  // namespace operation_test

@@ -13,6 +13,7 @@
 #include "harness.hpp"
 #include "src/runtime/parallel.hpp"
 
+namespace pool_test {
 namespace {
 
 using namespace allnorm;
@@ -117,3 +118,4 @@ TEST(OwnThreads, GiveTheirErrorToTheCaller) {
 }
 
 }  // namespace
+}  // namespace pool_test

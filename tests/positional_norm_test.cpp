@@ -12,6 +12,7 @@
 #include "harness.hpp"
 #include "operation_cases.hpp"
 
+namespace positional_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -224,3 +225,4 @@ TEST(PositionalNorm, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace positional_norm_test

@@ -5,10 +5,13 @@
 #include <sstream>
 #include <string>
 
+#include "places.hpp"
+
+namespace readme_test {
 namespace {
 
 std::string contents(const std::string& name) {
-  std::ifstream file(std::string(ALLNORM_SOURCE_DIR) + "/" + name);
+  std::ifstream file(allnorm::test::of_project(name));
   EXPECT_TRUE(file.good()) << name;
   std::ostringstream text;
   text << file.rdbuf();
@@ -26,3 +29,4 @@ TEST(Readme, ShowsTheConsumersProgram) {
 }
 
 }  // namespace
+}  // namespace readme_test

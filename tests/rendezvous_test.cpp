@@ -20,6 +20,7 @@
 #include "harness.hpp"
 #include "src/transport/rendezvous.hpp"
 
+namespace rendezvous_test {
 namespace {
 
 using namespace allnorm;
@@ -397,3 +398,4 @@ TEST_F(RendezvousFile, WhatIsMissingOrForeignIsNamed) {
 }
 
 }  // namespace
+}  // namespace rendezvous_test

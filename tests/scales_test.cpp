@@ -13,6 +13,7 @@
 #include "cases.hpp"
 #include "norm_cases.hpp"
 
+namespace scales_test {
 namespace {
 
 using namespace allnorm;
@@ -224,3 +225,4 @@ INSTANTIATE_TEST_SUITE_P(Types, Scales, testing::ValuesIn(ranges),
                          [](const auto& range) { return std::string(to_string(range.param.dtype)); });
 
 }  // namespace
+}  // namespace scales_test

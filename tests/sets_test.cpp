@@ -14,6 +14,7 @@
 #include "harness.hpp"
 #include "norm_cases.hpp"
 
+namespace sets_test {
 namespace {
 
 using namespace allnorm;
@@ -316,3 +317,4 @@ TEST(SetsOfRanks, MustBeAsMany) {
 }
 
 }  // namespace
+}  // namespace sets_test

@@ -11,6 +11,7 @@
 #include "allnorm/operation.hpp"
 #include "harness.hpp"
 
+namespace sizes_test {
 namespace {
 
 using namespace allnorm;
@@ -109,3 +110,4 @@ TEST(Sizes, ExtremeShapesAreRefused) {
 }
 
 }  // namespace
+}  // namespace sizes_test

@@ -9,6 +9,7 @@
 #include "harness.hpp"
 #include "switchable_cases.hpp"
 
+namespace switchable_ranks_test {
 namespace {
 
 using namespace allnorm;
@@ -114,3 +115,4 @@ TEST(SwitchableNorm, SaysWhatIsWrongAndTellsTheOtherRanks) {
 }
 
 }  // namespace
+}  // namespace switchable_ranks_test

@@ -11,6 +11,7 @@
 #include "harness.hpp"
 #include "switchable_cases.hpp"
 
+namespace switchable_test {
 namespace {
 
 using namespace allnorm;
@@ -187,3 +188,4 @@ TEST(SwitchableNorm, InfersWithAveragesOfBatches) {
 }
 
 }  // namespace
+}  // namespace switchable_test

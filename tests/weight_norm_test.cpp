@@ -12,6 +12,7 @@
 #include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
+namespace weight_norm_test {
 namespace {
 
 using namespace operation_cases;
@@ -132,3 +133,4 @@ TEST(WeightNorm, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace weight_norm_test

@@ -10,6 +10,7 @@
 #include "launch/reference/operations.hpp"
 #include "operation_cases.hpp"
 
+namespace weight_standardization_test {
 namespace {
 
 using namespace operation_cases;
@@ -119,3 +120,4 @@ TEST(WeightStandardization, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace weight_standardization_test

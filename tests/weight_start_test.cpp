@@ -10,6 +10,7 @@
 #include "cases.hpp"
 #include "harness.hpp"
 
+namespace weight_start_test {
 namespace {
 
 using namespace allnorm;
@@ -66,3 +67,4 @@ TEST(WeightStart, SaysWhichChannelNeverVaries) {
 }
 
 }  // namespace
+}  // namespace weight_start_test

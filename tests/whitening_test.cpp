@@ -13,6 +13,7 @@
 #include "launch/reference/whitening.hpp"
 #include "operation_cases.hpp"
 
+namespace whitening_test {
 namespace {
 
 using namespace operation_cases;
@@ -418,3 +419,4 @@ TEST(Whitening, RanksWithAnotherRunningStateAreTold) {
 }
 
 }  // namespace
+}  // namespace whitening_test

@@ -11,6 +11,7 @@
 #include "cases.hpp"
 #include "norm_cases.hpp"
 
+namespace within_samples_test {
 namespace {
 
 using namespace allnorm;
@@ -140,3 +141,4 @@ INSTANTIATE_TEST_SUITE_P(Types, WithinSamples, testing::Values(DType::f64, DType
                          [](const auto& dtype) { return std::string(to_string(dtype.param)); });
 
 }  // namespace
+}  // namespace within_samples_test

@@ -14,8 +14,6 @@ namespace allnorm::cpu {
 
 using Values = Buffer<double>;
 
-inline std::size_t index(std::int64_t i) noexcept { return static_cast<std::size_t>(i); }
-
 /// The frame of every group of a forward call, from its moments or from where the call takes it; where it `commits`,
 /// and what the groups do to the state.
 void frames(const ForwardArgs& args, const Gathered& gathered, const Turn& turn, bool commits);

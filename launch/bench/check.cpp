@@ -62,8 +62,8 @@ Array array_of(const TensorView& made, Queue& queue) {
   return array_of(here);
 }
 
-void compare(const Array& got, const reference::Answer& answer, std::size_t first, const reference::Doubles& tolerances,
-             Check& found) {
+void compare_values(const Array& got, const reference::Answer& answer, std::size_t first,
+                    const reference::Doubles& tolerances, Check& found) {
   const double largest = reference::largest_of(answer);
   for (std::size_t i = 0; i < got.v.size(); ++i) {
     const double off = std::abs(got.v[i] - answer.values.at(first + i));
@@ -107,7 +107,7 @@ Check Truth::compare(const Subject& subject) const {
     const auto at = answers.find(name);
     if (at == answers.end()) return;
     const auto own = static_cast<std::size_t>(made.shape.elements());
-    bench::compare(array_of(made, queue), at->second, own * place_,
+    compare_values(array_of(made, queue), at->second, own * place_,
                    reference::tolerances_of(at->second, dtype_, statistics_unit), found);
   };
   compare_own("output", subject.output(), forward_);

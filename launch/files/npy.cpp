@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::array<unsigned char, 6> magic{0x93, 'N', 'U', 'M', 'P', 'Y'};
 // Eight extents of 19 digits and three keys need less than 300 bytes; what is longer is an attack or a mistake.
-constexpr std::size_t longest_header = 65535;
+constexpr std::size_t longest_npy_header = 65535;
 
 std::string read_header_text(InputFile& file) {
   std::array<unsigned char, 8> preface{};  // magic, major and minor version
@@ -28,9 +28,9 @@ std::string read_header_text(InputFile& file) {
   file.read(std::as_writable_bytes(std::span(count).first(major == 1 ? 2 : 4)));
   std::size_t length = 0;
   for (std::size_t i = 0; i < count.size(); ++i) length |= static_cast<std::size_t>(count[i]) << (8 * i);
-  if (length > longest_header || length > file.remaining())
+  if (length > longest_npy_header || length > file.remaining())
     bad_file(file.path(), "has a .npy header of " + std::to_string(length) + " bytes, must have at most " +
-                              std::to_string(std::min<std::uint64_t>(longest_header, file.remaining())));
+                              std::to_string(std::min<std::uint64_t>(longest_npy_header, file.remaining())));
   std::string text(length, ' ');
   file.read(std::as_writable_bytes(std::span(text)));
   return text;

@@ -18,8 +18,8 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data are little endian and copied as they are");
 
-constexpr std::uint64_t longest_header = 100'000'000;  // bytes, the reference implementation's limit
-constexpr std::size_t length_bytes = 8;                // the file starts with the header's length
+constexpr std::uint64_t longest_safetensors_header = 100'000'000;  // bytes, the reference implementation's limit
+constexpr std::size_t length_bytes = 8;                            // the file starts with the header's length
 
 // ---- checksums ------------------------------------------------------------------------------------------------------
 
@@ -173,9 +173,9 @@ TensorFile read_safetensors(const std::string& path) {
   std::array<std::uint8_t, length_bytes> length_text{};  // little endian
   file.read(std::as_writable_bytes(std::span(length_text)));
   const auto length = std::bit_cast<std::uint64_t>(length_text);
-  if (length > longest_header || length > file.remaining())
+  if (length > longest_safetensors_header || length > file.remaining())
     bad_file(path, "has a safetensors header of " + std::to_string(length) + " bytes, must have at most " +
-                       std::to_string(std::min(longest_header, file.remaining())));
+                       std::to_string(std::min(longest_safetensors_header, file.remaining())));
   SafetensorsHeader header;
   {
     std::string text(static_cast<std::size_t>(length), ' ');
@@ -220,9 +220,9 @@ void write_safetensors(AtomicFile& file, const TensorFile& content) {
   });
   std::string text = header_text(order, with_sums(content), file.path());
   text.append((length_bytes - text.size() % length_bytes) % length_bytes, ' ');  // aligns the data
-  if (text.size() > longest_header)
+  if (text.size() > longest_safetensors_header)
     bad_file(file.path(), "would get a header of " + std::to_string(text.size()) + " bytes, must get at most " +
-                              std::to_string(longest_header));
+                              std::to_string(longest_safetensors_header));
   const auto length = std::bit_cast<std::array<std::byte, length_bytes>>(static_cast<std::uint64_t>(text.size()));
   file.write(length);
   file.write(text);

@@ -143,13 +143,13 @@ class HeaderEvents : public nlohmann::json_sax<json> {
   std::size_t offsets_ = 0;      // how many of the current tensor's data_offsets were read
 };
 
-struct TypeRow {
+struct DtypeRow {
   std::string_view name;
   std::size_t bytes;
 };
-constexpr TypeRow type_rows[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1},
-                                 {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
-                                 {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
+constexpr DtypeRow dtype_rows[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1},
+                                   {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
+                                   {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
 
 }  // namespace
 
@@ -164,8 +164,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, const std::str
 }
 
 std::optional<SafetensorsType> safetensors_type(std::string_view dtype) noexcept {
-  for (std::size_t i = 0; i < std::size(type_rows); ++i)
-    if (type_rows[i].name == dtype) return SafetensorsType{i, type_rows[i].bytes};
+  for (std::size_t i = 0; i < std::size(dtype_rows); ++i)
+    if (dtype_rows[i].name == dtype) return SafetensorsType{i, dtype_rows[i].bytes};
   return std::nullopt;
 }
 

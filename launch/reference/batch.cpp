@@ -7,8 +7,6 @@
 
 namespace reference {
 
-using Int = std::int64_t;
-
 namespace {
 
 Int channels_of(const Array& x) { return x.shape.at(1); }

@@ -12,9 +12,6 @@ namespace reference {
 
 namespace {
 
-using Int = std::int64_t;
-
-std::size_t at(Int i) { return static_cast<std::size_t>(i); }
 double largest(const Doubles& values) {
   double most = 0;
   for (const double v : values) most = std::max(most, std::abs(v));

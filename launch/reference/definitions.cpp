@@ -53,9 +53,6 @@ Doubles tolerances_of(const Answer& answer, allnorm::DType dtype, double statist
 
 namespace {
 
-using Int = std::int64_t;
-
-std::size_t at(Int i) { return static_cast<std::size_t>(i); }
 const Array* find(const Tensors& given, std::string_view name) {
   const auto found = given.find(name);
   return found == given.end() ? nullptr : &found->second;
@@ -75,7 +72,7 @@ Answer value(const Values& values, Rounding rounding = Rounding::value) {
 enum class Per : std::uint8_t { channel, trailing, place, position, instance, value };
 
 /// Adds to gamma or to beta of every value.
-struct Part {
+struct AffinePart {
   std::string_view tensor;
   bool gamma;  ///< or beta
   Per per;
@@ -88,7 +85,7 @@ struct Share {
   std::size_t entry;
   double share;
 };
-std::vector<Share> shares_of(const Part& part, const Tensors& given, const Array& x, Int i) {
+std::vector<Share> shares_of(const AffinePart& part, const Tensors& given, const Array& x, Int i) {
   const Int S = elements({x.shape.begin() + 2, x.shape.end()}), C = x.shape[1], n = i / (C * S), c = i / S % C,
             s = i % S;
   switch (part.per) {
@@ -114,7 +111,7 @@ std::vector<Share> shares_of(const Part& part, const Tensors& given, const Array
   return mixture;
 }
 /// What a table that is not given stands for: each of its entries is 1, or 0.
-double missing(const Part& part, const Tensors& given, const Array& x, Int i) {
+double missing(const AffinePart& part, const Tensors& given, const Array& x, Int i) {
   const Array* styles = find(given, "styles");
   if (part.per != Per::channel || styles == nullptr || styles->shape.size() == 1) return part.otherwise;
   double sum = 0;
@@ -124,7 +121,7 @@ double missing(const Part& part, const Tensors& given, const Array& x, Int i) {
 
 class Affine final : public Definition {
  public:
-  Affine(std::unique_ptr<Core> core, std::vector<Part> parts, const NormOptions& o)
+  Affine(std::unique_ptr<Core> core, std::vector<AffinePart> parts, const NormOptions& o)
       : core_(std::move(core)), parts_(std::move(parts)), o_(o) {}
 
   Answers forward(const Tensors& given, bool training) override {
@@ -140,7 +137,8 @@ class Affine final : public Definition {
     Values y(count);
     for (std::size_t i = 0; i < count; ++i) {
       Sum beta;
-      for (const Part& part : parts_) add_amount(part, given, x, static_cast<Int>(i), part.gamma ? gamma_[i] : beta);
+      for (const AffinePart& part : parts_)
+        add_amount(part, given, x, static_cast<Int>(i), part.gamma ? gamma_[i] : beta);
       Sum pre;
       pre.add(gamma_[i].value * z_.v[i], gamma_[i].size * z_.sizes[i], gamma_[i].size * z_.by_statistics[i]);
       pre.add(1, beta);
@@ -168,7 +166,7 @@ class Affine final : public Definition {
       sizes.push_back(static_cast<double>(gamma_[i].size) * std::abs(g.v[i]));
       if (tau != nullptr) dtau[channel(x, i)].add(dy.v[i] - g.v[i]);
     }
-    for (const Part& part : parts_)
+    for (const AffinePart& part : parts_)
       if (const Array* tensor = find(given, part.tensor)) tell_part(part, given, x, g.v, tensor->v.size(), out);
     if (tau != nullptr) tell("grad_tau", dtau, Rounding::parameter, out);
     if (find(given, "residual") != nullptr) {
@@ -185,7 +183,7 @@ class Affine final : public Definition {
   Doubles distances() const override { return distances_; }
 
  private:
-  static void add_amount(const Part& part, const Tensors& given, const Array& x, Int i, Sum& sum) {
+  static void add_amount(const AffinePart& part, const Tensors& given, const Array& x, Int i, Sum& sum) {
     const Array* tensor = find(given, part.tensor);
     if (tensor == nullptr) return sum.add(missing(part, given, x, i));
     sum.add(part.more);
@@ -214,7 +212,7 @@ class Affine final : public Definition {
     for (std::size_t i = 0; i < sums.size(); ++i) values.set(i, sums[i]);
     out[name] = like_core(value(values, rounding));
   }
-  void tell_part(const Part& part, const Tensors& given, const Array& x, const Doubles& g, std::size_t size,
+  void tell_part(const AffinePart& part, const Tensors& given, const Array& x, const Doubles& g, std::size_t size,
                  Answers& out) const {
     std::vector<Sum> sums(size);
     for (std::size_t i = 0; i < g.size(); ++i)
@@ -230,7 +228,7 @@ class Affine final : public Definition {
   }
 
   std::unique_ptr<Core> core_;
-  std::vector<Part> parts_;
+  std::vector<AffinePart> parts_;
   NormOptions o_;
   Values z_;
   std::vector<Sum> gamma_;
@@ -292,11 +290,11 @@ Answers call_standardize(const NormOptions& o, const Tensors& t) {
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 using Made = std::unique_ptr<Definition>;
-Made affine(std::unique_ptr<Core> core, std::vector<Part> parts, const NormOptions& o) {
+Made affine(std::unique_ptr<Core> core, std::vector<AffinePart> parts, const NormOptions& o) {
   return std::make_unique<Affine>(std::move(core), std::move(parts), o);
 }
-std::vector<Part> weight_and_bias(Per per) { return {{"weight", true, per, 1}, {"bias", false, per}}; }
-constexpr Part one{"", true, Per::value, 1};  // a gamma that is always 1
+std::vector<AffinePart> weight_and_bias(Per per) { return {{"weight", true, per, 1}, {"bias", false, per}}; }
+constexpr AffinePart one{"", true, Per::value, 1};  // a gamma that is always 1
 
 Made batch(const NormOptions& o, Int C) { return affine(batch_core(o, C), weight_and_bias(Per::channel), o); }
 Made layer(const NormOptions& o, Int) { return affine(layer_core(o, true), weight_and_bias(Per::trailing), o); }
@@ -310,7 +308,7 @@ Made shortcut(const NormOptions& o, Int) {
 }
 Made switching(const NormOptions& o, Int C) { return affine(switchable_core(o, C), weight_and_bias(Per::channel), o); }
 Made conditional(std::unique_ptr<Core> core, const NormOptions& o) {
-  std::vector<Part> parts = weight_and_bias(Per::channel);
+  std::vector<AffinePart> parts = weight_and_bias(Per::channel);
   parts.insert(parts.end(), {{"delta_weight", true, Per::instance}, {"delta_bias", false, Per::instance}});
   return affine(std::move(core), parts, o);
 }

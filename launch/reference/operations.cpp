@@ -5,11 +5,7 @@
 
 namespace reference {
 
-using Int = std::int64_t;
-
 namespace {
-
-std::size_t at(Int i) { return static_cast<std::size_t>(i); }
 
 struct Extent3 {
   explicit Extent3(const Array& x)

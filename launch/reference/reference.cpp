@@ -7,7 +7,6 @@
 
 namespace reference {
 
-using Int = std::int64_t;
 using Extents = std::vector<Int>;
 
 Int elements(const Extents& shape) {

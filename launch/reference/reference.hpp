@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -10,6 +11,10 @@
 #include "allnorm/options.hpp"
 
 namespace reference {
+
+/// An extent or a place in one, and that as the standard's containers take it.
+using Int = std::int64_t;
+constexpr std::size_t at(Int i) { return static_cast<std::size_t>(i); }
 
 /// Sums and statistics are kept with 64 bits of mantissa, so that the definitions can be written down as they stand
 /// (E[x^2] - E[x]^2 included, where a definition says so) and still be right to the last bits of a double.

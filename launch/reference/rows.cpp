@@ -6,12 +6,9 @@
 
 namespace reference {
 
-using Int = std::int64_t;
 using Extents = std::vector<Int>;
 
 namespace {
-
-std::size_t at(Int i) { return static_cast<std::size_t>(i); }
 
 double or_default(const Doubles& values, Int i, double missing) { return values.empty() ? missing : values[at(i)]; }
 

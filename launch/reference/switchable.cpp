@@ -24,8 +24,8 @@ struct Mixed {
 };
 
 /// One part: x and dy (N, C, S), in (N * C), ln (N).
-struct Part {
-  Part(const Array& own_x, const Array& own_dy, std::size_t channels)
+struct OwnPart {
+  OwnPart(const Array& own_x, const Array& own_dy, std::size_t channels)
       : x(own_x.v), dy(own_dy.v), N(static_cast<std::size_t>(own_x.shape[0])), C(channels), in(N * C), ln(N) {
     S = N * C == 0 ? 0 : x.size() / (N * C);
   }
@@ -48,15 +48,15 @@ class Loops {
     for (const Array& part : x)
       for (const double value : part.v) furthest_ = std::max(furthest_, std::abs(Real(value)));
     made.running_mean = p.running_mean, made.running_var = p.running_var;
-    for (Part& part : parts_) take_own(part);
+    for (OwnPart& part : parts_) take_own(part);
     take_batch();
-    for (Part& part : parts_) map(part);
-    for (Part& part : parts_) differentiate(part);
+    for (OwnPart& part : parts_) map(part);
+    for (OwnPart& part : parts_) differentiate(part);
   }
   Switchable made;
 
  private:
-  void take_own(Part& s) {
+  void take_own(OwnPart& s) {
     const auto size = static_cast<Real>(s.S);
     for (std::size_t g = 0; g < s.in.size(); ++g) {
       Stat& in = s.in[g];
@@ -82,7 +82,7 @@ class Loops {
     for (std::size_t c = 0; c < C_; ++c) {
       Stat& bn = bn_[c];
       const auto each = [&](const auto& body) {
-        for (const Part& s : parts_)
+        for (const OwnPart& s : parts_)
           for (std::size_t n = 0; n < s.N && s.S > 0; ++n) body(s.in[n * C_ + c], static_cast<Real>(s.S) / values_);
       };
       each([&](const Stat& in, Real share) { bn.mean += in.mean * share; });
@@ -106,7 +106,7 @@ class Loops {
   }
 
   // y and the parameters' gradients; what y's gradient gives to each statistic.
-  void map(Part& s) {
+  void map(OwnPart& s) {
     Values y(s.x.size());
     Doubles dgamma(C_), dbeta(C_);
     std::vector<Sum> dw(3), dv(3);
@@ -151,7 +151,7 @@ class Loops {
     made.dvar_logits.push_back(of_vars);
   }
 
-  void differentiate(const Part& s) {
+  void differentiate(const OwnPart& s) {
     Values all(s.x.size());
     const auto size = static_cast<Real>(s.S);
     for (std::size_t g = 0; g < s.in.size() && s.S > 0; ++g) {
@@ -183,7 +183,7 @@ class Loops {
   const NormOptions& o_;
   Reals w_, v_;
   std::size_t C_;
-  std::vector<Part> parts_;
+  std::vector<OwnPart> parts_;
   std::vector<Stat> bn_;
   Real values_ = 0;  // of a channel
   Real furthest_;    // the largest |x|, which the errors of means go by

@@ -38,11 +38,6 @@ constexpr Column columns[] = {
     {"wrong", "wrong", 0},
 };
 
-std::string word(const Json& event, const char* name) {
-  const Json value = event.value(name, Json());
-  return value.is_null() ? "" : value.is_string() ? value.get<std::string>() : value.dump();
-}
-
 std::string text_of(double value, int digits) {
   if (digits >= 0) return fixed(value, digits);
   std::array<char, 32> text{};

@@ -76,6 +76,11 @@ std::string number_text(const Json& value, int digits) {
   return value.is_number() ? fixed(value.get<double>(), digits) : "–";
 }
 
+std::string word(const Json& event, const char* name) {
+  const Json value = event.value(name, Json());
+  return value.is_null() ? "" : value.is_string() ? value.get<std::string>() : value.dump();
+}
+
 std::string html_table(const Cells& head, const std::vector<Cells>& rows) {
   std::string out = "<div class=\"wide\"><table><thead><tr>";
   for (const auto& cell : head) out += "<th><button type=\"button\">" + cell + "</button></th>";

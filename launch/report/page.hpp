@@ -31,6 +31,8 @@ std::string section(const std::string& title, const std::string& body);
 std::string figure(const std::string& svg, const std::string& caption);
 /// A number, or a dash.
 std::string number_text(const Json& value, int digits);
+/// A text, or a value as JSON has it; empty where the event has none of that name.
+std::string word(const Json& event, const char* name);
 
 /// Each plot of a page as a file of its own.
 std::vector<std::string> plots_of(const std::string& page);

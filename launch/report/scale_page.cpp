@@ -10,10 +10,6 @@ namespace allnorm::launch::pages {
 
 namespace {
 
-std::string word(const Json& event, const char* name) {
-  const Json value = event.value(name, Json());
-  return value.is_null() ? "" : value.is_string() ? value.get<std::string>() : value.dump();
-}
 std::vector<const Json*> events_of(const Log& log, std::string_view kind) {
   std::vector<const Json*> events;
   for (const Json& event : log.events)
@@ -29,19 +25,20 @@ std::string subject_of(const Json& event) {
          word(event, "transport");
 }
 
-struct Column {
+struct NumberColumn {
   const char *name, *title;
   int digits;
 };
-std::string table_of(const std::vector<const Json*>& events, const std::vector<Column>& columns,
+std::string table_of(const std::vector<const Json*>& events, const std::vector<NumberColumn>& columns,
                      const std::vector<const char*>& words) {
   Cells head(words.begin(), words.end());
-  for (const Column& column : columns) head.push_back(column.title);
+  for (const NumberColumn& column : columns) head.push_back(column.title);
   std::vector<Cells> rows;
   for (const Json* event : events) {
     Cells& row = rows.emplace_back();
     for (const char* name : words) row.push_back(escaped(word(*event, name)));
-    for (const Column& column : columns) row.push_back(number_text(event->value(column.name, Json()), column.digits));
+    for (const NumberColumn& column : columns)
+      row.push_back(number_text(event->value(column.name, Json()), column.digits));
   }
   return html_table(head, rows);
 }

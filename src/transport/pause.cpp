@@ -12,10 +12,10 @@ namespace {
 
 using std::chrono::microseconds;
 
-constexpr microseconds spinning{40}, awake{1000};    // of a wait
-constexpr microseconds crowded_awake{20'000};        // ... where it is the other ranks that have the cores
-constexpr microseconds shortest{10}, longest{1000};  // sleep
-constexpr microseconds slow{200};                    // of a yield: somebody else has the core
+constexpr microseconds spinning{40}, awake{1000};                // of a wait
+constexpr microseconds crowded_awake{20'000};                    // ... where it is the other ranks that have the cores
+constexpr microseconds shortest_sleep{10}, longest_sleep{1000};  // sleep
+constexpr microseconds slow{200};                                // of a yield: somebody else has the core
 constexpr microseconds remembered{100'000};
 
 // "QUOTA PERIOD" in microseconds; none for "max PERIOD", for -1, and where there is no such file.
@@ -77,7 +77,7 @@ Pause::Step Pause::next(bool crowded) noexcept {
     std::this_thread::yield();
     if (const auto back = Clock::now(); back - time > slow) sleeps_until = back + remembered;
   } else {
-    return std::clamp(std::chrono::duration_cast<Step>(waited / 8), shortest, longest);
+    return std::clamp(std::chrono::duration_cast<Step>(waited / 8), shortest_sleep, longest_sleep);
   }
   return Step{0};
 }

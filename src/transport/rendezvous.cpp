@@ -30,12 +30,12 @@ struct FrameHead {
   News news{};
   std::uint32_t size = 0;  // bytes that follow
 };
-constexpr std::size_t longest_card = 4096;  // bytes
-constexpr std::size_t longest = 1 << 16;    // bytes of a sentence
+constexpr std::size_t longest_card = 4096;         // bytes
+constexpr std::size_t longest_sentence = 1 << 16;  // bytes of a sentence
 constexpr std::size_t longest_welcome = std::size_t{1} << 31;
 
 bool send_frame(const Socket& socket, News news, const void* data, std::size_t size) noexcept {
-  size = std::min(size, news == News::welcome ? longest_welcome : longest);
+  size = std::min(size, news == News::welcome ? longest_welcome : longest_sentence);
   const FrameHead head{news, static_cast<std::uint32_t>(size)};
   return send_all(socket, &head, sizeof head) && send_all(socket, data, size);
 }
@@ -54,7 +54,7 @@ bool take_frame(std::vector<std::byte>& from, FrameHead& head, std::vector<std::
   if (from.size() < sizeof head) return false;
   std::memcpy(&head, from.data(), sizeof head);
   expect(head.news >= News::welcome && head.news <= News::late &&
-             head.size <= (head.news == News::welcome ? longest_welcome : longest),
+             head.size <= (head.news == News::welcome ? longest_welcome : longest_sentence),
          Code::transport, "what arrived at the rendezvous is not one of allnorm's messages");
   if (from.size() < sizeof head + head.size) return false;
   const auto begin = from.begin() + sizeof head, end = begin + static_cast<std::ptrdiff_t>(head.size);

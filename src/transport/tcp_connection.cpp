@@ -15,10 +15,10 @@ namespace allnorm {
 
 namespace {
 
-constexpr std::size_t buffer_size = 32 << 10;          // bytes: most messages come in one piece
-constexpr std::size_t longest = std::size_t{1} << 40;  // bytes of a message: beyond, it is none
-constexpr std::size_t longest_told = 1 << 16;          // bytes of a sentence
-constexpr int most_pieces = 256;                       // in a row: other ranks wait, too
+constexpr std::size_t buffer_size = 32 << 10;                  // bytes: most messages come in one piece
+constexpr std::size_t longest_message = std::size_t{1} << 40;  // bytes of a message: beyond, it is none
+constexpr std::size_t longest_told = 1 << 16;                  // bytes of a sentence
+constexpr int most_pieces = 256;                               // in a row: other ranks wait, too
 
 bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK; }
 
@@ -136,7 +136,7 @@ void TcpConnection::read_buffer() {
 
 bool TcpConnection::is_sound(const Head& head) const noexcept {
   if (head.magic != Head{}.magic) return false;
-  if (head.kind == Kind::message) return head.size <= longest;
+  if (head.kind == Kind::message) return head.size <= longest_message;
   return (head.kind == Kind::failed && head.size <= longest_told) || (head.kind == Kind::goodbye && head.size == 0);
 }
 

@@ -4,6 +4,7 @@
 #include "allnorm/halves.hpp"
 #include "operation_step.hpp"
 
+namespace gpu_graph_test {
 namespace {
 
 using namespace step_test;
@@ -170,3 +171,4 @@ TEST(Graphs, AStateMayBeSavedAndLoadedBetweenReplays) {
 }
 
 }  // namespace
+}  // namespace gpu_graph_test

@@ -1,6 +1,7 @@
 // Layers on a GPU: few launches, no waiting, and what is said of wrong pointers and of missing memory.
 #include "step_support.hpp"
 
+namespace gpu_layer_test {
 namespace {
 
 using namespace step_test;
@@ -101,3 +102,4 @@ TEST(BadPointers, AreNamed) {
 }
 
 }  // namespace
+}  // namespace gpu_layer_test

@@ -286,7 +286,7 @@ std::vector<double> losses(const std::string& path) {
 TEST(TrainingOnGpus, IsForProcesses) {
   const Workplace place;
   const std::string words =
-      "train --norm sync_batch_norm --batch-per-rank 1280 --epochs 2 --data " ALLNORM_SOURCE_DIR "/data/digits --log ";
+      "train --norm sync_batch_norm --batch-per-rank 1280 --epochs 2 --data " + of_project("data/digits") + " --log ";
   const Outcome threads = place.run(words + "threads --device cuda --ranks 2");
   EXPECT_EQ(threads.code, 6);
   EXPECT_EQ(

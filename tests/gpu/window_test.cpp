@@ -10,7 +10,7 @@
 #include "../backend.hpp"
 #include "kernels/ops.hpp"
 
-namespace allnorm {
+namespace allnorm::window_test {
 namespace {
 
 using Doubles = backend::Array<double>;
@@ -238,4 +238,4 @@ TEST_F(WindowKernels, ACutBatchIsTheCpus) {
 }
 
 }  // namespace
-}  // namespace allnorm
+}  // namespace allnorm::window_test

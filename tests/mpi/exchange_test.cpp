@@ -13,6 +13,7 @@
 #include "exchange_cases.hpp"
 #include "src/transport/mpi_comm.hpp"
 
+namespace mpi_exchange_test {
 namespace {
 
 using namespace allnorm;
@@ -283,3 +284,4 @@ TEST(MpiNames, OfRanksAreThoseOfTheWorld) {
 }
 
 }  // namespace
+}  // namespace mpi_exchange_test

@@ -8,6 +8,7 @@
 #include "far_cases.hpp"
 #include "norm_cases.hpp"
 
+namespace mpi_norm_test {
 namespace {
 
 using namespace allnorm;
@@ -67,3 +68,4 @@ TEST(MpiSubgroups, NormalizeAmongThemselves) {
 }
 
 }  // namespace
+}  // namespace mpi_norm_test

@@ -11,6 +11,7 @@
 #include "launch/files/json_lines.hpp"
 #include "runner.hpp"
 
+namespace program_bench_test {
 namespace {
 
 using namespace allnorm;
@@ -157,3 +158,4 @@ TEST(Bench, RefusesWhatItCannotTime) {
 }
 
 }  // namespace
+}  // namespace program_bench_test

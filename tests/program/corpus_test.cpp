@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "places.hpp"
 #include "tests/fuzz/targets.hpp"
 
 namespace allnorm::test {
@@ -25,7 +26,7 @@ TEST(Corpus, IsReadOrRefused) {
     SCOPED_TRACE(target.name);
     int files = 0;
     for (const auto& entry :
-         std::filesystem::directory_iterator(ALLNORM_SOURCE_DIR "/tests/fuzz/corpus/" + std::string(target.name))) {
+         std::filesystem::directory_iterator(of_project("tests/fuzz/corpus/" + std::string(target.name)))) {
       std::vector<std::byte> bytes = bytes_of(entry.path());
       target.read(bytes);
       const std::size_t step = bytes.size() / 64 + 1;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "files_support.hpp"
+#include "places.hpp"
 
 namespace allnorm::launch {
 namespace {
@@ -52,7 +53,7 @@ std::string cifar_record(int label, char first, char rest) {
 // ---- digits ---------------------------------------------------------------------------------------------------------
 
 TEST(DataSets, LoadsTheRealDigits) {
-  const DataSet data = load_data_set(std::string(ALLNORM_SOURCE_DIR) + "/data/digits");
+  const DataSet data = load_data_set(test::of_project("data/digits"));
   const ImageSet& set = data.train;
   EXPECT_FALSE(data.test.has_value());
   EXPECT_EQ(set.name, "digits");

@@ -16,7 +16,7 @@
 namespace allnorm::test {
 namespace {
 
-const std::string train = "train --data " ALLNORM_SOURCE_DIR "/data/digits --norm group_norm --batch-per-rank 64 ";
+const std::string train = "train --data " + of_project("data/digits") + " --norm group_norm --batch-per-rank 64 ";
 
 // Without libtorch everything but the help is exit code 6.
 bool can_train(const Workplace& place) { return place.run("train --epochs none").code != 6; }
@@ -105,9 +105,9 @@ TEST(FileSizeLimit, DuringTrainingIsAWarning) {
   if (!can_train(place)) GTEST_SKIP() << "this build has no libtorch";
   place.write_bytes("c.st", "before");
   // Enough for what is printed, too little for the events of 8 epochs, which are in the last checkpoint too.
-  const Outcome outcome = place.run("train --data " ALLNORM_SOURCE_DIR
-                                    "/data/digits --norm group_norm --batch-per-rank 640 --epochs 8 --log l.jsonl "
-                                    "--checkpoint c.st",
+  const Outcome outcome = place.run("train --data " + of_project("data/digits") +
+                                        " --norm group_norm --batch-per-rank 640 --epochs 8 --log l.jsonl "
+                                        "--checkpoint c.st",
                                     "prlimit --fsize=1500");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("group_norm"), std::string::npos) << outcome.out;
@@ -131,7 +131,7 @@ TEST(Resume, WithAnotherSettingNamesItAndItsTwoValues) {
   if (!can_train(place)) GTEST_SKIP() << "this build has no libtorch";
   ASSERT_EQ(place.run(train + "--epochs 2 --checkpoint c.st").code, 0);
   const auto resume = [&](const std::string& words) {
-    const Outcome outcome = place.run("train --data " ALLNORM_SOURCE_DIR "/data/digits --resume c.st " + words);
+    const Outcome outcome = place.run("train --data " + of_project("data/digits") + " --resume c.st " + words);
     EXPECT_EQ(outcome.code, 3);
     EXPECT_TRUE(outcome.one_line());
     EXPECT_LT(outcome.err.size(), 200u) << outcome.err;

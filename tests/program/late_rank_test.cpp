@@ -320,9 +320,9 @@ TEST_F(LateProcess, IsReportedByAnotherRankWhereTheOneThatSpeaksIsStopped) {
 // A rank that is to end saves what it has if all answer within a second. One that is stopped does not.
 TEST_F(LateProcess, DoesNotHoldUpTheEndOfATraining) {
   if (place.run("train --epochs none").code == 6) GTEST_SKIP() << "this build has no libtorch";
-  const pid_t launcher = place.start("train --data " ALLNORM_SOURCE_DIR
-                                     "/data/digits --norm group_norm --batch-per-rank 16 --epochs 1000 --timeout 60 "
-                                     "--checkpoint c.st --record records",
+  const pid_t launcher = place.start("train --data " + of_project("data/digits") +
+                                         " --norm group_norm --batch-per-rank 16 --epochs 1000 --timeout 60 "
+                                         "--checkpoint c.st --record records",
                                      "mpirun -n 2");
   EXPECT_TRUE(becomes([&] { return place.exists("c.st"); }));
   const auto stopped = process_of_rank(directory(), 1), ends = process_of_rank(directory(), 0);

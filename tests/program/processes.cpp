@@ -16,16 +16,13 @@
 #include <string_view>
 #include <thread>
 
+#include "places.hpp"
+
 namespace allnorm::test {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string content_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
 
 std::string folder_of(pid_t process) { return "/proc/" + std::to_string(process); }
 

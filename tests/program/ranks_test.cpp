@@ -193,7 +193,7 @@ TEST(Processes, MayEachBeAlone) {
   Workplace place;
   place.make("x.npy", {4, 4, 5});
   const std::string base = "apply sync_batch_norm --input x.npy --transport self --out ";
-  const Outcome outcome = place.run(base + "a : -n 1 " + ALLNORM_PROGRAM + " " + base + "b", "mpirun -n 1");
+  const Outcome outcome = place.run(base + "a : -n 1 " + program() + " " + base + "b", "mpirun -n 1");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(place.values("a/output.npy"), place.values("b/output.npy"));
 }

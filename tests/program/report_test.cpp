@@ -5,6 +5,7 @@
 
 #include "runner.hpp"
 
+namespace program_report_test {
 namespace {
 
 using namespace allnorm::test;
@@ -88,3 +89,4 @@ TEST(Report, RefusesWhatIsNoLog) {
 }
 
 }  // namespace
+}  // namespace program_report_test

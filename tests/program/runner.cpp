@@ -23,11 +23,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string content_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 void split_words(std::string_view text, std::vector<std::string>& words) {
   std::istringstream stream{std::string(text)};
   for (std::string word; stream >> word;) words.push_back(word);
@@ -86,11 +81,6 @@ std::vector<std::string> Workplace::list(std::string_view name) const {
   for (const auto& entry : fs::directory_iterator(path(name))) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
-}
-
-std::string program() {
-  const char* const moved = std::getenv("ALLNORM_PROGRAM");
-  return moved != nullptr ? moved : ALLNORM_PROGRAM;
 }
 
 Outcome Workplace::run(std::string_view words, std::string_view before) const { return wait(start(words, before)); }

@@ -11,12 +11,9 @@
 
 #include "allnorm/tensor.hpp"
 #include "launch/files/npy.hpp"
+#include "places.hpp"
 
 namespace allnorm::test {
-
-/// The program: where the environment's ALLNORM_PROGRAM has it (tests may run on another machine), or where it was
-/// built.
-std::string program();
 
 struct Outcome {
   int code = -1;  ///< exit code; 128 + signal when killed

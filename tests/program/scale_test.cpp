@@ -19,6 +19,7 @@
 #include "launch/scale/statistics.hpp"
 #include "runner.hpp"
 
+namespace program_scale_test {
 namespace {
 
 using namespace allnorm;
@@ -240,3 +241,4 @@ TEST(Scale, SimulatesClusters) {
 }
 
 }  // namespace
+}  // namespace program_scale_test

@@ -433,10 +433,10 @@ TEST_F(Watched, MetricsOfAJobThatHangs) {
 
 TEST_F(Watched, MetricsOfATraining) {
   if (place.run("train --epochs none").code == 6) GTEST_SKIP() << "this build has no libtorch";
-  const pid_t child = place.start(
-      "train --data " ALLNORM_SOURCE_DIR
-      "/data/digits --norm cross_iteration_batch_norm:renorm=true:window=2:burn_in=0 --ranks 2 --batch-per-rank 64 "
-      "--epochs 100000 --checkpoint c.st --metrics 0");
+  const pid_t child =
+      place.start("train --data " + of_project("data/digits") +
+                  " --norm cross_iteration_batch_norm:renorm=true:window=2:burn_in=0 --ranks 2 --batch-per-rank 64 "
+                  "--epochs 100000 --checkpoint c.st --metrics 0");
   const int port = picked(place);
   std::string answer;
   const std::string distance = "allnorm_window_distance{rank=\"0\",layer=\"norm1\",lag=\"1\",statistic=\"mean\",kind=";

@@ -7,6 +7,7 @@
 #include "allocations.hpp"
 #include "calls.hpp"
 
+namespace all_or_nothing_test {
 namespace {
 
 using namespace allnorm;
@@ -140,3 +141,4 @@ INSTANTIATE_TEST_SUITE_P(Layers, AllOrNothing, testing::ValuesIn(calls::subjects
 });
 
 }  // namespace
+}  // namespace all_or_nothing_test

@@ -15,6 +15,7 @@
 
 #include "src/transport/shared_memory.hpp"
 
+namespace board_test {
 namespace {
 
 using namespace allnorm;
@@ -137,3 +138,4 @@ TEST(SharedMemory, HasNoNameWhereItCannotBeMade) {
 }
 
 }  // namespace
+}  // namespace board_test

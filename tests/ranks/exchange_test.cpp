@@ -16,6 +16,7 @@
 #include "faulty_links.hpp"
 #include "src/exchange.hpp"
 
+namespace exchange_test {
 namespace {
 
 using namespace allnorm;
@@ -33,7 +34,7 @@ std::string name_of(const testing::TestParamInfo<Group>& info) {
   return std::to_string(group.ranks) + "RanksGathered" +
          (group.ranks_per_node > 0 ? "OnNodesOf" + std::to_string(group.ranks_per_node) : "");
 }
-void run(const Group& group, const harness::Body& body) {
+void run_group(const Group& group, const harness::Body& body) {
   Patience patience;
   patience.gather_limit = group.gather_limit;
   harness::run(faults::threads(group.ranks, {}, group.ranks_per_node, patience), body);
@@ -41,7 +42,7 @@ void run(const Group& group, const harness::Body& body) {
 
 class Exchange : public testing::TestWithParam<Group> {
  protected:
-  void run(const harness::Body& body) const { ::run(GetParam(), body); }
+  void run(const harness::Body& body) const { run_group(GetParam(), body); }
 };
 
 TEST_P(Exchange, SumsAreExact) { run(exchange_cases::sums_are_exact); }
@@ -61,12 +62,12 @@ INSTANTIATE_TEST_SUITE_P(Groups, Exchange,
 TEST(GatheredExchange, SumsAreInRankOrder) {
   for (const int ranks : {1, 2, 3, 4, 5, 7, 8, 12, 13})
     for (const int ranks_per_node : {0, ranks, 4, 3, 2})
-      run({ranks, 32, ranks_per_node}, exchange_cases::sums_are_in_rank_order);
+      run_group({ranks, 32, ranks_per_node}, exchange_cases::sums_are_in_rank_order);
 }
 TEST(GatheredExchange, MismatchesAreNamed) {
   for (const int ranks : {2, 3, 4, 5, 9})
     for (const int ranks_per_node : {0, ranks, 3})
-      run({ranks, 32, ranks_per_node}, exchange_cases::mismatches_are_named);
+      run_group({ranks, 32, ranks_per_node}, exchange_cases::mismatches_are_named);
 }
 
 TEST(TreeExchange, EveryRankGetsTheSameBits) {
@@ -110,7 +111,7 @@ TEST(TreeExchange, MismatchesReachEveryRank) {
 TEST(DeclinedRecord, IsToldWithItsReasonAndTheGroupGoesOn) {
   for (const Group& group :
        {Group{3, 32}, Group{3, 32, 3}, Group{3, 1}, Group{5, 32, 5}, Group{7, 32, 7}, Group{8, 32, 4}})
-    run(group, [](const World& world, Queue& queue) {
+    run_group(group, [](const World& world, Queue& queue) {
       struct {
         RecordHead head;
         double payload;
@@ -232,3 +233,4 @@ TEST(Threads, NeedAtLeastOneRank) {
 }
 
 }  // namespace
+}  // namespace exchange_test

@@ -8,6 +8,7 @@
 #include "far_cases.hpp"
 #include "norm_cases.hpp"
 
+namespace far_test {
 namespace {
 
 using namespace allnorm;
@@ -37,3 +38,4 @@ INSTANTIATE_TEST_SUITE_P(ManyRanks, FarFromZero,
                          testing::Values(std::tuple(33, 32, DType::f64), std::tuple(33, 64, DType::f32)), name_of);
 
 }  // namespace
+}  // namespace far_test

@@ -13,6 +13,7 @@
 #include "calls.hpp"
 #include "faulty_links.hpp"
 
+namespace faults_test {
 namespace {
 
 using namespace allnorm;
@@ -159,3 +160,4 @@ INSTANTIATE_TEST_SUITE_P(Ways, Faults, testing::Values(0, ranks),
                          [](const auto& way) { return std::string(way.param == 0 ? "InMemory" : "ByMessage"); });
 
 }  // namespace
+}  // namespace faults_test

@@ -6,6 +6,7 @@
 
 #include "halves_support.hpp"
 
+namespace halves_refusals_test {
 namespace {
 
 using namespace allnorm;
@@ -18,11 +19,11 @@ struct Ranks {
   explicit Ranks(const Case& c) : queue(Queue::cpu()), callers(callers_of(c, queue)) {
     for (std::size_t r = 0; r < callers.size(); ++r) steps.emplace_back(c, 0, static_cast<int>(r));
   }
-  Bytes first_halves() {
+  ByteArray first_halves() {
     for (std::size_t r = 0; r < callers.size(); ++r) callers[r].forward_local(steps[r]);
     return gathered(callers, queue);
   }
-  std::string second_half(std::size_t rank, const Bytes& records) {
+  std::string second_half(std::size_t rank, const ByteArray& records) {
     return error_of([&] { callers[rank].forward_finish(steps[rank], records); });
   }
 
@@ -35,14 +36,14 @@ TEST(Halves, ARankThatCannotTakePartSaysWhyToAll) {
   Ranks ranks(plain);
   const Shape right = ranks.steps[1].inputs().weight.shape;
   ranks.steps[1].inputs().weight.shape = Shape{3};
-  const Bytes records = ranks.first_halves();
+  const ByteArray records = ranks.first_halves();
   const std::string why = "weight has shape (3,), must have (4,)";
   EXPECT_EQ(ranks.second_half(0, records), "aborted: rank 1 failed: " + why);
   EXPECT_EQ(ranks.second_half(1, records), "invalid input: " + why);
   EXPECT_EQ(ranks.second_half(2, records), "aborted: rank 1 failed: " + why);
   EXPECT_EQ(ranks.callers[0].tracked(), 0);
   ranks.steps[1].inputs().weight.shape = right;  // and the layer goes on
-  const Bytes again = ranks.first_halves();
+  const ByteArray again = ranks.first_halves();
   for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(ranks.second_half(r, again), "");
   EXPECT_EQ(ranks.callers[0].tracked(), 1);
 }
@@ -50,11 +51,11 @@ TEST(Halves, ARankThatCannotTakePartSaysWhyToAll) {
 TEST(Halves, ARankThatDiffersIsNamedWithItsField) {
   Ranks ranks(plain);
   ranks.callers[2] = Caller(plain, "sync_batch_norm:eps=0.5", 2, ranks.queue);
-  const Bytes records = ranks.first_halves();
+  const ByteArray records = ranks.first_halves();
   const std::string all = "mismatch: rank 2: layer, call 0, forward: eps is 0.5, must be 1e-05 as on rank 0";
   for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(ranks.second_half(r, records), all);
 
-  Bytes heads;  // alone they tell the same
+  ByteArray heads;  // alone they tell the same
   for (const Caller& caller : ranks.callers)
     heads.insert(heads.end(), caller.record().begin(),
                  caller.record().begin() + static_cast<std::ptrdiff_t>(Halves::head_bytes));
@@ -67,7 +68,7 @@ TEST(Halves, ALayerThatIsToFailNamesTheRankWhoseInputIsNotFinite) {
   Ranks ranks(c);
   auto* const x = static_cast<double*>(const_cast<void*>(ranks.steps[2].inputs().input.data));
   const double finite = std::exchange(x[4], std::numeric_limits<double>::infinity());
-  const Bytes records = ranks.first_halves();
+  const ByteArray records = ranks.first_halves();
   for (std::size_t r = 0; r < 3; ++r) {
     EXPECT_EQ(
         ranks.second_half(r, records),
@@ -75,16 +76,16 @@ TEST(Halves, ALayerThatIsToFailNamesTheRankWhoseInputIsNotFinite) {
     EXPECT_EQ(ranks.callers[r].tracked(), 0);
   }
   x[4] = finite;
-  const Bytes again = ranks.first_halves();
+  const ByteArray again = ranks.first_halves();
   for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(ranks.second_half(r, again), "");
 }
 
 TEST(Halves, RecordsMustBeOfTheCall) {
   Ranks ranks(plain);
-  const Bytes forward = ranks.first_halves();
+  const ByteArray forward = ranks.first_halves();
   for (std::size_t r = 0; r < 3; ++r) ranks.callers[r].forward_finish(ranks.steps[r], forward);
   for (std::size_t r = 0; r < 3; ++r) ranks.callers[r].backward_local(ranks.steps[r]);
-  Bytes backward = gathered(ranks.callers, ranks.queue);
+  ByteArray backward = gathered(ranks.callers, ranks.queue);
   backward.resize(forward.size());
   EXPECT_EQ(error_of([&] { ranks.callers[0].backward_finish(ranks.steps[0], forward); }),
             "invalid argument: the records are of layer, call 0, forward, must be of this call's first half");
@@ -96,7 +97,7 @@ TEST(Halves, AHistoryIsKnownByItsBeginning) {
   const Case c{"Window", "cross_iteration_batch_norm:window=3:compensate=false", false, false, {3}};
   Ranks ranks(c);
   Caller& caller = ranks.callers[0];
-  Bytes records = ranks.first_halves();
+  ByteArray records = ranks.first_halves();
   EXPECT_FALSE(caller.halves().has_entries(caller.history()));
   EXPECT_EQ(ranks.second_half(0, records), "");
   EXPECT_TRUE(caller.halves().has_entries(caller.history()));
@@ -144,7 +145,7 @@ TEST(Halves, RunningStatisticsAreKeptInTheTypeOfTheirBuffers) {
   std::int64_t tracked = 0, half_tracked = 0;
   const auto call = [&](const Step& step, const KeptState& state) {
     Doubles frame(static_cast<std::size_t>(halves.frame_size(channels)));
-    Bytes work(halves.work_bytes(step.inputs()));
+    ByteArray work(halves.work_bytes(step.inputs()));
     halves.forward_finish(step.inputs(), step.output(), state, {frame.data(), nullptr}, work.data(), nullptr, queue);
   };
   for (int i = 0; i < 3; ++i) {
@@ -165,3 +166,4 @@ TEST(Halves, RunningStatisticsAreKeptInTheTypeOfTheirBuffers) {
 }
 
 }  // namespace
+}  // namespace halves_refusals_test

@@ -18,7 +18,7 @@ namespace halves_support {
 
 using namespace allnorm;
 using Doubles = backend::Array<double>;
-using Bytes = backend::Array<std::byte>;
+using ByteArray = backend::Array<std::byte>;
 
 inline constexpr std::int64_t channels = 4;
 
@@ -107,7 +107,7 @@ class Caller {
   }
 
   Halves& halves() { return halves_; }
-  Bytes& history() { return history_; }
+  ByteArray& history() { return history_; }
   std::int64_t tracked() const { return tracked_[0]; }
   void copy_state_of(const Caller& other) {
     mean_ = other.mean_;
@@ -138,7 +138,7 @@ class Caller {
     record_.resize(halves_.record_bytes(Direction::forward, groups));
     halves_.forward_local(step.inputs(), state(), work_.data(), record_.data(), *queue_);
   }
-  void forward_finish(const Step& step, const Bytes& records) {
+  void forward_finish(const Step& step, const ByteArray& records) {
     halves_.forward_finish(step.inputs(), step.output(), state(), frame(), work_.data(), records.data(), *queue_);
   }
   void replay(const Step& step) { halves_.replay(step.inputs(), step.output(), frame(), *queue_); }
@@ -147,11 +147,11 @@ class Caller {
     halves_.backward_local(step.inputs(), step.gradient(), step.outputs(), frame(), work_.data(), record_.data(),
                            *queue_);
   }
-  void backward_finish(const Step& step, const Bytes& records) {
+  void backward_finish(const Step& step, const ByteArray& records) {
     halves_.backward_finish(step.inputs(), step.gradient(), step.outputs(), frame(), work_.data(), records.data(),
                             *queue_);
   }
-  const Bytes& record() const { return record_; }
+  const ByteArray& record() const { return record_; }
   KeptFrame frame() { return {frame_.data(), mask_.empty() ? nullptr : mask_.data()}; }
   std::vector<double> statistics(const Step& step) const {
     const auto size = static_cast<std::ptrdiff_t>(4 * halves_.groups(step.inputs().input));
@@ -166,7 +166,7 @@ class Caller {
   Doubles mean_, spread_, frame_;
   backend::Array<std::int64_t> tracked_;
   ConstTensorView conv_weight_{};
-  Bytes history_, work_, record_;
+  ByteArray history_, work_, record_;
   backend::Array<std::uint8_t> mask_;
 };
 
@@ -176,9 +176,9 @@ inline std::vector<Caller> callers_of(const Case& c, Queue& queue) {
   return callers;
 }
 
-inline Bytes gathered(const std::vector<Caller>& callers, Queue& queue) {
+inline ByteArray gathered(const std::vector<Caller>& callers, Queue& queue) {
   queue.wait();
-  Bytes all;
+  ByteArray all;
   for (const Caller& caller : callers) all.insert(all.end(), caller.record().begin(), caller.record().end());
   return all;
 }

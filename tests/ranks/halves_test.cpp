@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+namespace halves_test {
 namespace {
 
 using namespace allnorm;
@@ -77,10 +78,10 @@ TEST_P(HalvesOf, MakeTheBitsOfTheOrdinaryOne) {
     if (i == 4)  // as a job that stopped and went on
       each([&](Caller& caller, Step&) { caller.resume(caller.halves().save(caller.state(), queue)); });
     each([](Caller& caller, Step& own) { caller.forward_local(own); });
-    const Bytes forward = gathered(callers, queue);
+    const ByteArray forward = gathered(callers, queue);
     each([&](Caller& caller, Step& own) { caller.forward_finish(own, forward); });
     each([](Caller& caller, Step& own) { caller.backward_local(own); });
-    const Bytes backward = gathered(callers, queue);
+    const ByteArray backward = gathered(callers, queue);
     each([&](Caller& caller, Step& own) { caller.backward_finish(own, backward); });
     queue.wait();
     for (std::size_t r = 0; r < callers.size(); ++r) {
@@ -107,3 +108,4 @@ INSTANTIATE_TEST_SUITE_P(Layers, HalvesOf, testing::ValuesIn(cases_of_halves),
                          [](const auto& param) { return std::string(param.param.name); });
 
 }  // namespace
+}  // namespace halves_test

@@ -18,6 +18,7 @@
 #include "harness.hpp"
 #include "src/exchange.hpp"
 
+namespace late_rank_test {
 namespace {
 
 using namespace allnorm;
@@ -342,3 +343,4 @@ TEST(Names, OfManyAreNotAllShown) {
 }
 
 }  // namespace
+}  // namespace late_rank_test

@@ -11,6 +11,7 @@
 #include "cases.hpp"
 #include "harness.hpp"
 
+namespace laws_test {
 namespace {
 
 using namespace allnorm;
@@ -65,3 +66,4 @@ RC_GTEST_PROP(SyncBatchNorm, IsBatchNormOfTheConcatenatedBatch, (std::uint32_t s
 }
 
 }  // namespace
+}  // namespace laws_test

@@ -10,6 +10,7 @@
 
 #include "norm_cases.hpp"
 
+namespace layer_exchange_test {
 namespace {
 
 using namespace allnorm;
@@ -295,3 +296,4 @@ TEST(Disagreement, ARankThatIsACallAheadIsNamed) {
 }
 
 }  // namespace
+}  // namespace layer_exchange_test

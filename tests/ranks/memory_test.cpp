@@ -6,7 +6,7 @@
 #include "allnorm/norm.hpp"
 #include "allocations.hpp"
 
-namespace allnorm {
+namespace allnorm::memory_test {
 namespace {
 
 /// Forward and backward with everything that the layer can be given, in f32.
@@ -68,4 +68,4 @@ TEST(Memory, IsAskedForByTheFirstCallAlone) {
 }
 
 }  // namespace
-}  // namespace allnorm
+}  // namespace allnorm::memory_test

@@ -9,6 +9,7 @@
 #include "allnorm/norm.hpp"
 #include "calls.hpp"
 
+namespace nonfinite_rules_test {
 namespace {
 
 using namespace allnorm;
@@ -181,3 +182,4 @@ TEST(NonFiniteRanks, MustAgreeOnTheRule) {
 }
 
 }  // namespace
+}  // namespace nonfinite_rules_test

@@ -8,6 +8,7 @@
 #include "backend.hpp"
 #include "norm_cases.hpp"
 
+namespace norm_test {
 namespace {
 
 using namespace allnorm;
@@ -73,3 +74,4 @@ INSTANTIATE_TEST_SUITE_P(Family, Resumed,
                          });
 
 }  // namespace
+}  // namespace norm_test

@@ -14,6 +14,7 @@
 
 #include "harness.hpp"
 
+namespace pause_test {
 namespace {
 
 using namespace allnorm;
@@ -97,3 +98,4 @@ TEST(Pauses, LeaveTheCoreToOthers) {
 }
 
 }  // namespace
+}  // namespace pause_test

@@ -16,6 +16,8 @@
 #include "cases.hpp"
 #include "harness.hpp"
 
+namespace soak_test {
+
 // There where the program is linked with the sanitizer, whatever this file is compiled with.
 extern "C" [[gnu::weak]] void __asan_init();
 extern "C" [[gnu::weak]] void __tsan_init();
@@ -89,3 +91,4 @@ TEST(Soak, ManyExchangesLeaveMemoryAndDescriptorsFlat) {
 }
 
 }  // namespace
+}  // namespace soak_test

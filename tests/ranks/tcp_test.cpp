@@ -24,6 +24,7 @@
 #include "src/transport/rendezvous.hpp"
 #include "src/transport/tcp_connection.hpp"
 
+namespace tcp_test {
 namespace {
 
 using namespace allnorm;
@@ -379,3 +380,4 @@ TEST(TcpConnectionOfARank, EndsWithItsPeerWhateverWaitsToLeave) {
 }
 
 }  // namespace
+}  // namespace tcp_test

@@ -14,6 +14,7 @@
 
 #include "launch/files/data_sets.hpp"
 #include "launch/train/checkpoint.hpp"
+#include "places.hpp"
 #include "program/files_support.hpp"
 
 namespace allnorm::launch::train {
@@ -35,7 +36,7 @@ class Stopped : public testing::Test {
   struct Run {
     TemporaryFolder folder;
     std::string path = folder / "c";
-    DataSet data = load_data_set(std::string(ALLNORM_SOURCE_DIR) + "/data/digits");
+    DataSet data = load_data_set(test::of_project("data/digits"));
     Settings settings = parse({"--norm", "group_norm,cross_iteration_batch_norm:renorm=true:burn_in=2",
                                "--batch-per-rank", "320", "--epochs", "2"});
     Rank rank{0, 1, self(), Queue::cpu(1), false};

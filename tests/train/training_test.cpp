@@ -24,13 +24,15 @@
 #include "launch/train/images.hpp"
 #include "launch/train/settings.hpp"
 #include "launch/train/train.hpp"
+#include "places.hpp"
 
 namespace allnorm::launch::train {
 namespace {
 
 namespace fs = std::filesystem;
 
-const std::string digits = std::string(ALLNORM_SOURCE_DIR) + "/data/digits";
+const std::string digits = test::of_project("data/digits");
+const std::string program = test::program();
 
 /// A directory for one test.
 class Training : public testing::Test {
@@ -400,24 +402,19 @@ TEST_F(Training, AHostileCheckpointIsOneLineAndExitThree) {
     refused("position", position);
 }
 
-#if defined(ALLNORM_PROGRAM)
 /// The exit code and stderr of two ranks of mpirun with a command line each.
 std::pair<int, std::string> two_ranks(const std::string& common, const std::string& first, const std::string& second,
                                       const std::string& err) {
   for (const char* name :
        {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe"})
     setenv(name, "1", 1);
-  const std::string rank = std::string("-n 1 ") + ALLNORM_PROGRAM + " train --data " + digits + " " + common + " ";
+  const std::string rank = "-n 1 " + program + " train --data " + digits + " " + common + " ";
   const int status = std::system(("mpirun " + rank + first + " : " + rank + second + " > /dev/null 2> " + err).c_str());
   std::ifstream file(err);
   return {WEXITSTATUS(status), {std::istreambuf_iterator<char>(file), {}}};
 }
-#endif
 
 TEST_F(Training, RanksThatStartFromDifferentThingsAreExitFour) {
-#if !defined(ALLNORM_PROGRAM)
-  GTEST_SKIP() << "this build does not tell the tests where the program is";
-#else
   if (std::system("mpirun --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun here";
   const std::string norm = "--norm group_norm ", common = "--batch-per-rank 320 --epochs 1 --first-timeout 60";
   ASSERT_EQ(train({"--norm", "group_norm", "--batch-per-rank", "320", "--epochs", "1", "--ranks", "2", "--checkpoint",
@@ -441,7 +438,6 @@ TEST_F(Training, RanksThatStartFromDifferentThingsAreExitFour) {
   EXPECT_NE(more_words.find("rank 1 is at a start without a checkpoint"), std::string::npos) << more_words;
   const auto [setting, last_words] = both(norm, "--norm layer_norm");  // long ones are compared too
   EXPECT_EQ(setting, exit_mismatch) << last_words;
-#endif
 }
 
 TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
@@ -462,7 +458,6 @@ TEST_F(Training, AModelThatDivergesKeepsItsLastGoodCheckpoint) {
   EXPECT_EQ(good, (std::string{std::istreambuf_iterator<char>(after), {}}));
 }
 
-#if defined(ALLNORM_PROGRAM)
 /// A command line that runs beside the test.
 class Running {
  public:
@@ -510,12 +505,10 @@ TEST_F(Training, StopsWhereItIsAndGoesOnToTheSameBits) {
   const std::string common =
       " --norm cross_iteration_batch_norm:burn_in=20:window=3,group_norm --batch-per-rank 16 --epochs 6 --data " +
       digits;
-  ASSERT_EQ(std::system(
-                (ALLNORM_PROGRAM " train --ranks 2" + common + " --log " + path("whole") + " >/dev/null 2>&1").c_str()),
-            0);
+  ASSERT_EQ(
+      std::system((program + " train --ranks 2" + common + " --log " + path("whole") + " >/dev/null 2>&1").c_str()), 0);
   const bool mpi = std::system("mpirun --version >/dev/null 2>&1") == 0;
-  for (const std::string& start :
-       {std::string(ALLNORM_PROGRAM " train --ranks 2"), std::string("mpirun -n 2 " ALLNORM_PROGRAM " train")}) {
+  for (const std::string& start : {program + " train --ranks 2", "mpirun -n 2 " + program + " train"}) {
     SCOPED_TRACE(start);
     if (start.starts_with("mpirun") && !mpi) continue;
     const std::string words =
@@ -541,8 +534,7 @@ TEST_F(Training, StopsWhereItIsAndGoesOnToTheSameBits) {
 }
 
 TEST_F(Training, EndsAtSigtermWithALastCheckpoint) {
-  const std::string words = ALLNORM_PROGRAM
-                            " train --ranks 2 --norm group_norm --batch-per-rank 16 --epochs 1000 --data " +
+  const std::string words = program + " train --ranks 2 --norm group_norm --batch-per-rank 16 --epochs 1000 --data " +
                             digits + " --log " + path("l");
   const Running with(words + " --checkpoint " + path("c"), path("said"));
   ASSERT_TRUE(with.signal_after(path("l"), 2, SIGTERM));
@@ -559,18 +551,12 @@ TEST_F(Training, EndsAtSigtermWithALastCheckpoint) {
             std::string::npos)
       << without.said();
 }
-#endif
 
 TEST_F(Training, ProcessesAndThreadsGiveTheSameBits) {
-#if !defined(ALLNORM_PROGRAM)
-  GTEST_SKIP() << "this build does not tell the tests where the program is";
-#else
   if (std::system("mpirun --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun here";
   const std::string common =
       std::string(" train --norm sync_batch_norm,cross_iteration_batch_norm --batch-per-rank 8 --epochs 2 --data ") +
       digits + " >/dev/null --log ";
-  const char* const moved = std::getenv("ALLNORM_PROGRAM");
-  const std::string program = moved != nullptr ? moved : ALLNORM_PROGRAM;
   ASSERT_EQ(std::system((program + common + path("threads") + " --ranks 4").c_str()), 0);
   // Open MPI wants to be told about more ranks than cores, and about root.
   for (const char* name :
@@ -581,7 +567,6 @@ TEST_F(Training, ProcessesAndThreadsGiveTheSameBits) {
   ASSERT_EQ(status, 0);
   EXPECT_EQ(log("threads"), log("processes"));
   EXPECT_EQ(numbers(log("threads"), "loss").size(), 4u);
-#endif
 }
 
 }  // namespace
