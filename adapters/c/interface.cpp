@@ -14,6 +14,7 @@
 #include "allnorm/halves.hpp"
 #include "allnorm/operation.hpp"
 #include "allnorm/pool.hpp"
+#include "allnorm/version.h"
 
 struct allnorm_queue {
   allnorm::Queue queue;
