@@ -10,7 +10,6 @@
 namespace allnorm {
 
 WeightStart weight_start(const ConstTensorView& t, std::shared_ptr<Communicator> group, Queue& queue, double eps) {
-  constexpr Axes each_channel{Axis::channel};
   static constexpr Row statistics{"weight_start", "", "", each_channel, {}, {}, {}, {}};
   Norm norm(Layer(statistics), t.channels(), std::move(group), queue);
   Buffer<std::byte> output(static_cast<std::size_t>(t.elements()) * size_of(t.dtype), queue, Fill::none);
