@@ -175,12 +175,12 @@ macro(allnorm_detect_prometheus)
   allnorm_part(PROMETHEUS ${found} "${detail}")
 endmacro()
 
-# For simulated clusters: its MPI's header beside the library. No CMake package of Debian's finds it.
+# For simulated clusters: its header beside the library. No CMake package of Debian's finds it.
 macro(allnorm_detect_simgrid)
   set(found FALSE)
   set(detail "SimGrid not found")
   if(NOT ALLNORM_WITH_SIMGRID STREQUAL "OFF")
-    find_path(ALLNORM_SIMGRID_INCLUDE_DIR smpi/mpi.h)
+    find_path(ALLNORM_SIMGRID_INCLUDE_DIR simgrid/s4u.hpp)
     find_library(ALLNORM_SIMGRID_LIBRARY simgrid)
     mark_as_advanced(ALLNORM_SIMGRID_INCLUDE_DIR ALLNORM_SIMGRID_LIBRARY)
     if(ALLNORM_SIMGRID_INCLUDE_DIR AND ALLNORM_SIMGRID_LIBRARY)

@@ -2,14 +2,11 @@
 // it.
 //
 // What runs is the library's exchange (src/wire.cpp): the same messages, gathered or along the tree, merged for real.
-// Its links are MPI as SimGrid simulates it, where a rank that looks for a message waits for it: so no time passes in
+// Its links are messages as SimGrid simulates them, where a rank that looks for one waits for it: so no time passes in
 // looking.
-#include <smpi/mpi.h>
-
 #include <algorithm>
 #include <fstream>
 #include <iostream>
-#include <list>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -92,51 +89,44 @@ std::vector<sg4::Host*> build(const Cluster& of, std::size_t ranks) {
   return hosts;
 }
 
-// Links over simulated MPI. What software takes for a message is half its sender's, half its receiver's time.
+// Links over SimGrid's mailboxes. Everything is one thread of one process: ranks share a message's memory, which passes
+// as a pointer, and only its length is simulated. What software takes for a message is half its sender's, half its
+// receiver's time.
 class SimulatedLinks final : public Links {
  public:
-  /// `room`: bytes of the longest message.
-  SimulatedLinks(int rank, int size, int ranks_per_node, double overhead_us, std::size_t room)
-      : rank_(rank), size_(size), ranks_per_node_(ranks_per_node), half_(overhead_us * micro / 2), room_(room) {}
+  SimulatedLinks(int rank, const std::vector<sg4::ActorPtr>& ranks, int ranks_per_node, double overhead_us)
+      : rank_(rank), ranks_(ranks), ranks_per_node_(ranks_per_node), half_(overhead_us * micro / 2) {}
 
   int rank() const noexcept override { return rank_; }
-  int size() const noexcept override { return size_; }
+  int size() const noexcept override { return static_cast<int>(ranks_.size()); }
   std::string_view transport() const noexcept override { return "simulated"; }
   int node_of(int rank) const override { return rank / ranks_per_node_; }
   void post(std::span<const int> to, std::uint64_t, std::shared_ptr<const Bytes> bytes) override {
     for (const int rank : to) {
       sg4::this_actor::sleep_for(half_);
-      sendings_.push_back({MPI_REQUEST_NULL, bytes});
-      MPI_Isend(bytes->data(), static_cast<int>(bytes->size()), MPI_BYTE, rank, 0, MPI_COMM_WORLD,
-                &sendings_.back().request);
+      sg4::Mailbox* const there = mailbox(rank_, rank);
+      there->set_receiver(ranks_[static_cast<std::size_t>(rank)]);  // under way at once, whether it waits for it or not
+      there->put_init(new Sent(bytes), static_cast<std::uint64_t>(bytes->size()))->detach();
     }
   }
   std::shared_ptr<const Bytes> poll(int from, std::uint64_t) override {
-    auto bytes = std::make_shared<Bytes>(room_);  // a probe for the size would take simulated time
-    MPI_Status status;
-    int size = 0;
-    MPI_Recv(bytes->data(), static_cast<int>(room_), MPI_BYTE, from, 0, MPI_COMM_WORLD, &status);
-    MPI_Get_count(&status, MPI_BYTE, &size);
-    bytes->resize(static_cast<std::size_t>(size));
+    const std::unique_ptr<Sent> taken(mailbox(from, rank_)->get<Sent>());
     sg4::this_actor::sleep_for(half_);
-    return bytes;
+    return *taken;
   }
-  std::vector<int> unsent(std::uint64_t) override {
-    for (Sending& sending : sendings_) MPI_Wait(&sending.request, MPI_STATUS_IGNORE);
-    sendings_.clear();
-    return {};
-  }
+  std::vector<int> unsent(std::uint64_t) override { return {}; }
   void abort(const Error&) noexcept override {}
 
  private:
-  struct Sending {
-    MPI_Request request;
-    std::shared_ptr<const Bytes> bytes;
-  };
-  int rank_, size_, ranks_per_node_;
-  double half_;       // seconds
-  std::size_t room_;  // bytes
-  std::list<Sending> sendings_{};
+  using Sent = std::shared_ptr<const Bytes>;
+  static sg4::Mailbox* mailbox(int from, int to) {
+    return sg4::Mailbox::by_name(std::to_string(from) + " to " + std::to_string(to));
+  }
+
+  int rank_;
+  const std::vector<sg4::ActorPtr>& ranks_;
+  int ranks_per_node_;
+  double half_;  // seconds
 };
 
 struct Experiment {
@@ -145,7 +135,7 @@ struct Experiment {
   double exchange_us = 0, exposed_us = 0;
 };
 struct Job {
-  std::size_t ranks = 1;
+  std::vector<sg4::ActorPtr> ranks{};
   int ranks_per_node = 1;
   double overhead_us = 0, between_us = 0;
   int exchanges = 1;  // of each kind
@@ -154,25 +144,15 @@ struct Job {
 };
 
 // Everything of a simulation is one thread: ranks share the job.
-void run_rank(Job& job) {
-  MPI_Init(nullptr, nullptr);
-  int rank = 0, size = 1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
+void run_rank(Job& job, int rank) {
   Patience patience;
   patience.now = [] { return sg4::Engine::get_clock(); };
   patience.relax = [] {};
-  constexpr std::size_t head = 1 << 12;  // bytes that a rank's part of a message has beside its doubles, and some
-  std::size_t room = 0;
-  for (const Experiment& experiment : job.experiments) {
-    const int parts = experiment.group <= patience.gather_limit ? experiment.group / 2 : 1;
-    room = std::max(room, static_cast<std::size_t>(std::max(1, parts)) * (experiment.doubles * sizeof(double) + head));
-  }
-  const auto links = std::make_shared<SimulatedLinks>(rank, size, job.ranks_per_node, job.overhead_us, room);
+  const auto links = std::make_shared<SimulatedLinks>(rank, job.ranks, job.ranks_per_node, job.overhead_us);
   Queue queue = Queue::cpu();
   for (Experiment& experiment : job.experiments) {
     const int first = rank / experiment.group * experiment.group;
-    std::vector<int> members(static_cast<std::size_t>(std::min(experiment.group, size - first)));
+    std::vector<int> members(static_cast<std::size_t>(std::min(experiment.group, links->size() - first)));
     std::iota(members.begin(), members.end(), first);
     const auto group = communicate(links, members, links->next_context, patience);
     // All ranks begin at one moment; the last one's time counts.
@@ -191,14 +171,13 @@ void run_rank(Job& job) {
     time(experiment.exchange_us, 0);
     time(experiment.exposed_us, job.between_us);
   }
-  MPI_Finalize();
 }
 
 int simulate(sg4::Engine& engine, const char* path) {
   std::ifstream file(path);
   const Json json = Json::parse(file);
   const Cluster cluster = cluster_of(json.at("cluster"));
-  Job job{json.at("ranks"),
+  Job job{{},
           static_cast<int>(cluster.ranks_per_node),
           json.at("overhead_us"),
           json.at("between_us"),
@@ -208,24 +187,16 @@ int simulate(sg4::Engine& engine, const char* path) {
   for (const Json& one : json.at("experiments")) job.experiments.push_back({one.at("group"), one.at("doubles")});
   xbt_log_control_set("root.thres:warning");
   // Latencies and bandwidths are what the cluster's file says, and no compute but the model's takes time.
-  for (const char* setting :
-       {"network/model:CM02", "network/latency-factor:1", "network/bandwidth-factor:1", "network/weight-S:0",
-        "network/crosstraffic:0", "network/TCP-gamma:1e15", "smpi/simulate-computation:no",
-        "smpi/async-small-thresh:1000000000", "smpi/send-is-detached-thresh:1000000000", "contexts/stack-size:512",
-        "surf/precision:1e-9", "maxmin/precision:1e-9"})
+  for (const char* setting : {"network/model:CM02", "network/latency-factor:1", "network/bandwidth-factor:1",
+                              "network/weight-S:0", "network/crosstraffic:0", "network/TCP-gamma:1e15",
+                              "contexts/stack-size:512", "surf/precision:1e-9", "maxmin/precision:1e-9"})
     sg4::Engine::set_config(setting);
-  SMPI_init();
-  const auto hosts = build(cluster, job.ranks);
+  const auto hosts = build(cluster, json.at("ranks"));
   job.barrier = sg4::Barrier::create(static_cast<unsigned int>(hosts.size()));
-  SMPI_app_instance_register("exchange", nullptr, static_cast<int>(hosts.size()));
-  for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
-    auto actor = sg4::Actor::init("rank" + std::to_string(rank), hosts[rank]);
-    actor->set_property("instance_id", "exchange");
-    actor->set_property("rank", std::to_string(rank));
-    actor->start([&job] { run_rank(job); });
-  }
+  for (std::size_t rank = 0; rank < hosts.size(); ++rank)
+    job.ranks.push_back(sg4::Actor::create("rank" + std::to_string(rank), hosts[rank],
+                                           [&job, rank] { run_rank(job, static_cast<int>(rank)); }));
   engine.run();
-  SMPI_finalize();
   for (const Experiment& one : job.experiments)
     std::cout << Json{{"group", one.group},
                       {"doubles", one.doubles},

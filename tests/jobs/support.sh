@@ -55,4 +55,7 @@ head = str({"descr": "<f8", "fortran_order": False, "shape": shape}).encode().lj
 values = struct.pack(f"<{count}d", *(math.sin(3 * i) + i / 4 for i in range(count)))
 open(sys.argv[1], "wb").write(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + values)' "$@"
 }
-ends_with_counts() { echo "$name: $passed passed, $failed failed" && [ "$failed" -eq 0 ]; }
+ends_with_counts() {  # ends_with_counts [NUMBER]: of checks that there must have been
+  echo "$name: $passed passed, $failed failed${1:+, of $1}"
+  [ "$failed" -eq 0 ] && [ "$passed" -eq "${1:-$passed}" ]
+}

@@ -240,5 +240,18 @@ TEST(Scale, SimulatesClusters) {
   EXPECT_EQ(place.bytes("s.jsonl"), finished);
 }
 
+// The last group is smaller than the others: it gathers what they pass along the tree.
+TEST(Scale, SimulatesGroupsWithARest) {
+  if (!launch::has_part("simgrid")) GTEST_SKIP() << "this build has no SimGrid";
+  const Workplace place;
+  place.write_bytes("tiny.json", R"({"layers": [{"channels": 256, "space": [2, 2], "count": 1}]})");
+  const Outcome run =
+      place.run("scale --cluster cloud --model " + place.path("tiny.json") +
+                " --ranks-list 40 --groups 33 --batch-per-rank 1 --layer batch_norm --transport threads "
+                "-n 2 -w 0");
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_NE(run.out.find("batch_norm:sync=33"), run.out.npos) << run.out;
+}
+
 }  // namespace
 }  // namespace program_scale_test
