@@ -34,8 +34,8 @@ struct Axes {
   }
 };
 
-/// Of an array with a value for each channel, and for each channel of each sample.
-inline constexpr Axes each_channel{Axis::channel}, each_instance{Axis::sample, Axis::channel};
+/// Of an array with a value for each channel.
+inline constexpr Axes each_channel{Axis::channel}, each_instance{Axis::sample, Axis::channel};  ///< ... of each sample
 /// Of an array shaped like the input.
 inline constexpr Axes every_axis{Axis::sample, Axis::channel, Axis::space, Axis::leading, Axis::trailing, Axis::row};
 
