@@ -198,7 +198,7 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
   alignas(64) double exact[tile_columns], acc_g[tile_columns], acc_gx[tile_columns];
   alignas(64) C level[has_level ? tile_columns : 1];
   alignas(64) double acc_level[has_level ? tile_columns : 1];
-  for (std::int64_t j = 0; j < grid.tile; ++j) {
+  for (std::int64_t j = 0; j < ceil_div(unit.columns, n) * n; ++j) {  // as far as vectors read
     const std::int64_t group = grid.group(unit.matrix, unit.column + min_of(j, unit.columns - 1));
     const auto a = gate_affine<kind, C>(args.center[group], args.gate, group);
     center[j] = a.center, power[j] = a.power, scale[j] = a.scale, shift[j] = a.shift;
