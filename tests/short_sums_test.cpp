@@ -142,8 +142,9 @@ TYPED_TEST(ShortSums, MomentsOfConstantsWithOneOutlierAtEveryPlace) {
   const std::pair<double, double> data[] = {
       {near_value, far_value}, {1, largest<T>}, {1, -largest<T>}, {-largest<T>, largest<T>}, {0, least<T>}};
   for (const Partition& p : {Partition{1, 1, 3, 17}, Partition{1, 1, 3, 130}, Partition{1, 1, 3, 2100},
-                             Partition{1, 60, 3, 37}, Partition{1, 17, 3, 1}, Partition{1, 1030, 3, 1}})
-    for (const auto& [value, outlier] : data)
+                             Partition{1, 8, 3, 37}, Partition{1, 17, 3, 1}, Partition{1, 600, 3, 1}})
+    for (const auto& [value, outlier] : data) {
+      if (p.group_size() > 2000 && value != near_value) continue;  // places are many
       this->for_targets([&, value = value, outlier = outlier] {
         SCOPED_TRACE(text(p) + ", " + std::to_string(outlier) + " among " + std::to_string(value));
         Walled<T> x(p.elements());
@@ -165,6 +166,7 @@ TYPED_TEST(ShortSums, MomentsOfConstantsWithOneOutlierAtEveryPlace) {
           ASSERT_NEAR(m2[1], distance * distance * ((n - 1) / n), 3 * in_f32 * distance * distance) << i;
         }
       });
+    }
 }
 
 /// Half of `size` to all of it, one above 0 and one below in every group in turn.

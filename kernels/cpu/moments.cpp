@@ -102,11 +102,10 @@ HWY_INLINE BlockSums sums_in_short(const T* x, const RunGrid::Block& block, std:
   };
   for (std::int64_t run = 0; run < block.runs; ++run) {
     const T* p = x + block.offset + run * stride;
-    for_terms(
-        d, block.length, [&](std::int64_t i, auto& terms) HWY_ATTR { add(terms, hn::Sub(read(d, p + i), k)); },
+    sums.add(
+        block.length, [&](std::int64_t i, auto& terms) HWY_ATTR { add(terms, hn::Sub(read(d, p + i), k)); },
         [&](std::int64_t i, std::int64_t rest, auto& terms)
-            HWY_ATTR { add(terms, first_n(d, hn::Sub(read_n(d, p + i, rest), k), rest)); },
-        sums);
+            HWY_ATTR { add(terms, first_n(d, hn::Sub(read_n(d, p + i, rest), k), rest)); });
   }
   const auto totals = sums.totals();
   return {totals.first, totals.second};

@@ -103,7 +103,7 @@ HWY_INLINE GradSums block_sums_of(const GradInput<T> in, const AlongValues<compu
         add(terms, read_n(d, x + i, rest), read_n(d, dy + i, rest), first, own, i, rest);
       };
       if constexpr (is_short) {
-        for_terms(d, length, add_whole, add_first, short_sums);
+        short_sums.add(length, add_whole, add_first);
       } else {
         std::int64_t i = 0;
         for (; i + 2 * n <= length; i += 2 * n) add_whole(i, even), add_whole(i + n, odd);
@@ -185,8 +185,8 @@ void sums_by_runs(const MomentsGradArgs& args, const RunGrid& grid, Queue& queue
 template <GateKind kind>
 constexpr std::size_t sums_of = kind == GateKind::level ? 3 : 2;
 template <class T, GateKind kind, bool along, bool is_short>
-void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongValues<compute_t<T>>& values,
-               const ColumnGrid& grid, const ColumnGrid::Unit& unit, const SumsOf<sums_of<kind>>& sums) {
+void tile_sums_of(const MomentsGradArgs& args, const GradInput<T> in, const AlongValues<compute_t<T>>& values,
+                  const ColumnGrid& grid, const ColumnGrid::Unit& unit, const SumsOf<sums_of<kind>>& sums) {
   using C = compute_t<T>;
   using Values = AlongValues<C>;
   using D = TermTag<T, is_short>;
@@ -258,7 +258,7 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
 template <class T, GateKind kind, bool along>
 void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongValues<compute_t<T>>& values,
                const ColumnGrid& grid, const ColumnGrid::Unit& unit, const SumsOf<sums_of<kind>>& sums) {
-  tile_sums<T, kind, along, are_short<T, along>>(args, in, values, grid, unit, sums);
+  tile_sums_of<T, kind, along, are_short<T, along>>(args, in, values, grid, unit, sums);
   if constexpr (are_short<T, along>) {
     const std::int64_t n = lanes(DoubleTag());
     for (std::int64_t j = 0, enough = 0; j < unit.columns; j += n, enough = 0) {
@@ -270,7 +270,7 @@ void tile_sums(const MomentsGradArgs& args, const GradInput<T> in, const AlongVa
       part.column += j, part.columns = some;
       auto to = sums;
       for (double*& sum : to) sum += j;
-      tile_sums<T, kind, along, false>(args, in, values, grid, part, to);
+      tile_sums_of<T, kind, along, false>(args, in, values, grid, part, to);
     }
   }
 }

@@ -90,22 +90,35 @@ HWY_INLINE Terms<Vec<D>, has_third> no_terms(D d) {
   else
     return {hn::Zero(d), hn::Zero(d)};
 }
-/// Of vectors of D. for_terms adds short_sum of them at a time; what is over of several runs goes together.
+/// Of vectors of D, short_sum of them at a time; what is over of several runs goes together.
 template <class D, bool has_third = false>
 class ShortSums {
- public:
   using Vectors = Terms<Vec<D>, has_third>;
-  Vectors over;
 
-  HWY_INLINE ShortSums() : over(none()), totals_(no_terms<has_third>(DoubleTag())) {}
-  HWY_INLINE static Vectors none() { return no_terms<has_third>(D()); }
+ public:
+  HWY_INLINE ShortSums() : over_(no_terms<has_third>(D())), totals_(no_terms<has_third>(DoubleTag())) {}
 
-  HWY_INLINE void take(const Vectors& terms) { totals_ = with(terms); }
-  HWY_INLINE void took_over() {
-    if (++count_ == short_sum) take(over), over = none(), count_ = 0;
+  /// Adds the terms over 0 <= i < length: add_whole(i, terms) those of the vector at i, add_first(i, rest, terms) of
+  /// its first lanes.
+  template <class AddWhole, class AddFirst>
+  HWY_INLINE void add(std::int64_t length, const AddWhole& add_whole, const AddFirst& add_first) {
+    const std::int64_t n = lanes(D());
+    std::int64_t i = 0;
+    for (; i + short_sum * n <= length; i += short_sum * n) {
+      auto terms = no_terms<has_third>(D());
+      for (std::int64_t u = 0; u < short_sum; ++u) add_whole(i + u * n, terms);
+      totals_ = with(terms);
+    }
+    for (; i < length; i += n) {
+      if (i + n <= length)
+        add_whole(i, over_);
+      else
+        add_first(i, length - i, over_);
+      if (++count_ == short_sum) totals_ = with(over_), over_ = no_terms<has_third>(D()), count_ = 0;
+    }
   }
   HWY_INLINE Terms<double, has_third> totals() const {
-    const auto all = with(over);
+    const auto all = with(over_);
     if constexpr (has_third)
       return {sum_of_lanes(all.first), sum_of_lanes(all.second), sum_of_lanes(all.third)};
     else
@@ -123,28 +136,10 @@ class ShortSums {
     return totals;
   }
 
+  Vectors over_;
   Terms<Vec<DoubleTag>, has_third> totals_;
-  std::int64_t count_ = 0;  // of the terms in `over`
+  std::int64_t count_ = 0;  // of the terms in over_
 };
-/// Adds the terms over 0 <= i < length of as many groups as there are sums: add(i, terms...) those of the vectors at i,
-/// add_first(i, rest, terms...) of their first lanes.
-template <class D, class Add, class AddFirst, class... Sums>
-HWY_INLINE void for_terms(D d, std::int64_t length, const Add& add, const AddFirst& add_first, Sums&... sums) {
-  const std::int64_t n = lanes(d);
-  std::int64_t i = 0;
-  const auto step = [&](auto... terms) HWY_ATTR {
-    for (std::int64_t u = 0; u < short_sum; ++u) add(i + u * n, terms...);
-    (sums.take(terms), ...);
-  };
-  for (; i + short_sum * n <= length; i += short_sum * n) step(Sums::none()...);
-  for (; i < length; i += n) {
-    if (i + n <= length)
-      add(i, sums.over...);
-    else
-      add_first(i, length - i, sums.over...);
-    (sums.took_over(), ...);
-  }
-}
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace allnorm::cpu::HWY_NAMESPACE
